@@ -1,0 +1,36 @@
+.DEFAULT_GOAL := help
+.PHONY: help env demo test lint doctor clean
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' Makefile
+
+env: $(VENV)/.done ## build .venv once: exact versions, this checkout, wandb and the test tools
+
+$(VENV)/.done: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than 3.11; name a newer one: make env PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[wandb,test]'
+	@touch $@
+
+demo: env ## train a small network on embedded cells, print its metrics (about a minute)
+	$(PY) -m leukocls.train experiment=demo
+
+test: env ## all tests
+	$(PY) -m pytest
+
+lint: env ## style and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+doctor: env ## what is installed, found and missing, and what to do about it
+	@$(PY) -m leukocls.doctor
+
+clean: ## remove the environment and caches; outputs/ stays
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

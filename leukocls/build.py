@@ -1,0 +1,56 @@
+"""The only way from a configuration to an object: an allowlist in Python, then Hydra."""
+
+import importlib
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import nn
+
+from leukocls.errors import LeukoclsError
+
+ALLOWED = {
+    "leukocls.data.augment.Augmentation",
+    "torch.optim.Adam",
+    "torch.optim.AdamW",
+    "torch.optim.SGD",
+    "torch.optim.lr_scheduler.StepLR",
+    "torch.optim.lr_scheduler.ConstantLR",
+}
+
+
+def build(config: Any, **arguments: Any) -> Any:
+    """Instantiate `config["_target_"]`, which must be in ALLOWED or a network of leukocls.models.
+
+    Raises:
+        LeukoclsError: naming the target that is refused.
+    """
+    config = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+    for target in _targets(config):
+        if target not in ALLOWED and not _is_network(target):
+            raise LeukoclsError(
+                f"_target_={target}: not allowed in a configuration. Networks live in"
+                " leukocls/models/; anything else is added to ALLOWED in leukocls/build.py."
+            )
+    return instantiate(config, **arguments, _convert_="all")
+
+
+def _targets(node: Any) -> list[str]:
+    if isinstance(node, dict):
+        own = [str(node["_target_"])] if "_target_" in node else []
+        return own + [t for value in node.values() for t in _targets(value)]
+    if isinstance(node, list):
+        return [t for value in node for t in _targets(value)]
+    return []
+
+
+def _is_network(target: str) -> bool:
+    module, _, name = target.rpartition(".")
+    if not module.startswith("leukocls.models."):
+        return False
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        return False
+    # By where it is defined: `leukocls.models.x.torch.hub.load` must not pass.
+    return isinstance(found, type) and issubclass(found, nn.Module) and found.__module__ == module

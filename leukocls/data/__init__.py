@@ -1,0 +1,1 @@
+"""Images on disk, their index, splits, store and augmentation."""

@@ -1,0 +1,91 @@
+"""Uncompressed 24-bit BMP, the one format C-NMC 2019 comes in: checked first, then read by rows.
+
+Only the rows of the crop are read. Pillow decodes the whole image and accepts a file cut short.
+"""
+
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from leukocls.errors import DataFault
+
+# BITMAPFILEHEADER + the head of BITMAPINFOHEADER (Microsoft, Windows GDI reference).
+_HEADER = struct.Struct("<2sIHHI IiiHHII")
+_REMEDY = "fetch the file again from the original archive"
+
+
+@dataclass(frozen=True)
+class BmpHeader:
+    """Geometry of a BMP: `offset` of the pixels in bytes, `stride` of a row in bytes."""
+
+    width: int
+    height: int
+    offset: int
+    stride: int
+    top_down: bool
+
+
+def read_header(path: Path, side: int) -> BmpHeader:
+    """Check that `path` is a whole 24-bit RGB BMP of `side` × `side` pixels, decoding nothing.
+
+    Raises:
+        DataFault: names the file and what is wrong with it.
+    """
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as stream:
+            head = stream.read(_HEADER.size)
+    except OSError as error:
+        raise DataFault(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from error
+    if size == 0:
+        raise DataFault(f"{path}: is empty (0 bytes); {_REMEDY}")
+    if len(head) < _HEADER.size or head[:2] != b"BM":
+        raise DataFault(f"{path}: is not a BMP image (starts with {head[:8]!r}); {_REMEDY}")
+    _, stated, _, _, offset, _, width, height, _, bits, compression, _ = _HEADER.unpack(head)
+    if bits != 24 or compression != 0:
+        raise DataFault(
+            f"{path}: is not an uncompressed 8-bit RGB BMP ({bits} bits a pixel, compression"
+            f" {compression}); {_REMEDY}"
+        )
+    if (width, abs(height)) != (side, side):
+        raise DataFault(
+            f"{path}: is {width}×{abs(height)} pixels where {side}×{side} belong; {_REMEDY}"
+        )
+    stride = (3 * width + 3) // 4 * 4
+    whole = offset + stride * side
+    if not size == stated == whole:
+        raise DataFault(
+            f"{path}: is {size:,} bytes long, its header says {stated:,} and its pixels need"
+            f" {whole:,}; {_REMEDY}"
+        )
+    return BmpHeader(width, side, offset, stride, height < 0)
+
+
+def read_crop(path: Path, side: int, crop: int) -> np.ndarray:
+    """The central `crop` × `crop` pixels as uint8 [crop, crop, 3], RGB, top row first.
+
+    An odd margin rounds half to even, as torchvision's CenterCrop does.
+
+    Raises:
+        DataFault: as `read_header`; also when the file ends while it is read.
+    """
+    header = read_header(path, side)
+    first = round((side - crop) / 2)
+    # A bottom-up BMP stores its last row first.
+    start = first if header.top_down else side - first - crop
+    rows = np.empty((crop, header.stride), np.uint8)
+    with open(path, "rb", buffering=0) as stream:
+        read = os.preadv(stream.fileno(), [rows.data], header.offset + start * header.stride)
+    if read != rows.nbytes:
+        raise DataFault(f"{path}: ended while it was read; {_REMEDY}")
+    pixels = rows[:, 3 * first : 3 * (first + crop)].reshape(crop, crop, 3)
+    if not header.top_down:
+        pixels = pixels[::-1]
+    image = np.empty((crop, crop, 3), np.uint8)
+    # BGR to RGB a channel at a time: four times as fast as one copy with a negative stride.
+    for channel in range(3):
+        image[..., channel] = pixels[..., 2 - channel]
+    return image

@@ -1,0 +1,115 @@
+"""`python -m leukocls.doctor`: what is installed and found, and what to do about what is not."""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from leukocls import __version__
+from leukocls.errors import DataFault, LeukoclsError, run_verb
+
+NEEDED = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "timm", "torchmetrics",
+          "kornia", "pandas", "pyarrow", "safetensors")  # fmt: skip
+OPTIONAL = {"wandb": "pip install 'leukocls[wandb]'", "pytest": "pip install 'leukocls[test]'"}
+
+
+def packages() -> list[dict[str, Any]]:
+    """Each package's version; the remedy where it is missing."""
+    remedies = dict.fromkeys(NEEDED, "make env, or pip install leukocls") | OPTIONAL
+    rows = []
+    for name, remedy in remedies.items():
+        try:
+            version = importlib.metadata.version(name)
+            rows.append({"what": name, "found": version, "ok": True, "remedy": ""})
+        except importlib.metadata.PackageNotFoundError:
+            found = "not installed" + (" (optional)" if name in OPTIONAL else "")
+            row = {"what": name, "found": found, "ok": name in OPTIONAL, "remedy": remedy}
+            rows.append(row)
+    return rows
+
+
+def device() -> dict[str, Any]:
+    """The device that trainer.accelerator=auto would take."""
+    row: dict[str, Any] = {"what": "device", "ok": True, "remedy": ""}
+    try:
+        import torch
+        import torchvision  # noqa: F401  (a mismatched pair fails on import)
+    except Exception as error:
+        remedy = "torch and torchvision must match: make clean env"
+        return row | {"found": f"torch does not import: {error}", "ok": False, "remedy": remedy}
+    if torch.cuda.is_available():
+        return row | {"found": f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"}
+    cores = len(os.sched_getaffinity(0))
+    remedy = "for a GPU: a CUDA build of torch and a driver that nvidia-smi sees"
+    return row | {"found": f"CPU, {cores} cores", "remedy": remedy}
+
+
+def data() -> dict[str, Any]:
+    """The data where the configuration looks when nothing else is said."""
+    root = os.environ.get("LEUKOCLS_DATA")
+    row: dict[str, Any] = {"what": "data", "ok": False}
+    remedy = "set LEUKOCLS_DATA to an unpacked C-NMC 2019 (README, 'Data'), or use data=synthetic"
+    if not root:
+        return row | {"found": "LEUKOCLS_DATA is not set", "remedy": remedy}
+    from leukocls.data.index import build_index
+
+    try:
+        index = build_index(root)
+    except LeukoclsError as error:
+        return row | {"found": str(error).splitlines()[0], "remedy": remedy}
+    found = f"{root}: {len(index.table):,} cells, {index.layout} layout"
+    if absent := index.incomplete():
+        remedy = "fetch what is missing, or data.partial=true"
+        return row | {"found": f"{found}; {absent}", "remedy": remedy}
+    return row | {"found": found, "ok": True, "remedy": ""}
+
+
+def weights() -> dict[str, Any]:
+    """timm's ImageNet weights of SE-ResNeXt50 where the hub's cache keeps them."""
+    row: dict[str, Any] = {"what": "weights", "ok": False}
+    remedy = (
+        "the first run fetches them from the hub; without a network model.weights=FILE or"
+        " model.pretrained=false"
+    )
+    if importlib.util.find_spec("huggingface_hub") is None:
+        return row | {"found": "huggingface_hub is not installed", "remedy": remedy}
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    kept = sorted(Path(HF_HUB_CACHE).glob("models--timm--*seresnext50_32x4d*"))
+    if not kept:
+        found = f"SE-ResNeXt50 (ImageNet) is not in {HF_HUB_CACHE}"
+        return row | {"found": found, "remedy": remedy}
+    return row | {"found": str(kept[0]), "ok": True, "remedy": ""}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print what was found; 1 if a package that every run needs is missing."""
+    parser = argparse.ArgumentParser(
+        prog="python -m leukocls.doctor",
+        description="What is installed, which device is found, whether data and weights are where"
+        " the configuration looks, and what to do about what is not.",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    arguments = parser.parse_args(argv)
+    rows = packages()
+    rows += [device()]
+    broken = not all(row["ok"] for row in rows)
+    rows += [data(), weights()]
+    if arguments.json:
+        print(json.dumps({"leukocls": __version__, "checks": rows}, indent=2))
+    else:
+        print(f"leukocls {__version__}, Python {platform.python_version()}")
+        for row in rows:
+            print(f"  {'ok' if row['ok'] else '--'}  {row['what']:<18} {row['found']}")
+            if row["remedy"]:
+                print(f"      {'':<18} → {row['remedy']}")
+    return DataFault.exit_code if broken else 0
+
+
+if __name__ == "__main__":
+    run_verb(main)

@@ -1,0 +1,53 @@
+"""Errors that a user can act on, and how every argparse verb ends."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+
+class LeukoclsError(Exception):
+    """Usage error or refusal. The message names the file, the cause and the remedy."""
+
+    exit_code = 2
+
+
+class DataFault(LeukoclsError):
+    """The data or a job is at fault, not the command."""
+
+    exit_code = 1
+
+
+def run_verb(main: Callable[[], int]) -> NoReturn:
+    """Run `main` and leave the process with its exit code.
+
+    An error becomes one message on standard error; LEUKOCLS_TRACEBACK=1 adds the traceback.
+    """
+    try:
+        code = main()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = _fail("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # Python flushes stdout once more on exit and would complain about the closed pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = BROKEN_PIPE
+    except LeukoclsError as error:
+        code = _fail(str(error), error.exit_code)
+    except OSError as error:
+        code = _fail(str(error), LeukoclsError.exit_code)
+    except Exception as error:
+        message = f"{type(error).__name__}: {error} (LEUKOCLS_TRACEBACK=1 shows where)"
+        code = _fail(message, DataFault.exit_code)
+    sys.exit(code)
+
+
+def _fail(message: str, code: int) -> int:
+    if os.environ.get("LEUKOCLS_TRACEBACK") == "1":
+        traceback.print_exc()
+    print(f"error: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,116 @@
+"""Any timm network with a fresh head, and its stages for learning rates."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import group_parameters
+from torch import Tensor, nn
+
+from leukocls.errors import LeukoclsError
+from leukocls.models.weights import load_weights
+
+
+class TimmNetwork(nn.Module):
+    """Images [B, 3, S, S] in [0, 1] to logits [B, outputs].
+
+    Args:
+        backbone: a name of timm's; SE-ResNeXt50 of Prellberg & Kramer 2019 is
+            `legacy_seresnext50_32x4d`.
+        pretrained: fetch timm's ImageNet weights (ignored when `weights` is given).
+        weights: a safetensors file or state dict to start from instead.
+        outputs: 1 (logit of ALL) or 2 (logits of HEM and ALL).
+        mean, std: per channel, subtracted and divided first; None leaves pixels in [0, 1].
+        options: passed to `timm.create_model` as they are.
+
+    Raises:
+        LeukoclsError: unknown backbone, weights that do not fit, a hub that cannot be reached.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        pretrained: bool = False,
+        weights: str | None = None,
+        outputs: int = 1,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        download = pretrained and weights is None
+        self.backbone: Any = _create(
+            backbone, download, {"num_classes": outputs, **(options or {})}
+        )
+        if weights is not None:
+            load_weights(self.backbone, Path(weights), self.classifier_name)
+        # Not persistent: the recipe holds them, and state dicts stay those of the backbone.
+        shape = (1, 3, 1, 1)
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(mean or [0.0]).expand(3).view(shape), False)
+        self.register_buffer("std", torch.tensor(std or [1.0]).expand(3).view(shape), False)
+        self.normalises = mean is not None or std is not None
+
+    @property
+    def classifier_name(self) -> str:
+        """timm's name of the last linear layer."""
+        return self.backbone.pretrained_cfg["classifier"]
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.normalises:
+            images = (images - self.mean) / self.std
+        return self.backbone(images)
+
+    def stages(self) -> dict[str, list[nn.Parameter]]:
+        """Every parameter once: `early` (stem and first stage), `late` (other stages), `head`.
+
+        Stages are timm's own coarse parameter groups; for SE-ResNeXt50 they are the paper's
+        three groups (45, 178 and 2 tensors).
+        """
+        head = [
+            name
+            for name, _ in self.backbone.named_parameters()
+            if name.startswith(f"{self.classifier_name}.")
+        ]
+        groups = group_parameters(self.backbone, self.backbone.group_matcher(coarse=True))
+        body = [
+            kept
+            for _, names in sorted(groups.items())
+            if (kept := [name for name in names if name not in head])
+        ]
+        parameters = dict(self.backbone.named_parameters())
+        names = {
+            "early": [name for group in body[:2] for name in group],
+            "late": [name for group in body[2:] for name in group],
+            "head": head,
+        }
+        return {stage: [parameters[name] for name in chosen] for stage, chosen in names.items()}
+
+
+def _create(backbone: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    if not timm.is_model(backbone.split(".")[0]):
+        close = difflib.get_close_matches(backbone, timm.list_models(), n=3)
+        hint = f" Did you mean {', '.join(close)}?" if close else ""
+        raise LeukoclsError(
+            f"model.backbone={backbone}: timm has no such network.{hint}"
+            " All names: python -c 'import timm; print(timm.list_models())'"
+        )
+    try:
+        return timm.create_model(backbone, pretrained=pretrained, **options)
+    except Exception as error:
+        if not pretrained:
+            raise LeukoclsError(
+                f"model.backbone={backbone}: timm cannot build it ({error})."
+                " Check model.options and the image size."
+            ) from error
+        raise LeukoclsError(
+            f"model.backbone={backbone}: its pretrained weights could not be fetched"
+            f" ({type(error).__name__}: {str(error).splitlines()[0]}). Three ways on:\n"
+            "  1. connect this machine to the hub once; timm keeps what it fetched;\n"
+            "  2. model.weights=FILE, a safetensors file or state dict fetched elsewhere;\n"
+            "  3. model.pretrained=false, to train from random weights."
+        ) from error

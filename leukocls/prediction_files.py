@@ -1,0 +1,340 @@
+"""Prediction and truth files that others made: read, checked, and joined by name.
+
+Whatever is wrong is one LeukoclsError that names the file, the cause and the remedy.
+"""
+
+import csv
+import io
+import re
+import zipfile
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from leukocls import predictions
+from leukocls.errors import LeukoclsError
+from leukocls.metrics import sigmoid
+
+CHALLENGE_FILE = "isbi_valid.predict"
+LARGEST_MEMBER = 16 * 2**20
+UID = re.compile(r"UID_(H?\d+)_\d+_\d+_(all|hem)", re.IGNORECASE)
+NAME_COLUMNS = ("cell", "new_names", "Patient_ID")
+
+
+def listing(names: Iterable[object]) -> str:
+    """The first ten names and how many there are."""
+    every = [str(name) for name in names]
+    return f"{', '.join(every[:10])}{', …' if len(every) > 10 else ''} ({len(every)} in all)"
+
+
+def cell_key(name: str) -> str:
+    """What two spellings of one cell share: no `.bmp`, no case."""
+    return name.strip().casefold().removesuffix(".bmp")
+
+
+def subject_of(name: str) -> str:
+    """The subject in an original name such as `UID_H3_2_1_hem.bmp`, upper case; else ""."""
+    match = UID.match(name.strip())
+    return match[1].upper() if match else ""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Labels of one split: `rows` maps every name of a cell to its row."""
+
+    path: Path
+    rows: dict[str, int]
+    cell: list[str]
+    label: npt.NDArray[np.int64]
+    subject: list[str]
+
+
+def read_predictions(path: Path) -> pd.DataFrame:
+    """One row a cell: `cell`, `subject` ("" unknown), `label` (−1 unknown), and one of `logit`,
+    `prob`, `label_pred`; with `epoch` and `split` if the file has them, and `view_*` if it is a
+    predictions.parquet.
+    """
+    content = _text_or_table(path)
+    if isinstance(content, str):
+        lines = content.split()
+        if path.suffix == ".predict" or (lines and set(lines) <= {"0", "1"}):
+            return _challenge(lines, path)
+        return _foreign(_csv(content, path), path)
+    if {*predictions.COLUMNS, "view_0"} <= set(content.columns):
+        return predictions.canonical(content, str(path))
+    return _foreign(content, path)
+
+
+def read_truth(path: Path) -> Truth:
+    """Truth as `cell,label[,subject]` or as the official `Patient_ID,new_names,labels`."""
+    content = _text_or_table(path)
+    table = _csv(content, path) if isinstance(content, str) else content
+    names = _name_columns(table, path)
+    column = next((name for name in ("label", "labels") if name in table), None)
+    if column is None:
+        raise LeukoclsError(
+            f"{path}: no column label or labels among {', '.join(map(str, table))}; truth is"
+            " cell,label or Patient_ID,new_names,labels"
+        )
+    cell = table[names[0]].to_list()
+    label = _labels(table, column, cell, path)
+    for name in names:
+        _refuse_duplicates(table[name].map(cell_key), table[name], path)
+        said = [(match := UID.match(value)) and match[2].casefold() for value in table[name]]
+        wrong = [
+            value
+            for value, word, y in zip(table[name], said, label, strict=True)
+            if word and (word == "all") != (y == 1)
+        ]
+        if wrong:
+            raise LeukoclsError(
+                f"{path}: column {column} contradicts the name of {listing(wrong)};"
+                " 1 is ALL and 0 is HEM"
+            )
+    rows = {cell_key(value): i for name in names for i, value in enumerate(table[name])}
+    return Truth(path, rows, cell, label, _subjects(table, names))
+
+
+def join(frame: pd.DataFrame, truth: Truth, source: str) -> pd.DataFrame:
+    """`frame` (one epoch of one split) with the labels and subjects of `truth`, joined by name.
+
+    Raises LeukoclsError naming the cells that only one side has, and labels that disagree.
+    """
+    index = [truth.rows.get(cell_key(cell), -1) for cell in frame["cell"]]
+    row = np.array(index, dtype=np.int64)
+    absent = np.setdiff1d(np.arange(len(truth.cell)), row)
+    faults = []
+    if (row < 0).any():
+        faults.append(f"cells unknown to the truth: {listing(frame['cell'][row < 0])}")
+    if absent.size:
+        faults.append(f"cells without a prediction: {listing(truth.cell[i] for i in absent)}")
+    if faults:
+        raise LeukoclsError(
+            f"{source}: does not match {truth.path}: {'; '.join(faults)};"
+            " give predictions and truth of the same cells"
+        )
+    _refuse_duplicates(pd.Series(row), frame["cell"], source)
+    label = truth.label[row]
+    differs = (frame["label"].to_numpy() >= 0) & (frame["label"].to_numpy() != label)
+    if differs.any():
+        raise LeukoclsError(
+            f"{source}: its labels contradict {truth.path} for {listing(frame['cell'][differs])};"
+            " one of the two files is wrong"
+        )
+    subject = [truth.subject[i] or own for i, own in zip(row, frame["subject"], strict=True)]
+    return frame.assign(label=label, subject=subject)
+
+
+def challenge_zip(cell: Iterable[str], called: Iterable[bool], source: str) -> bytes:
+    """The ISBI 2019 submission: a zip with one 0 or 1 a line for 1.bmp … N.bmp.
+
+    Equal predictions give equal bytes. Raises LeukoclsError unless the cells are exactly those.
+    """
+    keys = [cell_key(name) for name in cell]
+    foreign = [key for key in keys if not re.fullmatch("[1-9][0-9]{0,8}", key)]
+    if foreign:
+        raise LeukoclsError(
+            f"{source}: a submission holds 1.bmp, 2.bmp, …, not {listing(foreign)};"
+            " choose the challenge's split with --split"
+        )
+    by_number = dict(zip(map(int, keys), called, strict=True))
+    missing = [f"{k}.bmp" for k in range(1, max(by_number) + 1) if k not in by_number]
+    if missing:
+        raise LeukoclsError(
+            f"{source}: a submission needs every cell; missing: {listing(missing)};"
+            " predict them first"
+        )
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        # The date, system and rights are fixed and nothing is compressed, for the bytes' sake.
+        member = zipfile.ZipInfo(CHALLENGE_FILE, (1980, 1, 1, 0, 0, 0))
+        member.create_system, member.external_attr = 3, 0o644 << 16
+        archive.writestr(member, "".join(f"{by_number[k]:d}\n" for k in sorted(by_number)))
+    return buffer.getvalue()
+
+
+def _foreign(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    names = _name_columns(table, path)
+    cell = table[names[0]].to_list()
+    frame = pd.DataFrame({"cell": cell, "subject": _subjects(table, names)})
+    scored = [name for name in ("logit", "prob", "label_pred") if name in table]
+    # The official truth says `labels`; alone it is what a challenge entry predicted.
+    truth = next((name for name in ("label", "labels" if scored else "") if name in table), None)
+    hard = "labels" if not scored and "labels" in table else "label_pred"
+    if not scored and hard not in table:
+        raise LeukoclsError(
+            f"{path}: no column prob, logit, label_pred or labels among"
+            f" {', '.join(map(str, table))}; predictions need one of them"
+        )
+    frame["label"] = _labels(table, truth, cell, path) if truth else -1
+    for name in {"logit", "prob"} & {*scored}:
+        frame[name] = _numbers(table, name, cell, path)
+    if "prob" in scored:
+        outside = ~frame["prob"].between(0, 1)
+        if outside.any():
+            raise LeukoclsError(
+                f"{path}: prob is not between 0 and 1 for {listing(frame['cell'][outside])};"
+                " call the column logit if it holds logits"
+            )
+    if {"logit", "prob"} <= {*scored}:
+        apart = np.abs(frame["prob"] - sigmoid(frame["logit"])) > 1e-3
+        if apart.any():
+            raise LeukoclsError(
+                f"{path}: prob is not the sigmoid of logit for {listing(frame['cell'][apart])};"
+                " drop the column that is wrong"
+            )
+    if not {"logit", "prob"} & {*scored}:
+        frame["label_pred"] = _labels(table, hard, cell, path)
+    if "split" in table:
+        frame["split"] = table["split"].astype(str)
+    if "epoch" in table:
+        frame["epoch"] = _numbers(table, "epoch", cell, path).astype(np.int64)
+    key = frame[[name for name in ("split", "epoch") if name in frame]]
+    _refuse_duplicates(key.assign(cell=frame["cell"].map(cell_key)), frame["cell"], path)
+    return frame
+
+
+def _challenge(lines: list[str], path: Path) -> pd.DataFrame:
+    """ISBI 2019 entry: line k holds the label of k.bmp."""
+    wrong = [f"line {k}: {line}" for k, line in enumerate(lines, 1) if line not in ("0", "1")]
+    if wrong or not lines:
+        raise LeukoclsError(
+            f"{path}: {'not 0 or 1: ' + listing(wrong) if wrong else 'is empty'};"
+            " a challenge file holds one 0 or 1 a line, for 1.bmp, 2.bmp, …"
+        )
+    cell = [f"{k}.bmp" for k in range(1, len(lines) + 1)]
+    return pd.DataFrame(
+        {"cell": cell, "subject": "", "label": -1, "label_pred": [int(line) for line in lines]}
+    )
+
+
+def _text_or_table(path: Path) -> str | pd.DataFrame:
+    """Told apart by content, because a name proves nothing."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise LeukoclsError(f"{path}: no such file or directory; check the path") from None
+    except OSError as error:
+        raise LeukoclsError(f"{path}: cannot be read ({error.strerror})") from error
+    if data.startswith(b"PAR1"):
+        try:
+            return pd.read_parquet(io.BytesIO(data))
+        except (OSError, ValueError) as error:
+            raise LeukoclsError(f"{path}: damaged parquet ({error}); make it again") from error
+    if data.startswith(b"PK"):
+        data = _unzip(data, path)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise LeukoclsError(
+            f"{path}: neither CSV (UTF-8), parquet nor a challenge file; check what it is"
+        )
+    if not text.strip():
+        raise LeukoclsError(f"{path}: is empty; make it again")
+    return text
+
+
+def _unzip(data: bytes, path: Path) -> bytes:
+    """The one challenge file of an archive, in memory and bounded whatever its header claims."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members = [n for n in archive.namelist() if n.split("/")[-1] == CHALLENGE_FILE]
+            if len(members) != 1:
+                raise LeukoclsError(
+                    f"{path}: {len(members)} files {CHALLENGE_FILE} inside; exactly one is needed"
+                )
+            with archive.open(members[0]) as member:
+                text = member.read(LARGEST_MEMBER + 1)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+        raise LeukoclsError(f"{path}: cannot be unzipped ({error}); make it again") from error
+    if len(text) > LARGEST_MEMBER:
+        raise LeukoclsError(
+            f"{path}: {CHALLENGE_FILE} is larger than {LARGEST_MEMBER >> 20} MiB; refused"
+        )
+    return text
+
+
+def _csv(text: str, path: Path) -> pd.DataFrame:
+    """All columns as text: a cell named 1 must not become 1.0. No row may be ragged."""
+    try:
+        rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
+    except csv.Error as error:
+        raise LeukoclsError(f"{path}: not a CSV file ({error}); check what it is") from error
+    header, body = [name.strip() for name in rows[0]], rows[1:]
+    if len(set(header)) < len(header):
+        raise LeukoclsError(f"{path}: a column name is there twice: {', '.join(header)}; drop one")
+    ragged = [k for k, row in enumerate(body, 2) if len(row) != len(header)]
+    if ragged:
+        raise LeukoclsError(
+            f"{path}: {len(header)} columns, but another number in row {listing(ragged)};"
+            " separate columns by commas"
+        )
+    return pd.DataFrame(body, columns=header, dtype=str)
+
+
+def _name_columns(table: pd.DataFrame, path: Path) -> list[str]:
+    """The columns that name cells, the preferred one first, made text."""
+    names = [name for name in NAME_COLUMNS if name in table]
+    if not names:
+        raise LeukoclsError(
+            f"{path}: no column cell or new_names among {listing(str(n)[:40] for n in table)};"
+            " cells are matched by name"
+        )
+    if table.empty:
+        raise LeukoclsError(f"{path}: a header but no rows; make it again")
+    for name in names:
+        nameless = table[name].isna() | (table[name].astype(str).str.strip() == "")
+        if nameless.any():
+            raise LeukoclsError(
+                f"{path}: column {name} is empty in row {listing(np.flatnonzero(nameless) + 1)};"
+                " every cell needs its name"
+            )
+        table[name] = table[name].astype(str)
+    return names
+
+
+def _subjects(table: pd.DataFrame, names: list[str]) -> list[str]:
+    if "subject" in table:
+        return [value.strip() for value in table["subject"].fillna("").astype(str)]
+    return [next(filter(None, map(subject_of, row)), "") for row in table[names].to_numpy()]
+
+
+def _numbers(
+    table: pd.DataFrame, column: str, cell: list[str], path: Path
+) -> npt.NDArray[np.float64]:
+    values = np.asarray(pd.to_numeric(table[column], errors="coerce"), dtype=np.float64)
+    wrong = [name for name, value in zip(cell, values, strict=True) if not np.isfinite(value)]
+    if wrong:
+        raise LeukoclsError(
+            f"{path}: column {column} holds no finite number for {listing(wrong)}; correct them"
+        )
+    return values
+
+
+def _labels(table: pd.DataFrame, column: str, cell: list[str], path: Path) -> npt.NDArray[np.int64]:
+    values = np.asarray(pd.to_numeric(table[column], errors="coerce"), dtype=np.float64)
+    wrong = [name for name, value in zip(cell, values, strict=True) if value not in (0, 1)]
+    if wrong:
+        raise LeukoclsError(
+            f"{path}: column {column} is neither 1 (ALL) nor 0 (HEM) for {listing(wrong)};"
+            " correct them"
+        )
+    return values.astype(np.int64)
+
+
+def _refuse_duplicates(
+    key: "pd.Series[Any] | pd.DataFrame", name: "pd.Series[str]", source: Path | str
+) -> None:
+    twice = key.duplicated().to_numpy()
+    if twice.any():
+        raise LeukoclsError(
+            f"{source}: cells named twice: {listing(name[twice])}; keep one of each"
+        )

@@ -1,0 +1,119 @@
+"""predictions.parquet: one row for each epoch, split and cell, with the logit of every view."""
+
+import hashlib
+import io
+import json
+import os
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from leukocls.errors import LeukoclsError
+from leukocls.files import atomic_write
+from leukocls.metrics import sigmoid
+
+KEY = ["epoch", "split", "cell"]
+COLUMNS = {
+    "epoch": "int32",
+    "split": "str",
+    "cell": "str",
+    "subject": "str",
+    "label": "int8",
+    "logit": "float32",
+    "prob": "float64",
+}
+
+
+def view_columns(frame: pd.DataFrame) -> list[str]:
+    """The columns view_0 … view_{V-1} that `frame` has, in numeric order."""
+    numbers = [name[5:] for name in map(str, frame.columns) if name.startswith("view_")]
+    return [f"view_{v}" for v in sorted(int(number) for number in numbers if number.isdecimal())]
+
+
+def canonical(frame: pd.DataFrame, source: str = "predictions") -> pd.DataFrame:
+    """`frame` with the format's columns, types and row order (epoch, split, cell).
+
+    An unknown subject is "", an unknown label −1; `prob` is sigmoid(float64(logit)).
+    Raises LeukoclsError, naming `source`, on anything else.
+    """
+
+    def refuse(cause: str) -> LeukoclsError:
+        return LeukoclsError(
+            f"{source}: {cause}; not a predictions.parquet of leukocls, or an edited one"
+        )
+
+    views = view_columns(frame)
+    if missing := [name for name in (*COLUMNS, "view_0") if name not in frame.columns]:
+        raise refuse(f"column {', '.join(missing)} is missing")
+    if views != [f"view_{v}" for v in range(len(views))]:
+        raise refuse(f"there are gaps in {', '.join(views)}")
+    if extra := sorted({str(name) for name in frame.columns} - {*COLUMNS, *views}):
+        raise refuse(f"unexpected column {', '.join(extra)}")
+    if frame.empty:
+        raise refuse("no rows")
+    types = {**COLUMNS, **dict.fromkeys(views, "float32")}
+    columns = [*KEY, "subject", "label", *views, "logit", "prob"]
+    table = frame[columns].assign(subject=frame["subject"].fillna(""))
+    for name in columns:
+        if table[name].isna().any():
+            raise refuse(f"column {name} holds missing values or NaN")
+    if not table["label"].isin((-1, 0, 1)).all():
+        raise refuse("a label is none of 1 (ALL), 0 (HEM), -1 (unknown)")
+    try:
+        table = table.astype({name: types[name] for name in columns})
+    except (ValueError, TypeError, OverflowError) as error:
+        raise refuse(f"a column has the wrong type ({error})") from error
+
+    if not np.isfinite(table[[*views, "logit", "prob"]].to_numpy(dtype=np.float64)).all():
+        raise refuse("a logit is infinite")
+    # astype truncates and wraps without a word.
+    if not (table["epoch"] == frame["epoch"]).all():
+        raise refuse("an epoch is no 32-bit integer")
+    if not np.allclose(table["prob"], sigmoid(table["logit"]), rtol=0, atol=1e-9):
+        raise refuse("prob is not the sigmoid of logit")
+    if (twice := table.duplicated(KEY)).any():
+        row = table.loc[twice, KEY].iloc[0].to_list()
+        raise refuse(f"{int(twice.sum())} cells are there twice, first {row}")
+    # By code point, so that no locale and no string backend of pandas matters.
+    epoch = table["epoch"].to_numpy()
+    order = np.lexsort((_strings(table["cell"]), _strings(table["split"]), epoch))
+    return table.iloc[order].reset_index(drop=True)
+
+
+def _strings(column: "pd.Series[Any]") -> npt.NDArray[np.str_]:
+    return np.array(column.to_list(), dtype=np.str_)
+
+
+def write(path: str | os.PathLike[str], frame: pd.DataFrame) -> None:
+    """Write `frame` atomically. Raises LeukoclsError if it is not in the format, or OSError."""
+    buffer = io.BytesIO()
+    canonical(frame).to_parquet(buffer, index=False)
+    atomic_write(path, buffer.getvalue())
+
+
+def read(path: str | os.PathLike[str]) -> pd.DataFrame:
+    """Read a predictions.parquet. Raises LeukoclsError if it is missing or not in the format."""
+    try:
+        frame = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise LeukoclsError(f"{path}: cannot be read as parquet ({error})") from error
+    return canonical(frame, str(path))
+
+
+def digest(frame: pd.DataFrame) -> str:
+    """sha256 over the values in (epoch, split, cell) order, little-endian, column after column.
+
+    Row order, compression and the version of parquet leave it alone; one changed value does not.
+    """
+    table = canonical(frame)
+    state = hashlib.sha256()
+    for name in table.columns:
+        kind = COLUMNS.get(name, "float32")
+        state.update(f"{name}:{kind}:{len(table)}\n".encode())
+        if kind == "str":
+            state.update(json.dumps(table[name].to_list()).encode())
+        else:
+            state.update(table[name].to_numpy().astype(np.dtype(kind).newbyteorder("<")).tobytes())
+    return state.hexdigest()

@@ -1,0 +1,211 @@
+"""What a run writes while it trains: metrics, predictions, the best weights, where to resume."""
+
+import contextlib
+import io
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytorch_lightning as pl
+import torch
+from safetensors.torch import save
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+from tqdm import tqdm
+
+from leukocls import predictions
+from leukocls.data.index import Index
+from leukocls.errors import LeukoclsError
+from leukocls.files import atomic_write
+from leukocls.metrics import RATES, auroc, cell_metrics, sigmoid
+
+# Those of the paper's Table 2; the others are `evaluate`'s.
+RECORDED = [
+    "weighted_f1",
+    "accuracy",
+    "sensitivity",
+    "specificity",
+    "weighted_precision",
+    "weighted_recall",
+]
+assert set(RECORDED) <= set(RATES)
+
+
+def best_weighted_f1(history: list[float]) -> int:
+    """The first epoch of the highest weighted F1: a later one must be strictly greater."""
+    return max(range(len(history)), key=lambda epoch: (history[epoch], -epoch))
+
+
+def last(history: list[float]) -> int:
+    """The last epoch, whatever it scored."""
+    return len(history) - 1
+
+
+# Rules that choose an epoch from the selection set's weighted F1 by epoch (0 = before training).
+RULES = {"best_weighted_f1": best_weighted_f1, "last": last}
+
+
+class Recorder(pl.Callback):
+    """Writes `metrics.csv`, `predictions.parquet` and `checkpoints/` of a run directory.
+
+    Every file is replaced whole, after each evaluation; epoch 0 is the one before training.
+
+    Args:
+        directory: the run's.
+        index: gives cells their names.
+        selection_set: the split whose weighted F1 chooses the epoch, by the rule of that name.
+    """
+
+    def __init__(self, directory: Path, index: Index, rule: str, selection_set: str) -> None:
+        if rule not in RULES:
+            raise LeukoclsError(f"selection={rule}: choose one of {', '.join(RULES)}.")
+        self.directory, self.index = directory, index
+        self.rule, self.selection_set = rule, selection_set
+        self.checkpoints = directory / "checkpoints"
+        self.metrics: list[dict[str, Any]] = []
+        self.predictions: list[pd.DataFrame] = []
+        self._rates: dict[str, float] = {}
+        self._norms: list[Tensor] = []
+        self._clock, self._seconds, self._images = 0.0, 0.0, 0
+
+    @property
+    def selected_epoch(self) -> int:
+        """The epoch that the rule chooses from what has been recorded."""
+        return RULES[self.rule]([row[f"{self.selection_set}_weighted_f1"] for row in self.metrics])
+
+    def selected_metrics(self) -> dict[str, dict[str, Any]]:
+        """Every metric of the selected epoch, by split; subjects one by one are `evaluate`'s."""
+        frame = pd.concat(self.predictions)
+        frame = frame[(frame["epoch"] == self.selected_epoch) & (frame["label"] >= 0)]
+        found = {}
+        for split, cells in frame.groupby("split"):
+            values = cell_metrics(cells["label"], logit=cells["logit"], subject=cells["subject"])
+            values["subject"].pop("per_subject")
+            found[str(split)] = values
+        return found
+
+    def reload(self, epoch: int) -> None:
+        """Take up what a stopped run had recorded, up to and including `epoch`."""
+        table = pd.read_csv(self.directory / "metrics.csv", float_precision="round_trip")
+        table = table[table["epoch"] <= epoch].astype(object)
+        self.metrics = table.where(table.notna(), None).to_dict("records")
+        frame = predictions.read(self.directory / "predictions.parquet")
+        self.predictions = [frame[frame["epoch"] <= epoch]]
+
+    def resume_points(self) -> list[Path]:
+        """Checkpoints of full state, newest first."""
+        return sorted(self.checkpoints.glob("resume-*.ckpt"), reverse=True)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        # Before the step: Lightning moves the schedule on before it evaluates.
+        self._rates = {f"lr_{g['name']}": g["lr"] for g in trainer.optimizers[0].param_groups}
+        self._norms, self._images, self._seconds = [], 0, 0.0
+        self._clock = time.perf_counter()
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+        gradients = [p.grad for p in pl_module.network.parameters() if p.grad is not None]
+        # Kept on the device: reading it here would wait for every step.
+        self._norms.append(get_total_norm(gradients))
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, n: int
+    ) -> None:
+        self._images += len(batch["row"]) * trainer.world_size
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._seconds = time.perf_counter() - self._clock
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        trained = trainer.state.fn == "fit"
+        row: dict[str, Any] = {"epoch": trainer.current_epoch + 1 if trained else 0}
+        row |= {"train_loss": None, "grad_norm": None, "images_per_s": None}
+        if trained:
+            row["train_loss"] = float(pl_module.train_loss.compute())
+            row["grad_norm"] = float(torch.stack(self._norms).mean())
+            row["images_per_s"] = self._images / self._seconds
+            row |= self._rates
+        for split in pl_module.scored:
+            frame = self._frame(row["epoch"], split, pl_module.scores[split])
+            self.predictions.append(frame)
+            values = pl_module.rows[split]
+            known = frame["label"] >= 0
+            graded = auroc(frame.loc[known, "label"], frame.loc[known, "logit"])
+            row |= {f"{split}_{name}": values[name] for name in ("tp", "fp", "tn", "fn")}
+            row |= {f"{split}_{name}": values.get(name) for name in ("loss", *RECORDED)}
+            row[f"{split}_auroc"] = graded
+        self.metrics.append(row)
+        if not trainer.is_global_zero:
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        predictions.write(self.directory / "predictions.parquet", pd.concat(self.predictions))
+        atomic_write(self.directory / "metrics.csv", _csv(self.metrics))
+        self.checkpoints.mkdir(exist_ok=True)
+        if self.selected_epoch == len(self.metrics) - 1:
+            atomic_write(self.checkpoints / "best.safetensors", _weights(pl_module))
+        tqdm.write(_line(row, pl_module.scored, self.selected_epoch))
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        # After the evaluation, so that a resumed run goes on with the next epoch.
+        path = self.checkpoints / f"resume-epoch{trainer.current_epoch + 1:04d}.ckpt"
+        temporary = path.with_name(f".{path.name}.tmp")
+        trainer.save_checkpoint(temporary)
+        if trainer.is_global_zero:
+            with open(temporary, "rb") as stream:
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+            for old in self.resume_points()[2:]:
+                with contextlib.suppress(FileNotFoundError):
+                    old.unlink()
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if trainer.is_global_zero:
+            atomic_write(self.checkpoints / "last.safetensors", _weights(pl_module))
+
+    def _frame(self, epoch: int, split: str, scores: dict[str, Any]) -> pd.DataFrame:
+        cells = self.index.table.iloc[scores["row"]]
+        frame = pd.DataFrame(
+            {
+                "epoch": epoch,
+                "split": split,
+                "cell": cells["cell"].to_numpy(),
+                "subject": cells["subject"].to_numpy(),
+                "label": cells["label"].to_numpy(),
+                **{f"view_{v}": column for v, column in enumerate(scores["views"].T)},
+                "logit": scores["logit"],
+                "prob": sigmoid(scores["logit"]),
+            }
+        )
+        if not all(map(math.isfinite, frame["logit"])):
+            raise LeukoclsError(
+                f"{self.directory}: epoch {epoch} gave logits that are not finite. Lower optim.lr;"
+                " checkpoints/best.safetensors is untouched."
+            )
+        return predictions.canonical(frame)
+
+
+def _weights(module: Any) -> bytes:
+    return save({k: v.contiguous() for k, v in module.network.state_dict().items()})
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    table = pd.DataFrame(rows)
+    # Rates by stage are unknown before training, and belong beside the loss all the same.
+    lead = ["epoch", "train_loss", *(c for c in table if c.startswith("lr_"))]
+    lead += ["grad_norm", "images_per_s"]
+    stream = io.StringIO()
+    table[lead + [c for c in table if c not in lead]].to_csv(stream, index=False)
+    return stream.getvalue()
+
+
+def _line(row: dict[str, Any], splits: list[str], selected: int) -> str:
+    def shown(value: float | None) -> str:
+        return "–" if value is None else f"{value:.4f}"
+
+    parts = [f"epoch {row['epoch']}", f"train loss {shown(row['train_loss'])}"]
+    for split in splits:
+        of_split = [f"{name} {shown(row[f'{split}_{name}'])}" for name in ("loss", "weighted_f1")]
+        parts.append(f"{split} {' '.join(of_split)}")
+    return " · ".join(parts) + (" *" if selected == row["epoch"] else "")

@@ -1,0 +1,143 @@
+"""`python -m leukocls.runs`: every run under a directory, one line each."""
+
+import argparse
+import json
+import os
+import re
+import socket
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from leukocls.errors import LeukoclsError, run_verb
+
+ITEMS_SKIPPED = 3
+
+
+def read_record(directory: Path) -> dict[str, Any]:
+    """The run.json of a run directory. Raises LeukoclsError if it is missing or damaged."""
+    path = directory / "run.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise LeukoclsError(
+            f"{directory}: not a run directory (no run.json); name one, or a predictions file"
+        ) from None
+    except OSError as error:
+        raise LeukoclsError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise LeukoclsError(f"{path}: damaged ({error}); train this run again") from error
+    if not isinstance(record, dict):
+        raise LeukoclsError(f"{path}: damaged (no JSON object); train this run again")
+    return record
+
+
+def find(outputs: Path) -> list[Path]:
+    """Every directory at or below `outputs` that holds a run.json, sorted."""
+    return sorted(Path(here) for here, _, files in os.walk(outputs) if "run.json" in files)
+
+
+def status(record: dict[str, Any]) -> str:
+    """The run's status; `dead` for one that says `running` when its process is gone from this host.
+
+    A run on another host is believed.
+    """
+    said = str(record.get("status") or "unknown")
+    if said == "running" and record.get("host") == socket.gethostname():
+        return said if _alive(record.get("pid")) else "dead"
+    return said
+
+
+def _alive(pid: object) -> bool:
+    if not isinstance(pid, int) or pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
+
+
+def summary(directory: Path) -> dict[str, Any]:
+    """One run as a row. Raises LeukoclsError if its run.json is damaged."""
+    record = read_record(directory)
+    experiment, arm, name = ("", "", "", *directory.resolve().parts)[-3:]
+    seed = re.fullmatch(r"seed_(\d+)", name)
+    selection = _object(record, "selection")
+    measured = _object(_object(record, "metrics"), str(selection.get("set")))
+    value = measured.get("weighted_f1")
+    headline = {"heading": "selection", "set": selection.get("set"), "weighted_f1": value}
+    return {
+        "path": str(directory),
+        "id": record.get("id"),
+        "experiment": experiment,
+        "arm": arm,
+        "seed": int(seed[1]) if seed else None,
+        "status": status(record),
+        "epoch": selection.get("epoch"),
+        "headline": None if value is None else headline,
+        "marks": list(record.get("marks") or []),
+    }
+
+
+def _object(record: dict[str, Any], key: str) -> dict[str, Any]:
+    value = record.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def aligned(rows: Iterable[Iterable[object]]) -> str:
+    """Rows as left-aligned columns of text."""
+    table = [[str(value) for value in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ("  ".join(map(str.ljust, row, widths)) for row in table)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    headline = row["headline"]
+    return [
+        row["experiment"],
+        row["arm"],
+        "–" if row["seed"] is None else str(row["seed"]),
+        row["status"],
+        f"{headline['weighted_f1']:.4f} {headline['heading']} ({headline['set']})"
+        if headline
+        else "–",
+        " ".join(row["marks"]) or "–",
+        row["path"],
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """List the runs; 3 if a run.json is damaged. Raises LeukoclsError without a directory."""
+    parser = argparse.ArgumentParser(prog="python -m leukocls.runs", description=__doc__)
+    parser.add_argument("outputs", nargs="?", type=Path, default=Path("outputs"))
+    parser.add_argument("--json", action="store_true", help="print one JSON list")
+    arguments = parser.parse_args(argv)
+    if not arguments.outputs.is_dir():
+        raise LeukoclsError(
+            f"{arguments.outputs}: no such directory; train a run, or name the directory of runs"
+        )
+    rows, damaged = [], []
+    for directory in find(arguments.outputs):
+        try:
+            rows.append(summary(directory))
+        except LeukoclsError as error:
+            damaged.append({"path": str(directory), "status": "damaged", "error": str(error)})
+    if arguments.json:
+        print(json.dumps(rows + damaged, indent=2, allow_nan=False))
+    elif rows:
+        header = ["experiment", "arm", "seed", "status", "weighted F1", "marks", "path"]
+        print(aligned([header, *map(_cells, rows)]))
+    elif not damaged:
+        print(f"no runs in {arguments.outputs}")
+    if not arguments.json:
+        for fault in damaged:
+            print(f"damaged: {fault['error']}")
+    return ITEMS_SKIPPED if damaged else 0
+
+
+if __name__ == "__main__":
+    run_verb(main)

@@ -1,0 +1,303 @@
+"""One run put together: data, network, trainer; then trained or scored, then told."""
+
+import logging
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import TQDMProgressBar
+
+from leukocls import evaluate
+from leukocls.build import build
+from leukocls.classifier import CellClassifier
+from leukocls.data.datamodule import CellDataModule
+from leukocls.data.index import Index, build_index
+from leukocls.data.splits import Split, make_split, part_rows
+from leukocls.data.store import check_images, data_digest, open_store
+from leukocls.data.synthetic import SyntheticSpec, write_tree
+from leukocls.errors import DataFault, LeukoclsError
+from leukocls.files import sha256_file
+from leukocls.models.weights import load_weights
+from leukocls.recorder import Recorder
+from leukocls.run import Run, identity
+from leukocls.runs import read_record
+from leukocls.tracking import tracking
+
+# What Lightning says about choices that are ours.
+QUIET = (
+    ".*does not have many workers.*",
+    ".*The number of training batches.*",
+    ".*Trying to infer the `batch_size`.*",
+    ".*isinstance.treespec, LeafSpec.*",
+)
+LIMITS = ("limit_train_batches", "limit_val_batches", "overfit_batches", "fast_dev_run")
+
+
+class Session:
+    """The parts of one run, from its configuration.
+
+    Args:
+        config: as conf/train.yaml composes it.
+
+    Raises:
+        LeukoclsError: before anything but the cache is written: data, splits or sizes that
+            cannot be.
+    """
+
+    def __init__(self, config: DictConfig) -> None:
+        if bool(config.checkpoint) != bool(config.score):
+            raise LeukoclsError(
+                "checkpoint= and score= go together: checkpoint=RUN_DIRECTORY score=final"
+            )
+        self.weights = scored_weights(config.checkpoint) if config.checkpoint else None
+        self.config = _with_recipe_of(self.weights, config) if self.weights else config
+        for name in ("threads", "views"):
+            if not isinstance(self.config[name], int) or self.config[name] < 1:
+                raise LeukoclsError(f"{name}={self.config[name]}: choose at least 1.")
+        torch.set_num_threads(self.config.threads)
+        self.index = load_index(self.config)
+        self.split = self._split()
+        self.digest = data_digest(self.index, Path(self.config.data.cache))
+
+    def _split(self) -> Split:
+        if self.config.score is None:
+            return make_split(self.config.split_scheme, self.index)
+        # Scored cells choose nothing: the epoch was chosen where the checkpoint was trained.
+        part = self.config.score
+        return Split(self.config.split_scheme, {part: part_rows(self.index, part)}, part)
+
+    def run(self, directory: Path) -> Run:
+        """The run of this configuration on this data."""
+        weights = self.weights or self.config.model.get("weights")
+        if weights and not Path(weights).is_file():
+            raise LeukoclsError(f"model.weights={weights}: no such file.")
+        digests = {"data": self.digest, "weights": sha256_file(weights) if weights else None}
+        return Run(directory, identity(self.config, digests))
+
+    def facts(self) -> dict[str, Any]:
+        """What run.json says of the run from its start on."""
+        config = self.config
+        source = _record_of(self.weights) if self.weights else {}
+        rule, chosen_on = config.selection, self.split.selection
+        if source:
+            rule, chosen_on = source["selection"]["rule"], source["selection"]["set"]
+        marks = {
+            "SYNTHETIC": self.index.synthetic,
+            "PARTIAL": bool(self.index.incomplete()),
+            "LIMITED": any(config.trainer.get(name) not in (None, 0, 1.0) for name in LIMITS),
+            "LEAKY": self.split.leaky,
+        }
+        return {
+            "device": None,
+            "threads": config.threads,
+            "data_digest": self.digest,
+            "split_scheme": source.get("split_scheme", self.split.scheme),
+            "selection": {"rule": rule, "set": chosen_on, "epoch": None},
+            "threshold": 0.5,
+            "view_weights": [1 / config.views] * config.views,
+            "marks": [
+                name for name, holds in marks.items() if holds or name in source.get("marks", [])
+            ],
+            "metrics": {},
+            "predictions_sha256": None,
+            "weights_sha256": None,
+            "timing": {},
+        }
+
+    def execute(self, run: Run, resume: bool) -> None:
+        """Train (or score), then write the record's last state and print the result."""
+        config, started = self.config, time.perf_counter()
+        pl.seed_everything(config.seed, verbose=False)
+        datamodule = self._datamodule()
+        classifier = self._classifier()
+        recorder = Recorder(run.directory, self.index, config.selection, self.split.selection)
+        with tracking(config.logger, run, recorder, datamodule.store) as trackers:
+            trainer = self._trainer([recorder, *trackers], run)
+            ready = time.perf_counter()
+            if self.weights:
+                trainer.validate(classifier, datamodule, verbose=False)
+            else:
+                self._fit(trainer, classifier, datamodule, recorder, resume)
+        done = time.perf_counter()
+        if not trainer.is_global_zero:
+            return
+        epoch = recorder.selected_epoch
+        run.end(
+            "done",
+            **run.stored_hashes(),
+            device=_device(trainer),
+            selection=run.record["selection"] | {"epoch": epoch},
+            metrics=recorder.selected_metrics(),
+            timing={"prepare_s": round(ready - started, 2), "run_s": round(done - ready, 2)},
+        )
+        self.print_result(run)
+
+    def _fit(
+        self,
+        trainer: pl.Trainer,
+        classifier: CellClassifier,
+        datamodule: CellDataModule,
+        recorder: Recorder,
+        resume: bool,
+    ) -> None:
+        points = recorder.resume_points() if resume else []
+        checkpoint = None
+        if points:
+            checkpoint = points[0]
+            epoch = int(checkpoint.stem.removeprefix("resume-epoch"))
+            recorder.reload(epoch)
+            print(f"resumed after epoch {epoch} from {checkpoint}")
+        else:
+            trainer.validate(classifier, datamodule, verbose=False)
+        trainer.fit(classifier, datamodule, ckpt_path=checkpoint, weights_only=True)
+
+    def _datamodule(self) -> CellDataModule:
+        data = self.config.data
+        size = data.crop if data.size is None else data.size
+        store = open_store(self.index, self.digest, Path(data.cache), data.crop, size)
+        return CellDataModule(
+            self.index,
+            store,
+            self.split,
+            build(self.config.augment),
+            seed=self.config.seed,
+            batch_size=data.batch_size,
+            eval_batch_size=data.eval_batch_size,
+            residence=data.residence,
+            workers=data.workers,
+        )
+
+    def _classifier(self) -> CellClassifier:
+        config = self.config
+        if self.weights:
+            network = build({**config.model, "pretrained": False, "weights": None})
+            load_weights(network, self.weights, classifier="")
+            pos_weight = 1.0
+        else:
+            network = build(config.model)
+            label = self.index.table["label"].to_numpy()[self.split.rows["train"]]
+            pos_weight = float((label == 0).sum() / (label == 1).sum())
+        return CellClassifier(
+            network,
+            _plain(config.optim),
+            pos_weight=pos_weight,
+            view_count=config.views,
+            seed=config.seed,
+            scored=self.split.scored,
+        )
+
+    def _trainer(self, callbacks: list[pl.Callback], run: Run) -> pl.Trainer:
+        for message in QUIET:
+            warnings.filterwarnings("ignore", message)
+        logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+        options = _plain(self.config.trainer)
+        # A bar is for people; a pipe or a log gets one line an epoch.
+        if options["enable_progress_bar"] and sys.stderr.isatty():
+            callbacks.append(TQDMProgressBar())
+        else:
+            options["enable_progress_bar"] = False
+        try:
+            return pl.Trainer(
+                **options,
+                callbacks=callbacks,
+                default_root_dir=run.directory,
+                logger=False,
+                enable_checkpointing=False,
+                enable_model_summary=False,
+                num_sanity_val_steps=0,
+                # Metrics that are updated before training are updated again while it runs.
+                inference_mode=False,
+                # Batches are sharded by our own sampler, which repeats no cell.
+                use_distributed_sampler=False,
+            )
+        except (TypeError, ValueError, pl.utilities.exceptions.MisconfigurationException) as error:
+            raise LeukoclsError(f"trainer: {error}") from error
+
+    def print_result(self, run: Run) -> None:
+        """The metrics of the selected epoch, as `evaluate` gives them, and where they are."""
+        choice = evaluate.Choice(None, None, None, None)
+        for part in evaluate.parts(run.directory, choice):
+            print("\n" + evaluate.text(evaluate.result(part)))
+        print(f"\n{run.directory}")
+
+
+def load_index(config: DictConfig) -> Index:
+    """The index of the configured data, checked; embedded data is written first.
+
+    Raises:
+        LeukoclsError: no data root, with both ways on.
+        DataFault: an incomplete tree without data.partial=true, damaged images.
+    """
+    data = config.data
+    root = data.root
+    if data.synthetic is not None:
+        try:
+            spec = SyntheticSpec(**data.synthetic)
+        except TypeError as error:
+            raise LeukoclsError(f"data.synthetic: {error}; see conf/data/synthetic.yaml") from error
+        root = write_tree(Path(root), spec)
+    elif not root:
+        raise LeukoclsError(
+            "no data: neither data.root nor LEUKOCLS_DATA is set. Two ways on:\n"
+            "  1. fetch C-NMC 2019 (TCIA, doi 10.7937/tcia.2019.dc64i46r, or Kaggle"
+            " 'leukemia-classification'), unpack it, and set data.root=FOLDER;\n"
+            "  2. data=synthetic, embedded cells that need no download."
+        )
+    index = build_index(root, data.layout)
+    absent = index.incomplete()
+    if absent and not data.partial:
+        raise DataFault(
+            f"{index.root}: the data is incomplete: {absent}. Fetch what is missing, or"
+            " data.partial=true to go on with what is there (the run is marked PARTIAL)."
+        )
+    check_images(index)
+    return index
+
+
+def scored_weights(checkpoint: str) -> Path:
+    """The weights file that `checkpoint=` means: a run directory's best, or one file of a run.
+
+    Raises:
+        LeukoclsError: it is neither.
+    """
+    path = Path(checkpoint)
+    weights = path / "checkpoints" / "best.safetensors" if path.is_dir() else path
+    if not weights.is_file() or not (weights.parent.parent / "run.json").is_file():
+        raise LeukoclsError(
+            f"checkpoint={checkpoint}: neither a run directory nor a .safetensors file in one's"
+            " checkpoints/. For other weights use model.weights=FILE."
+        )
+    return weights
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    container: Any = OmegaConf.to_container(config, resolve=True)
+    return container
+
+
+def _record_of(weights: Path) -> dict[str, Any]:
+    return read_record(weights.parent.parent)
+
+
+def _device(trainer: pl.Trainer) -> str:
+    root = trainer.strategy.root_device
+    return torch.cuda.get_device_name(root) if root.type == "cuda" else root.type
+
+
+def _with_recipe_of(weights: Path, config: DictConfig) -> DictConfig:
+    """`config` with the network, image geometry and views that the checkpoint was trained with."""
+    trained: Any = OmegaConf.load(weights.parent.parent / "config.yaml")
+    kept = {"crop": trained.data.crop, "size": trained.data.size}
+    recipe = {name: trained[name] for name in ("model", "augment", "optim", "views")}
+    data = OmegaConf.merge(config.data, kept)
+    merged: Any = OmegaConf.merge(config, {name: None for name in recipe})
+    OmegaConf.set_struct(merged, False)
+    for name, value in {**recipe, "data": data}.items():
+        merged[name] = value
+    return merged

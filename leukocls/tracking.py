@@ -1,0 +1,147 @@
+"""A run on W&B: offline unless told otherwise, never able to change or end the run."""
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytorch_lightning as pl
+from omegaconf import DictConfig, OmegaConf
+
+from leukocls.errors import LeukoclsError
+from leukocls.metrics import cell_metrics
+from leukocls.recorder import Recorder
+from leukocls.run import Run
+
+THUMBNAILS = 200
+
+
+@contextmanager
+def tracking(
+    logger: DictConfig, run: Run, recorder: Recorder, images: np.ndarray
+) -> Iterator[list[pl.Callback]]:
+    """The callbacks that `logger` asks for; what they opened is closed on leaving, come what may.
+
+    Raises:
+        LeukoclsError: logger=wandb without the package.
+    """
+    if logger.name != "wandb":
+        yield []
+        return
+    tracker = Tracker(logger, run, recorder)
+    try:
+        yield [tracker]
+    except BaseException:
+        tracker.close(exit_code=1)
+        raise
+    tracker.summarise(images)
+    tracker.close(exit_code=0)
+
+
+class Tracker(pl.Callback):
+    """One run, one W&B run of the same id, grouped by experiment and arm.
+
+    Every row of metrics.csv is logged as it is recorded; at the end come the selected epoch's
+    metrics, confusion matrix, bars by subject, and a table of cells with thumbnails.
+    """
+
+    def __init__(self, logger: DictConfig, run: Run, recorder: Recorder) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise LeukoclsError(
+                "logger=wandb: the package wandb is not installed. pip install 'leukocls[wandb]',"
+                " or leave logger=csv."
+            ) from error
+        self.wandb: Any = wandb
+        self.wandb_run: Any = None
+        self.recorder = recorder
+        experiment, arm, seed = run.directory.parts[-3:]
+        configured: Any = OmegaConf.to_container(OmegaConf.load(run.directory / "config.yaml"))
+        with self._harmless("starting"):
+            self.wandb_run = wandb.init(
+                id=run.id,
+                name=f"{experiment}/{arm}/{seed}",
+                project=logger.project,
+                entity=logger.entity,
+                mode=logger.mode,
+                group=f"{experiment}/{arm}",
+                job_type="train",
+                tags=run.record["marks"],
+                config={**configured, "marks": run.record["marks"], "config_hash": run.hash},
+                dir=run.directory,
+                resume="allow",
+                settings=wandb.Settings(console="off", silent=True, save_code=False),
+            )
+            self.wandb_run.define_metric("*", step_metric="epoch")
+
+    @contextmanager
+    def _harmless(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception:
+            reason = traceback.format_exc(limit=0).strip().splitlines()[-1]
+            print(f"W&B failed while {doing}; the run goes on without it ({reason})")
+            self.wandb_run = None
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if self.wandb_run is not None and trainer.is_global_zero:
+            with self._harmless("logging"):
+                row = self.recorder.metrics[-1]
+                self.wandb_run.log({k: v for k, v in row.items() if v is not None})
+
+    def summarise(self, images: np.ndarray) -> None:
+        """Log what stands for the whole run; `images` is the store, uint8 [N, S, S, 3]."""
+        if self.wandb_run is None:
+            return
+        with self._harmless("summarising"):
+            frame = pd.concat(self.recorder.predictions)
+            frame = frame[frame["epoch"] == self.recorder.selected_epoch]
+            for split, cells in frame.groupby("split"):
+                self._log_split(str(split), cells, images)
+            for split, values in self.recorder.selected_metrics().items():
+                for name, value in values.items():
+                    if isinstance(value, int | float):
+                        self.wandb_run.summary[f"selected/{split}/{name}"] = value
+            self.wandb_run.summary["selected/epoch"] = self.recorder.selected_epoch
+
+    def _log_split(self, split: str, cells: pd.DataFrame, images: np.ndarray) -> None:
+        plot, table, known = self.wandb.plot, self.wandb.Table, cells[cells["label"] >= 0]
+        logged: dict[str, Any] = {f"{split}/cells": self._thumbnails(cells, images)}
+        if len(known):
+            logged[f"{split}/confusion"] = plot.confusion_matrix(
+                y_true=known["label"].tolist(),
+                preds=(known["logit"] > 0).astype(int).tolist(),
+                class_names=["HEM", "ALL"],
+                title=f"{split}, selected epoch",
+            )
+            values = cell_metrics(known["label"], logit=known["logit"], subject=known["subject"])
+            rows = [[s["subject"], s["accuracy"]] for s in values["subject"]["per_subject"]]
+            bars = table(columns=["subject", "accuracy"], data=rows)
+            title = f"{split}: cell accuracy by subject"
+            logged[f"{split}/subjects"] = plot.bar(bars, "subject", "accuracy", title=title)
+        self.wandb_run.log(logged)
+
+    def _thumbnails(self, cells: pd.DataFrame, images: np.ndarray) -> Any:
+        """The cells that were called most confidently wrong, then the others."""
+        wrongness = np.where(cells["label"] == 1, 1 - cells["prob"], cells["prob"])
+        shown = cells.iloc[np.argsort(-wrongness, kind="stable")[:THUMBNAILS]]
+        index = self.recorder.index.table
+        keys = zip(index["part"], index["cell"], strict=True)
+        row_of = {key: row for row, key in enumerate(keys)}
+        step = max(images.shape[1] // 96, 1)
+        rows = []
+        for cell in shown.itertuples():
+            part = cell.split if cell.split in ("prelim", "final") else "train"
+            small = np.ascontiguousarray(images[row_of[part, cell.cell]][::step, ::step])
+            image = self.wandb.Image(small)
+            rows.append([image, cell.cell, cell.subject, cell.label, float(cell.prob)])
+        return self.wandb.Table(columns=["image", "cell", "subject", "label", "prob"], data=rows)
+
+    def close(self, exit_code: int) -> None:
+        """Finish the W&B run."""
+        if self.wandb_run is not None:
+            with self._harmless("finishing"):
+                self.wandb_run.finish(exit_code=exit_code)

@@ -1,0 +1,182 @@
+"""`python -m leukocls.train`: one run, or with -m a sweep of them. Hydra composes, we run."""
+
+import atexit
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from leukocls.errors import DataFault, LeukoclsError
+
+PACKAGE = Path(__file__).parent
+# Inside an installed package, beside it in a checkout.
+CONF = next(p for p in (PACKAGE / "conf", PACKAGE.parent / "conf") if p.is_dir())
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM; `code` is the exit code, 128 + the signal."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"interrupted (exit code {code})")
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run as Hydra composed it."""
+
+    config: DictConfig
+    experiment: str
+    ablation: str
+    overrides: list[str]
+
+    @property
+    def directory(self) -> Path:
+        """`outputs/<experiment>/<arm>/seed_<nnn>`."""
+        from leukocls.run import arm_name
+
+        arm = arm_name(self.ablation, self.overrides)
+        seed = f"seed_{self.config.seed:03d}"
+        return Path(self.config.outputs) / self.experiment / arm / seed
+
+
+def run_job(job: Job) -> None:
+    """Do one run: skip it if it is done, resume it if it stopped, else start it.
+
+    Raises:
+        LeukoclsError: a refusal or a fault, in one message; nothing claims to be finished.
+    """
+    # Torch and Lightning are imported here so that mistakes in the command are told at once.
+    from leukocls.session import Session
+
+    config = job.config
+    if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
+        raise LeukoclsError(f"seed={config.seed}: choose a whole number from 0 to 2**32 - 1.")
+    session = Session(config)
+    run = session.run(job.directory)
+    with run.locked():
+        state = run.earlier(config.force)
+        if state == "done":
+            print(f"{run.directory}: done already, nothing to do (force=true runs it again)")
+            session.print_result(run)
+            return
+        _do(session, run, config, resume=state == "stopped" and config.resume)
+
+
+def _do(session: Any, run: Any, config: DictConfig, resume: bool) -> None:
+    from leukocls.run import logged
+
+    facts = session.facts()
+    if resume:
+        run.resume(**facts)
+    else:
+        run.start(config, **facts)
+    with logged(run.directory / "log.txt"):
+        try:
+            session.execute(run, resume)
+        except Interrupted as stop:
+            run.end("interrupted", str(stop))
+            raise
+        except Exception as error:
+            run.end("failed", f"{type(error).__name__}: {error}")
+            raise
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Let SIGINT and SIGTERM raise Interrupted; Lightning keeps handlers it finds installed."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise Interrupted(128 + number)
+
+    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _private_directory() -> str:
+    """Where Hydra may write what it insists on writing: it holds every override, secrets too."""
+    path = tempfile.mkdtemp(prefix="leukocls-")
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return path
+
+
+def _message(error: Exception) -> str:
+    if os.environ.get("LEUKOCLS_TRACEBACK") == "1":
+        traceback.print_exception(error)
+    if isinstance(error, LeukoclsError | HydraException | OmegaConfBaseException):
+        return str(error)
+    hint = "LEUKOCLS_TRACEBACK=1 shows where"
+    if "out of memory" in str(error):
+        hint = "choose a smaller data.batch_size or data.eval_batch_size; " + hint
+    return f"{type(error).__name__}: {error} ({hint})"
+
+
+def main() -> None:
+    """The command line. Exits 0, 1 (a job failed), 2 (usage, refusal), 130 or 143 (interrupted)."""
+    codes: list[int] = []
+    started = time.monotonic()
+
+    def attempt(config: DictConfig) -> None:
+        choices = HydraConfig.get().runtime.choices
+        many = HydraConfig.get().mode == RunMode.MULTIRUN
+        overrides = list(HydraConfig.get().overrides.task)
+        job = Job(config, choices["experiment"] or "default", choices["ablation"], overrides)
+        try:
+            run_job(job)
+            codes.append(0)
+        except Exception as error:
+            # One failed job leaves the others of a sweep alone.
+            codes.append(getattr(error, "exit_code", 2 if _is_usage(error) else 1))
+            where = f"{' '.join(overrides)}: " if many else ""
+            print(f"error: {where}{_message(error)}", file=sys.stderr)
+
+    OmegaConf.register_new_resolver("private_directory", _private_directory, use_cache=True)
+    # Hydra then hands its errors on instead of printing a trace of its own.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    warnings.filterwarnings("ignore", module="hydra")
+    entry = hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(attempt)
+    try:
+        with _signals():
+            entry()
+    except Interrupted as stop:
+        print(f"error: {stop}", file=sys.stderr)
+        sys.exit(stop.code)
+    except Exception as error:
+        print(f"error: {_message(error)}", file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", 2 if _is_usage(error) else 1))
+    if len(codes) > 1:
+        failed = sum(code != 0 for code in codes)
+        minutes = (time.monotonic() - started) / 60
+        print(
+            f"{len(codes) - failed} of {len(codes)} runs done, {failed} failed, {minutes:.1f} min"
+        )
+        sys.exit(DataFault.exit_code if failed else 0)
+    sys.exit(max(codes, default=0))
+
+
+def _is_usage(error: Exception) -> bool:
+    return isinstance(error, HydraException | OmegaConfBaseException)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,523 @@
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn import metrics as oracle
+
+from leukocls import evaluate, metrics, prediction_files, predictions
+from leukocls.errors import LeukoclsError
+
+SUBJECTS = ["51", "57", "H3", "H25"]
+
+
+def split_frame(split, epoch, n=40, labelled=True):
+    rng = np.random.default_rng([epoch, len(split)])
+    number = np.arange(1, n + 1)
+    subject = np.array(SUBJECTS)[number % 4]
+    label = (number % 4 < 2).astype(int)
+    views = (rng.normal(size=(n, 4)) + 1.2 * (label[:, None] - 0.5)).astype(np.float32)
+    logit = views.mean(axis=1)
+    return pd.DataFrame(
+        {
+            "epoch": epoch,
+            "split": split,
+            "cell": [f"{k}.bmp" for k in number],
+            "subject": subject if labelled else "",
+            "label": label if labelled else -1,
+            **{f"view_{v}": views[:, v] for v in range(4)},
+            "logit": logit,
+            "prob": metrics.sigmoid(logit),
+        }
+    )
+
+
+FRAME = pd.concat(
+    split_frame(split, epoch, labelled=split != "final")
+    for epoch in (0, 1, 2)
+    for split in ("train", "val", "prelim", "final")
+)
+
+
+@pytest.fixture
+def run(tmp_path):
+    directory = tmp_path / "outputs" / "x" / "proposal" / "seed_000"
+    directory.mkdir(parents=True)
+    predictions.write(directory / "predictions.parquet", FRAME)
+    record = {
+        "id": "x-proposal-s0-01234567",
+        "status": "done",
+        "selection": {"rule": "best_weighted_f1", "set": "val", "epoch": 1},
+        "threshold": 0.4,
+        "view_weights": None,
+        "marks": ["SYNTHETIC"],
+        "predictions_sha256": predictions.digest(FRAME),
+    }
+    (directory / "run.json").write_text(json.dumps(record))
+    return directory
+
+
+@pytest.fixture
+def js(capsys):
+    def call(*argv):
+        assert evaluate.main([*map(str, argv), "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    return call
+
+
+def cells_of(split, epoch):
+    return FRAME[(FRAME["split"] == split) & (FRAME["epoch"] == epoch)]
+
+
+def refused(*argv):
+    with pytest.raises(LeukoclsError) as caught:
+        evaluate.main([*map(str, argv)])
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+def write_csv(path, header, rows, end="\n"):
+    with open(path, "w", newline="") as stream:
+        csv.writer(stream, lineterminator=end).writerows([header, *rows])
+    return path
+
+
+# --- runs
+
+
+def test_a_run_is_scored_as_it_was_selected(run, js):
+    result = js(run, "--split", "prelim")
+    cells = cells_of("prelim", 1)
+    called = cells["logit"] > np.log(0.4 / 0.6)
+    assert result["weighted_f1"] == pytest.approx(
+        oracle.f1_score(cells["label"], called, average="weighted"), rel=1e-12
+    )
+    assert result["auroc"] == pytest.approx(oracle.roc_auc_score(cells["label"], cells["logit"]))
+    assert (result["source"], result["split"], result["epoch"]) == (str(run), "prelim", 1)
+    assert (result["threshold"], result["heading"]) == (0.4, "test")
+    assert (result["marks"], result["run"]) == (["SYNTHETIC"], "x-proposal-s0-01234567")
+    assert result["predictions_sha256"] == predictions.digest(FRAME)
+    assert (result["n"], result["n_subjects"]) == (40, 4)
+
+
+def test_every_split_is_one_result_with_its_own_heading(run, js):
+    headings = {one["split"]: one["heading"] for one in js(run)}
+    assert headings == {"train": "training", "val": "selection", "prelim": "test", "final": "test"}
+
+
+@pytest.mark.parametrize(
+    "override", [("--epoch", "2"), ("--epoch", "last"), ("--threshold", "0.3"), ("--views", "0")]
+)
+def test_what_the_command_line_chose_is_never_called_test(run, js, override):
+    assert js(run, "--split", "prelim", *override)["heading"] == "unknown"
+    assert js(run, "--split", "val", *override)["heading"] == "selection"
+
+
+def test_the_selection_set_is_never_called_test(run, js):
+    path = run / "run.json"
+    record = json.loads(path.read_text())
+    record["selection"]["set"] = "prelim"
+    path.write_text(json.dumps(record))
+    for epoch in ("selected", "last", "all"):
+        found = js(run, "--split", "prelim", "--epoch", epoch)
+        found = found if isinstance(found, list) else [found]
+        assert {one["heading"] for one in found} == {"selection"}
+    record["selection"] = {"rule": "last", "set": None, "epoch": 1}
+    path.write_text(json.dumps(record))
+    assert js(run, "--split", "prelim")["heading"] == "unknown"
+
+
+def test_epochs(run, js):
+    assert [one["epoch"] for one in js(run, "--split", "val", "--epoch", "all")] == [0, 1, 2]
+    assert js(run, "--split", "val", "--epoch", "last")["epoch"] == 2
+    assert js(run, "--split", "val", "--epoch", "0")["epoch"] == 0
+    assert "no epoch 9" in refused(run, "--epoch", "9")
+
+
+def test_views_are_rescored(run, js):
+    cells = cells_of("prelim", 1)
+    for views, columns in (("0", ["view_0"]), ("0,2", ["view_0", "view_2"])):
+        mean = cells[columns].to_numpy(np.float64).mean(axis=1)
+        result = js(run, "--split", "prelim", "--views", views, "--threshold", "0.5")
+        assert result["tp"] == int(((mean > 0) & (cells["label"] == 1)).sum())
+        assert result["brier"] == pytest.approx(
+            oracle.brier_score_loss(cells["label"], metrics.sigmoid(mean))
+        )
+    assert js(run, "--split", "prelim", "--views", "all") == js(run, "--split", "prelim")
+    assert "view_7" in refused(run, "--views", "7")
+
+
+def test_edited_predictions_are_refused(run):
+    path = run / "predictions.parquet"
+    frame = predictions.read(path)
+    frame.loc[frame.index[frame["label"] == 1][0], "label"] = 0
+    predictions.write(path, frame)
+    assert "edited" in refused(run)
+    assert "edited" in refused(path)
+
+
+def test_the_row_order_of_the_file_changes_nothing(run, js):
+    before = js(run)
+    FRAME.sample(frac=1, random_state=0).to_parquet(run / "predictions.parquet")
+    assert js(run) == before
+
+
+def test_a_run_without_a_digest_is_refused(run):
+    path = run / "run.json"
+    record = json.loads(path.read_text()) | {"predictions_sha256": None, "status": "running"}
+    path.write_text(json.dumps(record))
+    assert "running" in refused(run)
+
+
+def test_a_predictions_file_away_from_its_run_is_of_unknown_origin(tmp_path, js):
+    path = tmp_path / "copy.parquet"
+    predictions.write(path, FRAME)
+    assert "--epoch" in refused(path, "--split", "prelim")
+    result = js(path, "--split", "prelim", "--epoch", "1")
+    assert (result["heading"], result["threshold"], result["run"]) == ("unknown", 0.5, None)
+    assert js(path, "--split", "train", "--epoch", "1")["heading"] == "unknown"
+
+
+def test_unlabelled_cells_say_so(run, js, capsys):
+    final = js(run)[0]
+    assert final["split"] == "final"
+    assert final["weighted_f1"] is None
+    assert set(final["missing"].values()) == {"no labels"}
+    assert "no labels" in refused(run, "--split", "final")
+    assert evaluate.main([str(run)]) == 0
+    assert "40 cells, no labels" in capsys.readouterr().out
+
+
+def test_human_output(run, capsys):
+    assert evaluate.main([str(run), "--split", "val", "--per-subject"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("SELECTION ")
+    assert "*** SYNTHETIC ***" in out
+    assert "threshold 0.4" in out
+    f1 = evaluate.result(evaluate.parts(run, evaluate.Choice("val"))[0])["weighted_f1"]
+    assert f"{f1:.4f}" in out
+    assert all(f"\n{subject} " in out for subject in SUBJECTS)
+
+
+# --- other people's files
+
+
+def labels_and_probs(n=30):
+    rng = np.random.default_rng(7)
+    label = rng.integers(0, 2, n)
+    return label, np.clip(0.5 + 0.3 * (label - 0.5) + rng.normal(size=n) / 5, 0.01, 0.99)
+
+
+LABEL, PROB = labels_and_probs()
+CELLS = [f"{k}.bmp" for k in range(1, 31)]
+UIDS = [
+    f"UID_{'' if y else 'h'}{k % 3 + 1}_{k}_1_{'all' if y else 'hem'}.bmp"
+    for k, y in enumerate(LABEL)
+]
+EXPECTED = metrics.cell_metrics(LABEL, prob=PROB)["weighted_f1"]
+
+
+@pytest.fixture
+def truth(tmp_path):
+    rows = zip(UIDS, CELLS, LABEL, strict=True)
+    return write_csv(tmp_path / "official.csv", ["Patient_ID", "new_names", "labels"], rows, "\r\n")
+
+
+@pytest.fixture
+def probs(tmp_path):
+    rows = list(zip(CELLS, PROB, strict=True))
+    np.random.default_rng(0).shuffle(rows)
+    return write_csv(tmp_path / "probs.csv", ["cell", "prob"], rows)
+
+
+def test_official_truth_is_joined_by_name(probs, truth, js):
+    result = js(probs, "--truth", truth)
+    assert result["weighted_f1"] == pytest.approx(EXPECTED, rel=1e-12)
+    assert result["heading"] == "unknown"
+    assert result["split"] is None
+    assert result["epoch"] is None
+    subjects = {row["subject"] for row in result["subject"]["per_subject"]}
+    assert subjects == {"1", "2", "3", "H1", "H2", "H3"}
+
+
+def test_the_row_order_of_other_peoples_files_changes_no_bit(tmp_path, probs, truth, js):
+    rows = zip(CELLS, PROB, strict=True)
+    ordered = write_csv(tmp_path / "ordered.csv", ["cell", "prob"], rows)
+    assert js(ordered, "--truth", truth) | {"source": str(probs)} == js(probs, "--truth", truth)
+
+
+@pytest.mark.parametrize("names", [UIDS, [name[:-4] for name in UIDS], [c[:-4] for c in CELLS]])
+def test_cells_may_go_by_either_name_and_without_suffix(tmp_path, truth, js, names):
+    path = write_csv(tmp_path / "p.csv", ["cell", "prob"], zip(names, PROB, strict=True))
+    assert js(path, "--truth", truth)["weighted_f1"] == pytest.approx(EXPECTED, rel=1e-12)
+
+
+def test_every_kind_of_column(tmp_path, truth, js):
+    logit = np.log(PROB / (1 - PROB))
+    hard = (PROB > 0.5).astype(int)
+    for column, values in (("prob", PROB), ("logit", logit), ("label_pred", hard)):
+        for name in ("cell", "new_names"):
+            path = write_csv(tmp_path / "p.csv", [name, column], zip(CELLS, values, strict=True))
+            result = js(path, "--truth", truth)
+            assert result["weighted_f1"] == pytest.approx(EXPECTED, rel=1e-12)
+            assert (result["threshold"] is None) == (column == "label_pred")
+    assert result["auroc"] is None
+    assert "hard labels" in result["missing"]["auroc"]
+    path = tmp_path / "p.parquet"
+    pd.DataFrame({"cell": range(1, 31), "prob": PROB, "label": LABEL}).to_parquet(path)
+    assert js(path)["weighted_f1"] == pytest.approx(EXPECTED, rel=1e-12)
+
+
+def test_a_lone_column_labels_is_a_prediction_beside_prob_it_is_the_truth(tmp_path, truth, js):
+    hard = (PROB > 0.5).astype(int)
+    path = write_csv(tmp_path / "a.csv", ["new_names", "labels"], zip(CELLS, hard, strict=True))
+    assert js(path, "--truth", truth)["weighted_f1"] == pytest.approx(EXPECTED, rel=1e-12)
+    assert "no labels" in refused(path)
+    rows = zip(CELLS, LABEL, PROB, strict=True)
+    path = write_csv(tmp_path / "b.csv", ["new_names", "labels", "prob"], rows)
+    assert js(path)["weighted_f1"] == pytest.approx(EXPECTED, rel=1e-12)
+    assert "truth itself" in refused(truth, "--truth", truth)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_challenge_files(tmp_path, truth, js, zipped):
+    text = "".join(f"{int(p > 0.5)}\r\n" for p in PROB)
+    path = tmp_path / "isbi_valid.predict"
+    path.write_text(text)
+    if zipped:
+        path = tmp_path / "submission.zip"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("isbi_valid.predict", text)
+    before = sorted(os.listdir(tmp_path))
+    result = js(path, "--truth", truth, "--split", "prelim")
+    assert result["weighted_f1"] == pytest.approx(EXPECTED, rel=1e-12)
+    assert (result["split"], result["n_subjects"]) == ("prelim", 6)
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_several_inputs_are_a_list_in_order(run, probs, truth, js):
+    found = js(run / "predictions.parquet", run, "--split", "val")
+    assert [one["source"] for one in found] == [str(run / "predictions.parquet"), str(run)]
+    assert [one["source"] for one in js(probs, probs, "--truth", truth)] == [str(probs)] * 2
+
+
+def test_a_subject_column_counts(tmp_path, js):
+    rows = [("a", 0.9, 1, "p"), ("b", 0.2, 1, "p"), ("c", 0.3, 0, "q")]
+    path = write_csv(tmp_path / "p.csv", ["cell", "prob", "label", "subject"], rows)
+    result = js(path)
+    assert (result["n_subjects"], result["subject"]["undecided"]) == (2, 1)
+
+
+# --- refusals
+
+
+def test_truth_for_one_split_needs_the_split(run, truth):
+    assert "--split" in refused(run, "--truth", truth)
+
+
+def test_missing_unknown_and_duplicate_cells_are_named(tmp_path, truth):
+    def message(names):
+        path = write_csv(tmp_path / "p.csv", ["cell", "prob"], [(name, 0.5) for name in names])
+        return refused(path, "--truth", truth)
+
+    assert "17.bmp (1 in all)" in message([c for c in CELLS if c != "17.bmp"])
+    assert "99.bmp" in message([*CELLS, "99.bmp"])
+    assert "8 (1 in all)" in message([*CELLS, "8"])
+    assert UIDS[4] in message([*CELLS, UIDS[4]])
+    long = message(CELLS[:5])
+    assert "(25 in all)" in long
+    assert "15.bmp" in long
+    assert "16.bmp" not in long
+
+
+def test_labels_that_contradict_are_named(tmp_path, truth):
+    rows = [(c, 0.5, y if c != "6.bmp" else 1 - y) for c, y in zip(CELLS, LABEL, strict=True)]
+    path = write_csv(tmp_path / "p.csv", ["cell", "prob", "label"], rows)
+    assert "contradict" in (message := refused(path, "--truth", truth))
+    assert "6.bmp" in message
+    swapped = zip(UIDS, CELLS, 1 - LABEL, strict=True)
+    flipped = write_csv(tmp_path / "t.csv", ["Patient_ID", "new_names", "labels"], swapped)
+    assert "contradicts the name" in refused(path, "--truth", flipped)
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "said"),
+    [
+        ("cell,prob,label", "a,nan,1", "prob holds no finite number for a (1 in all)"),
+        ("cell,prob,label", "a,,1", "prob holds no finite number for a (1 in all)"),
+        ("cell,prob,label", "a,1.2,1", "not between 0 and 1 for a (1 in all)"),
+        ("cell,logit,label", "a,inf,1", "logit holds no finite number for a (1 in all)"),
+        ("cell,prob,label", "a,0.5,2", "label is neither 1 (ALL) nor 0 (HEM) for a (1 in all)"),
+        ("cell,prob,label", "a,0.5,-1", "label is neither"),
+        ("cell,prob,label", "a,0.5,", "label is neither"),
+        ("cell,prob,label", "a,0.5,ALL", "label is neither"),
+        ("cell,label_pred,label", "a,0.5,1", "label_pred is neither"),
+        ("cell,prob,logit,label", "a,0.9,-3,1", "not the sigmoid of logit for a (1 in all)"),
+        ("cell,prob,label", " ,0.5,1", "needs its name"),
+        ("cell,prob,label", "a,0.5", "commas"),
+        ("cell,prob,prob", "a,0.5,0.5", "twice"),
+        ("cell;prob;label", "a;0.5;1", "no column cell"),
+        ("name,prob,label", "a,0.5,1", "no column cell"),
+        ("cell,score,label", "a,0.5,1", "no column prob"),
+        ("cell,prob,label", None, "no rows"),
+    ],
+)
+def test_bad_tables_are_refused_with_the_file_and_the_cause(tmp_path, header, row, said):
+    path = tmp_path / "bad.csv"
+    path.write_text(header + "\n" + ("" if row is None else row + "\n"))
+    message = refused(path)
+    assert message.startswith(str(path))
+    assert said in message
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", b"", "empty"),
+        ("a.csv", b" \n\n", "empty"),
+        ("a.csv", b"\xff\xfe\x00\x01", "neither CSV"),
+        ("a.csv", b"<!DOCTYPE html><html>\n<p>x</p>", "no column cell"),
+        ("a.parquet", b"PAR1 and nothing else", "damaged parquet"),
+        ("a.zip", b"PK\x03\x04 and nothing else", "cannot be unzipped"),
+        ("a.predict", b"1\n0\n0.5\n", "line 3: 0.5"),
+        ("a.predict", b"1\n0\n2\n", "line 3: 2"),
+    ],
+)
+def test_garbage_is_refused(tmp_path, name, content, said):
+    path = tmp_path / name
+    path.write_bytes(content)
+    for argv in ((path,), (path, "--truth", path)):
+        assert str(path) in refused(*argv)
+    assert said in refused(path)
+
+
+def test_a_missing_path_is_refused(tmp_path, probs):
+    assert "no such file" in refused(tmp_path / "nowhere.csv")
+    assert "no such file" in refused(probs, "--truth", tmp_path / "nowhere.csv")
+    assert "no run.json" in refused(tmp_path)
+
+
+def test_an_archive_is_bounded_and_holds_one_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.zip"
+    monkeypatch.setattr(prediction_files, "LARGEST_MEMBER", 1000)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("isbi_valid.predict", "1\n" * 100_000)
+    assert "refused" in refused(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("other.txt", "1\n")
+    assert "exactly one" in refused(path)
+
+
+def test_duplicates_in_the_file_itself(tmp_path):
+    path = write_csv(
+        tmp_path / "p.csv", ["cell", "prob", "label"], [("1", 0.5, 1), ("1.bmp", 1, 1)]
+    )
+    assert "1.bmp (1 in all)" in refused(path)
+    rows = [("1", 0.5, 1, 0), ("1", 0.6, 1, 1)]
+    path = write_csv(tmp_path / "p.csv", ["cell", "prob", "label", "epoch"], rows)
+    assert "--epoch" in refused(path)
+
+
+def test_a_subject_of_both_classes_is_refused(tmp_path):
+    rows = [("a", 0.9, 1, "p"), ("b", 0.2, 0, "p")]
+    path = write_csv(tmp_path / "p.csv", ["cell", "prob", "label", "subject"], rows)
+    message = refused(path)
+    assert message.startswith(str(path))
+    assert "one class" in message
+
+
+# --- the challenge's format
+
+
+def test_submission_of_an_unlabelled_split(run, tmp_path, js):
+    path = tmp_path / "s.zip"
+    result = js(run, "--split", "final", "--submission", path)
+    assert result["n"] == 40
+    assert result["weighted_f1"] is None
+    with zipfile.ZipFile(path) as archive:
+        assert archive.namelist() == ["isbi_valid.predict"]
+        assert archive.infolist()[0].date_time == (1980, 1, 1, 0, 0, 0)
+        lines = archive.read("isbi_valid.predict").decode().split("\n")
+    called = (cells_of("final", 1)["logit"] > np.log(0.4 / 0.6)).astype(int)
+    assert lines == [*map(str, called), ""]
+    first = path.read_bytes()
+    js(run, "--split", "final", "--submission", path)
+    assert path.read_bytes() == first
+
+
+def test_a_submission_scores_as_its_source(run, tmp_path, js):
+    path = tmp_path / "s.zip"
+    source = js(run, "--split", "prelim", "--submission", path)
+    rows = cells_of("prelim", 1)[["cell", "label"]].to_numpy()
+    truth = write_csv(tmp_path / "t.csv", ["cell", "label"], rows)
+    back = js(path, "--truth", truth)
+    assert [back[k] for k in metrics.COUNTS] == [source[k] for k in metrics.COUNTS]
+
+
+def test_submissions_that_cannot_be(run, tmp_path, truth):
+    out = tmp_path / "s.zip"
+    assert "--split" in refused(run, "--submission", out)
+    rows = [(c, 0.5) for c in CELLS if c not in ("4.bmp", "9.bmp")]
+    path = write_csv(tmp_path / "p.csv", ["cell", "prob"], rows)
+    assert "4.bmp, 9.bmp (2 in all)" in refused(path, "--submission", out)
+    path = write_csv(tmp_path / "p.csv", ["cell", "prob"], [(name, 0.5) for name in UIDS])
+    assert "uid_" in refused(path, "--submission", out)
+    assert not out.exists()
+
+
+# --- the genuine label file
+
+
+def test_genuine_truth(sample_root, tmp_path, js):
+    path = next(sample_root.rglob("*_labels.csv"))
+    table = pd.read_csv(path)
+    rows = [(name, y) for name, y in zip(table["new_names"], table["labels"], strict=True)]
+    guess = write_csv(tmp_path / "p.csv", ["new_names", "label_pred"], rows[::-1])
+    result = js(guess, "--truth", path)
+    assert [result[key] for key in metrics.COUNTS] == [1219, 0, 648, 0]
+    assert result["n_subjects"] == 28
+    labels = [row["label"] for row in result["subject"]["per_subject"]]
+    assert (sum(labels), len(labels)) == (13, 28)
+
+
+# --- the real command
+
+
+def command(*argv, **options):
+    return subprocess.run(
+        [sys.executable, *map(str, argv)], capture_output=True, text=True, **options
+    )
+
+
+def test_real_commands(run, tmp_path):
+    good = command("-m", "leukocls.evaluate", run, "--json")
+    assert good.returncode == 0
+    assert len(json.load(io.StringIO(good.stdout))) == 4
+    assert good.stderr == ""
+    bad = command("-m", "leukocls.evaluate", "nowhere.csv")
+    assert bad.returncode == 2
+    assert bad.stdout == ""
+    assert bad.stderr.startswith("error: nowhere.csv")
+    assert bad.stderr.count("\n") == 1
+    assert command("-m", "leukocls.evaluate").returncode == 2
+
+
+def test_help_is_light():
+    program = (
+        "import sys; from leukocls import evaluate, runs\n"
+        "heavy = {'torch', 'lightning', 'hydra', 'pandas', 'pyarrow', 'sklearn', 'scipy'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    assert command("-c", program).stdout == "[]\n"
+    program = (
+        "import sys; from leukocls import predictions, prediction_files\n"
+        "print(sorted({'torch', 'lightning', 'hydra'} & set(sys.modules)))"
+    )
+    assert command("-c", program).stdout == "[]\n"

@@ -1,0 +1,136 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from leukocls import runs
+from leukocls.errors import LeukoclsError
+
+
+def make(root, experiment="prellberg2019", arm="proposal", seed=3, **changes):
+    directory = root / experiment / arm / f"seed_{seed:03d}"
+    directory.mkdir(parents=True)
+    record = {
+        "id": f"{experiment}-{arm}-s{seed}-0123abcd",
+        "status": "done",
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "selection": {"rule": "best_weighted_f1", "set": "val", "epoch": 4},
+        "metrics": {"val": {"weighted_f1": 0.8981}, "prelim": {"weighted_f1": 0.7}},
+        "marks": ["SYNTHETIC"],
+    } | changes
+    (directory / "run.json").write_text(json.dumps(record))
+    return directory
+
+
+def listed(capsys, *argv):
+    code = runs.main([*map(str, argv), "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def gone_pid():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_a_run_is_one_row(tmp_path, capsys):
+    directory = make(tmp_path)
+    assert listed(capsys, tmp_path) == (
+        0,
+        [
+            {
+                "path": str(directory),
+                "id": "prellberg2019-proposal-s3-0123abcd",
+                "experiment": "prellberg2019",
+                "arm": "proposal",
+                "seed": 3,
+                "status": "done",
+                "epoch": 4,
+                "headline": {"heading": "selection", "set": "val", "weighted_f1": 0.8981},
+                "marks": ["SYNTHETIC"],
+            }
+        ],
+    )
+
+
+def test_the_table_says_what_it_shows(tmp_path, capsys):
+    make(tmp_path)
+    make(tmp_path, arm="norot", seed=12, metrics={}, marks=[], status="running")
+    assert runs.main([str(tmp_path)]) == 0
+    header, norot, proposal = capsys.readouterr().out.splitlines()
+    assert header.split()[:4] == ["experiment", "arm", "seed", "status"]
+    assert norot.split()[:6] == ["prellberg2019", "norot", "12", "running", "–", "–"]
+    assert "0.8981 selection (val)" in proposal
+    assert "SYNTHETIC" in proposal
+    assert proposal.index("done") == norot.index("running") == header.index("status")
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({"status": "running"}, "running"),
+        ({"status": "running", "pid": gone_pid()}, "dead"),
+        ({"status": "running", "pid": None}, "dead"),
+        ({"status": "running", "pid": -1}, "dead"),
+        ({"status": "running", "pid": gone_pid(), "host": "elsewhere"}, "running"),
+        ({"status": "done", "pid": gone_pid()}, "done"),
+    ],
+)
+def test_a_running_run_without_its_process_is_dead(tmp_path, capsys, changes, status):
+    make(tmp_path, **changes)
+    assert listed(capsys, tmp_path)[1][0]["status"] == status
+
+
+def test_any_depth_and_a_run_itself(tmp_path, capsys):
+    directory = make(tmp_path / "old" / "older")
+    assert [row["path"] for row in listed(capsys, tmp_path)[1]] == [str(directory)]
+    row = listed(capsys, directory)[1][0]
+    assert (row["experiment"], row["arm"], row["seed"]) == ("prellberg2019", "proposal", 3)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "\x00"])
+def test_a_damaged_record_is_one_line_and_hides_no_other(tmp_path, capsys, content):
+    make(tmp_path)
+    broken = make(tmp_path, seed=4)
+    (broken / "run.json").write_text(content)
+    assert runs.main([str(tmp_path)]) == 3
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert lines[2].startswith("damaged")
+    assert str(broken / "run.json") in lines[2]
+    code, rows = listed(capsys, tmp_path)
+    assert code == 3
+    assert [row["status"] for row in rows] == ["done", "damaged"]
+
+
+def test_an_unfinished_record_has_no_headline(tmp_path, capsys):
+    make(tmp_path, status="failed", selection=None, metrics=None, marks=None)
+    row = listed(capsys, tmp_path)[1][0]
+    assert row["headline"] is None
+    assert row["epoch"] is None
+    assert row["marks"] == []
+    assert runs.main([str(tmp_path)]) == 0
+
+
+def test_empty_and_missing_outputs(tmp_path, capsys):
+    assert runs.main([str(tmp_path)]) == 0
+    assert "no runs" in capsys.readouterr().out
+    assert listed(capsys, tmp_path) == (0, [])
+    with pytest.raises(LeukoclsError, match="nowhere"):
+        runs.main([str(tmp_path / "nowhere")])
+
+
+def test_the_real_command(tmp_path):
+    make(tmp_path)
+    command = [sys.executable, "-m", "leukocls.runs"]
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "proposal" in done.stdout
+    missing = str(tmp_path / "nowhere")
+    refused = subprocess.run([*command, missing], capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"error: {missing}")
