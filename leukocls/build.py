@@ -3,6 +3,7 @@
 import importlib
 from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
@@ -32,7 +33,13 @@ def build(config: Any, **arguments: Any) -> Any:
                 f"_target_={target}: not allowed in a configuration. Networks live in"
                 " leukocls/models/; anything else is added to ALLOWED in leukocls/build.py."
             )
-    return instantiate(config, **arguments, _convert_="all")
+    try:
+        return instantiate(config, **arguments, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, LeukoclsError):
+            raise cause from None
+        raise LeukoclsError(f"{config['_target_']}: {cause or error}") from error
 
 
 def _targets(node: Any) -> list[str]:

@@ -2,7 +2,6 @@
 
 import argparse
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -70,21 +69,23 @@ def data() -> dict[str, Any]:
 
 
 def weights() -> dict[str, Any]:
-    """timm's ImageNet weights of SE-ResNeXt50 where the hub's cache keeps them."""
+    """timm's ImageNet weights of SE-ResNeXt50, where its download puts them."""
     row: dict[str, Any] = {"what": "weights", "ok": False}
     remedy = (
         "the first run fetches them from the hub; without a network model.weights=FILE or"
         " model.pretrained=false"
     )
-    if importlib.util.find_spec("huggingface_hub") is None:
-        return row | {"found": "huggingface_hub is not installed", "remedy": remedy}
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    kept = sorted(Path(HF_HUB_CACHE).glob("models--timm--*seresnext50_32x4d*"))
-    if not kept:
-        found = f"SE-ResNeXt50 (ImageNet) is not in {HF_HUB_CACHE}"
-        return row | {"found": found, "remedy": remedy}
-    return row | {"found": str(kept[0]), "ok": True, "remedy": ""}
+    try:
+        import timm
+        import torch
+    except Exception as error:
+        return row | {"found": f"timm does not import: {error}", "remedy": "see device"}
+    # timm keeps this network outside the Hugging Face hub, in torch's own cache.
+    config: Any = timm.get_pretrained_cfg("legacy_seresnext50_32x4d")
+    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(config.url).name
+    if not file.is_file():
+        return row | {"found": f"SE-ResNeXt50 (ImageNet) is not at {file}", "remedy": remedy}
+    return row | {"found": str(file), "ok": True, "remedy": ""}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

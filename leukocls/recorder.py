@@ -132,10 +132,10 @@ class Recorder(pl.Callback):
             self.predictions.append(frame)
             values = pl_module.rows[split]
             known = frame["label"] >= 0
-            graded = auroc(frame.loc[known, "label"], frame.loc[known, "logit"])
             row |= {f"{split}_{name}": values[name] for name in ("tp", "fp", "tn", "fn")}
             row |= {f"{split}_{name}": values.get(name) for name in ("loss", *RECORDED)}
-            row[f"{split}_auroc"] = graded
+            if known.any():
+                row[f"{split}_auroc"] = auroc(frame.loc[known, "label"], frame.loc[known, "logit"])
         self.metrics.append(row)
         if not trainer.is_global_zero:
             return

@@ -91,6 +91,22 @@ def _starred(node: Any) -> Any:
     return [_starred(v) for v in node] if isinstance(node, list) else node
 
 
+def scored_weights(checkpoint: str) -> Path:
+    """The weights file that `checkpoint=` means: a run directory's best, or one file of a run.
+
+    Raises:
+        LeukoclsError: it is neither.
+    """
+    path = Path(checkpoint)
+    weights = path / "checkpoints" / "best.safetensors" if path.is_dir() else path
+    if not weights.is_file() or not (weights.parent.parent / "run.json").is_file():
+        raise LeukoclsError(
+            f"checkpoint={checkpoint}: neither a run directory nor a .safetensors file in one's"
+            " checkpoints/. For other weights use model.weights=FILE."
+        )
+    return weights
+
+
 class Run:
     """One run directory and its `run.json`.
 

@@ -24,7 +24,7 @@ from leukocls.errors import DataFault, LeukoclsError
 from leukocls.files import sha256_file
 from leukocls.models.weights import load_weights
 from leukocls.recorder import Recorder
-from leukocls.run import Run, identity
+from leukocls.run import Run, identity, scored_weights
 from leukocls.runs import read_record
 from leukocls.tracking import tracking
 
@@ -35,7 +35,6 @@ QUIET = (
     ".*Trying to infer the `batch_size`.*",
     ".*isinstance.treespec, LeafSpec.*",
 )
-LIMITS = ("limit_train_batches", "limit_val_batches", "overfit_batches", "fast_dev_run")
 
 
 class Session:
@@ -79,6 +78,13 @@ class Session:
         digests = {"data": self.digest, "weights": sha256_file(weights) if weights else None}
         return Run(directory, identity(self.config, digests))
 
+    def pos_weight(self) -> float:
+        """n_HEM / n_ALL of the training set (Prellberg & Kramer 2019, released code)."""
+        if self.weights:
+            return float(_record_of(self.weights)["pos_weight"])
+        label = self.index.table["label"].to_numpy()[self.split.rows["train"]]
+        return float((label == 0).sum() / (label == 1).sum())
+
     def facts(self) -> dict[str, Any]:
         """What run.json says of the run from its start on."""
         config = self.config
@@ -89,7 +95,7 @@ class Session:
         marks = {
             "SYNTHETIC": self.index.synthetic,
             "PARTIAL": bool(self.index.incomplete()),
-            "LIMITED": any(config.trainer.get(name) not in (None, 0, 1.0) for name in LIMITS),
+            "LIMITED": _is_limited(config.trainer),
             "LEAKY": self.split.leaky,
         }
         return {
@@ -99,6 +105,7 @@ class Session:
             "split_scheme": source.get("split_scheme", self.split.scheme),
             "selection": {"rule": rule, "set": chosen_on, "epoch": None},
             "threshold": 0.5,
+            "pos_weight": self.pos_weight(),
             "view_weights": [1 / config.views] * config.views,
             "marks": [
                 name for name, holds in marks.items() if holds or name in source.get("marks", [])
@@ -110,7 +117,7 @@ class Session:
         }
 
     def execute(self, run: Run, resume: bool) -> None:
-        """Train (or score), then write the record's last state and print the result."""
+        """Train (or score), then write the record's last state."""
         config, started = self.config, time.perf_counter()
         pl.seed_everything(config.seed, verbose=False)
         datamodule = self._datamodule()
@@ -135,7 +142,6 @@ class Session:
             metrics=recorder.selected_metrics(),
             timing={"prepare_s": round(ready - started, 2), "run_s": round(done - ready, 2)},
         )
-        self.print_result(run)
 
     def _fit(
         self,
@@ -177,15 +183,12 @@ class Session:
         if self.weights:
             network = build({**config.model, "pretrained": False, "weights": None})
             load_weights(network, self.weights, classifier="")
-            pos_weight = 1.0
         else:
             network = build(config.model)
-            label = self.index.table["label"].to_numpy()[self.split.rows["train"]]
-            pos_weight = float((label == 0).sum() / (label == 1).sum())
         return CellClassifier(
             network,
             _plain(config.optim),
-            pos_weight=pos_weight,
+            pos_weight=self.pos_weight(),
             view_count=config.views,
             seed=config.seed,
             scored=self.split.scored,
@@ -197,6 +200,8 @@ class Session:
         logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         options = _plain(self.config.trainer)
+        if not isinstance(options["max_epochs"], int) or options["max_epochs"] < 1:
+            raise LeukoclsError(f"trainer.max_epochs={options['max_epochs']}: choose at least 1.")
         # A bar is for people; a pipe or a log gets one line an epoch.
         if options["enable_progress_bar"] and sys.stderr.isatty():
             callbacks.append(TQDMProgressBar())
@@ -260,20 +265,11 @@ def load_index(config: DictConfig) -> Index:
     return index
 
 
-def scored_weights(checkpoint: str) -> Path:
-    """The weights file that `checkpoint=` means: a run directory's best, or one file of a run.
-
-    Raises:
-        LeukoclsError: it is neither.
-    """
-    path = Path(checkpoint)
-    weights = path / "checkpoints" / "best.safetensors" if path.is_dir() else path
-    if not weights.is_file() or not (weights.parent.parent / "run.json").is_file():
-        raise LeukoclsError(
-            f"checkpoint={checkpoint}: neither a run directory nor a .safetensors file in one's"
-            " checkpoints/. For other weights use model.weights=FILE."
-        )
-    return weights
+def _is_limited(trainer: DictConfig) -> bool:
+    """Whether Lightning is told to leave batches out (its 1 means one batch, its 1.0 all)."""
+    limits = [trainer.get(f"limit_{stage}_batches") for stage in ("train", "val")]
+    kept = any(not (limit is None or (isinstance(limit, float) and limit == 1)) for limit in limits)
+    return kept or bool(trainer.get("overfit_batches")) or bool(trainer.get("fast_dev_run"))
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:
@@ -294,7 +290,9 @@ def _with_recipe_of(weights: Path, config: DictConfig) -> DictConfig:
     """`config` with the network, image geometry and views that the checkpoint was trained with."""
     trained: Any = OmegaConf.load(weights.parent.parent / "config.yaml")
     kept = {"crop": trained.data.crop, "size": trained.data.size}
-    recipe = {name: trained[name] for name in ("model", "augment", "optim", "views")}
+    recipe = {
+        name: trained[name] for name in ("seed", "threads", "model", "augment", "optim", "views")
+    }
     data = OmegaConf.merge(config.data, kept)
     merged: Any = OmegaConf.merge(config, {name: None for name in recipe})
     OmegaConf.set_struct(merged, False)

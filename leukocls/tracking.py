@@ -62,7 +62,8 @@ class Tracker(pl.Callback):
         configured: Any = OmegaConf.to_container(OmegaConf.load(run.directory / "config.yaml"))
         with self._harmless("starting"):
             self.wandb_run = wandb.init(
-                id=run.id,
+                # W&B takes no comma in an id; the hash in it keeps ids apart all the same.
+                id=run.id.replace(",", "+"),
                 name=f"{experiment}/{arm}/{seed}",
                 project=logger.project,
                 entity=logger.entity,

@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import re
 import shutil
 import signal
 import sys
@@ -17,7 +18,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -48,12 +49,15 @@ class Job:
 
     @property
     def directory(self) -> Path:
-        """`outputs/<experiment>/<arm>/seed_<nnn>`."""
-        from leukocls.run import arm_name
+        """`outputs/<experiment>/<arm>/seed_<nnn>`. Raises LeukoclsError: no such checkpoint."""
+        from leukocls.run import arm_name, scored_weights
 
-        arm = arm_name(self.ablation, self.overrides)
-        seed = f"seed_{self.config.seed:03d}"
-        return Path(self.config.outputs) / self.experiment / arm / seed
+        experiment, arm, seed = self.experiment, self.ablation, f"seed_{self.config.seed:03d}"
+        if self.config.checkpoint:
+            # A scored run stands beside the run that was trained.
+            trained = scored_weights(self.config.checkpoint).resolve().parent.parent
+            experiment, arm, seed = trained.parts[-3:]
+        return Path(self.config.outputs) / experiment / arm_name(arm, self.overrides) / seed
 
 
 def run_job(job: Job) -> None:
@@ -96,6 +100,7 @@ def _do(session: Any, run: Any, config: DictConfig, resume: bool) -> None:
         except Exception as error:
             run.end("failed", f"{type(error).__name__}: {error}")
             raise
+        session.print_result(run)
 
 
 @contextmanager
@@ -120,11 +125,26 @@ def _private_directory() -> str:
     return path
 
 
+def quoted_path(argument: str) -> str:
+    """An override whose value is an existing path, so that Hydra reads `,` and `=` in it as text.
+
+    Run directories hold both.
+    """
+    key, equals, value = argument.partition("=")
+    if equals and re.search(r"[=,\s()\[\]{}]", value) and '"' not in value and Path(value).exists():
+        return f'{key}="{value}"'
+    return argument
+
+
 def _message(error: Exception) -> str:
     if os.environ.get("LEUKOCLS_TRACEBACK") == "1":
         traceback.print_exception(error)
     if isinstance(error, LeukoclsError | HydraException | OmegaConfBaseException):
-        return str(error)
+        # Where Hydra looked for its files helps nobody who mistyped a name.
+        told = re.split(r"\nConfig search path|\nSee https", str(error))[0].strip()
+        if isinstance(error, OverrideParseException):
+            told += "\nA value with a comma, an equals sign or a space is quoted: 'key=\"value\"'"
+        return told
     hint = "LEUKOCLS_TRACEBACK=1 shows where"
     if "out of memory" in str(error):
         hint = "choose a smaller data.batch_size or data.eval_batch_size; " + hint
@@ -150,6 +170,7 @@ def main() -> None:
             where = f"{' '.join(overrides)}: " if many else ""
             print(f"error: {where}{_message(error)}", file=sys.stderr)
 
+    sys.argv[1:] = [quoted_path(argument) for argument in sys.argv[1:]]
     OmegaConf.register_new_resolver("private_directory", _private_directory, use_cache=True)
     # Hydra then hands its errors on instead of printing a trace of its own.
     os.environ["HYDRA_FULL_ERROR"] = "1"

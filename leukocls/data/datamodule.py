@@ -122,9 +122,10 @@ class CellDataModule(pl.LightningDataModule):
                 raise LeukoclsError(f"data.{name}={value}: choose at least {least}.")
         if residence not in RESIDENCES:
             raise LeukoclsError(f"data.residence={residence}: choose one of {RESIDENCES}.")
-        if len(split.rows["train"]) < batch_size:
+        training = len(split.rows.get("train", ()))
+        if 0 < training < batch_size and split.scored != ["train"]:
             raise LeukoclsError(
-                f"data.batch_size={batch_size}: only {len(split.rows['train'])} training cells,"
+                f"data.batch_size={batch_size}: only {training} training cells,"
                 " so no full batch; choose a smaller one."
             )
         self.index, self.store, self.split = index, store, split

@@ -183,15 +183,18 @@ def _images(folder: Path, faults: list[str]) -> list[Path]:
     """Every .bmp of a folder; any other visible file is a fault, hidden ones are not ours."""
     if not folder.is_dir():
         return []
-    found = []
-    for path in folder.iterdir():
-        if path.name.startswith("."):
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        name = path.name.lower()
+        if name.startswith("."):
             continue
-        if path.suffix.lower() == ".bmp" and path.is_file():
-            found.append(path)
-        else:
+        if not (name.endswith(".bmp") and path.is_file()):
             faults.append(f"{path}: not a .bmp image; move it out of the data tree")
-    return found
+        elif name in found:
+            faults.append(f"{path}: differs from {found[name]} in case only; remove one")
+        else:
+            found[name] = path
+    return list(found.values())
 
 
 def _train_rows(root: Path, folder: Path, faults: list[str]) -> list[tuple]:
@@ -235,6 +238,8 @@ def _prelim_rows(
     if not images and not labels.exists():
         return [], 0
     truth = read_official_labels(labels, faults)
+    if not truth:  # one fault already; another for every image would bury it
+        return [], 0
     rows = []
     for name, path in images.items():
         if NUMBERED_NAME.fullmatch(name) is None:
@@ -256,7 +261,9 @@ def read_official_labels(path: Path, faults: list[str]) -> dict[str, tuple[str, 
     if not path.is_file():
         faults.append(f"{path}: the prelim label file is missing; fetch it with the data set")
         return {}
-    with open(path, newline="", encoding="utf-8-sig") as stream:
+    before = len(faults)
+    # What is not UTF-8 fails below like any other file without the columns.
+    with open(path, newline="", encoding="utf-8-sig", errors="replace") as stream:
         reader = csv.DictReader(stream)
         wanted = {"Patient_ID", "new_names", "labels"}
         if not wanted <= set(reader.fieldnames or ()):
@@ -281,7 +288,7 @@ def read_official_labels(path: Path, faults: list[str]) -> dict[str, tuple[str, 
             elif name in truth:
                 faults.append(f"{where}: {name} is listed twice; fetch the original file")
             truth[name] = (subject.upper(), int(image), int(number), int(label))
-    if not truth and not faults:
+    if not truth and len(faults) == before:
         faults.append(f"{path}: the label file lists no cell; fetch the original file")
     return truth
 

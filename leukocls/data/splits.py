@@ -23,8 +23,8 @@ class Split:
 
     @property
     def scored(self) -> list[str]:
-        """The splits that are evaluated after each epoch."""
-        return [name for name in self.rows if name != "train"]
+        """The splits that are evaluated after each epoch; train only if it is all there is."""
+        return [name for name in self.rows if name != "train"] or ["train"]
 
 
 def challenge(index: Index) -> Split:
