@@ -1,6 +1,7 @@
 """What a run writes while it trains: metrics, predictions, the best weights, where to resume."""
 
 import contextlib
+import csv
 import io
 import math
 import os
@@ -89,9 +90,9 @@ class Recorder(pl.Callback):
 
     def reload(self, epoch: int) -> None:
         """Take up what a stopped run had recorded, up to and including `epoch`."""
-        table = pd.read_csv(self.directory / "metrics.csv", float_precision="round_trip")
-        table = table[table["epoch"] <= epoch].astype(object)
-        self.metrics = table.where(table.notna(), None).to_dict("records")
+        with open(self.directory / "metrics.csv", newline="", encoding="utf-8") as stream:
+            rows = [{k: _number(v) for k, v in row.items()} for row in csv.DictReader(stream)]
+        self.metrics = [row for row in rows if row["epoch"] <= epoch]
         frame = predictions.read(self.directory / "predictions.parquet")
         self.predictions = [frame[frame["epoch"] <= epoch]]
 
@@ -188,6 +189,10 @@ class Recorder(pl.Callback):
 
 def _weights(module: Any) -> bytes:
     return save({k: v.contiguous() for k, v in module.network.state_dict().items()})
+
+
+def _number(text: str) -> Any:
+    return None if text == "" else int(text) if text.lstrip("-").isdigit() else float(text)
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:

@@ -29,7 +29,7 @@ NEUTRAL = {
     "model.weights", "trainer.enable_progress_bar",
 }  # fmt: skip
 # Already in the path.
-IN_PATH = {"ablation", "seed", "experiment"}
+IN_PATH = {"ablation", "seed", "experiment", "score"}
 SECRET = re.compile(r"(api[_-]?key|token|secret|passw)", re.IGNORECASE)
 PACKAGES = (
     "torch", "torchvision", "pytorch-lightning", "timm", "torchmetrics", "kornia", "hydra-core",

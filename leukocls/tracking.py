@@ -1,5 +1,6 @@
 """A run on W&B: offline unless told otherwise, never able to change or end the run."""
 
+import os
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,6 +61,9 @@ class Tracker(pl.Callback):
         self.recorder = recorder
         experiment, arm, seed = run.directory.parts[-3:]
         configured: Any = OmegaConf.to_container(OmegaConf.load(run.directory / "config.yaml"))
+        # Thumbnails wait for their upload here, not in the home directory.
+        self.own_data_dir = "WANDB_DATA_DIR" not in os.environ
+        os.environ.setdefault("WANDB_DATA_DIR", str((run.directory / "wandb").resolve()))
         with self._harmless("starting"):
             self.wandb_run = wandb.init(
                 # W&B takes no comma in an id; the hash in it keeps ids apart all the same.
@@ -71,10 +75,14 @@ class Tracker(pl.Callback):
                 group=f"{experiment}/{arm}",
                 job_type="train",
                 tags=run.record["marks"],
-                config={**configured, "marks": run.record["marks"], "config_hash": run.hash},
+                config={**configured, "marks": run.record["marks"], "config_hash": run.hash}
+                | {"versions": run.record["versions"]},
                 dir=run.directory,
                 resume="allow",
-                settings=wandb.Settings(console="off", silent=True, save_code=False),
+                # Without its metadata: that holds the command line, and what secrets are on it.
+                settings=wandb.Settings(
+                    console="off", silent=True, save_code=False, x_disable_meta=True
+                ),
             )
             self.wandb_run.define_metric("*", step_metric="epoch")
 
@@ -146,3 +154,5 @@ class Tracker(pl.Callback):
         if self.wandb_run is not None:
             with self._harmless("finishing"):
                 self.wandb_run.finish(exit_code=exit_code)
+        if self.own_data_dir:
+            os.environ.pop("WANDB_DATA_DIR", None)

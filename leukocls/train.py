@@ -57,6 +57,7 @@ class Job:
             # A scored run stands beside the run that was trained.
             trained = scored_weights(self.config.checkpoint).resolve().parent.parent
             experiment, arm, seed = trained.parts[-3:]
+            arm = f"score={self.config.score},{arm}"
         return Path(self.config.outputs) / experiment / arm_name(arm, self.overrides) / seed
 
 
@@ -171,7 +172,9 @@ def main() -> None:
             print(f"error: {where}{_message(error)}", file=sys.stderr)
 
     sys.argv[1:] = [quoted_path(argument) for argument in sys.argv[1:]]
-    OmegaConf.register_new_resolver("private_directory", _private_directory, use_cache=True)
+    OmegaConf.register_new_resolver(
+        "private_directory", _private_directory, use_cache=True, replace=True
+    )
     # Hydra then hands its errors on instead of printing a trace of its own.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     warnings.filterwarnings("ignore", module="hydra")

@@ -238,12 +238,12 @@ def _prelim_rows(
     if not images and not labels.exists():
         return [], 0
     truth = read_official_labels(labels, faults)
-    if not truth:  # one fault already; another for every image would bury it
-        return [], 0
     rows = []
     for name, path in images.items():
         if NUMBERED_NAME.fullmatch(name) is None:
             faults.append(f"{path}: not a numbered image (1.bmp, 2.bmp, …); restore its name")
+        elif not truth:
+            continue  # the label file is a fault already; one more an image would bury it
         elif name not in truth:
             faults.append(f"{path}: not listed in {labels}; remove it or restore the label file")
         else:

@@ -27,7 +27,8 @@ class TimmNetwork(nn.Module):
         options: passed to `timm.create_model` as they are.
 
     Raises:
-        LeukoclsError: unknown backbone, weights that do not fit, a hub that cannot be reached.
+        LeukoclsError: unknown backbone or one without stages, weights that do not fit, a hub that
+            cannot be reached.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class TimmNetwork(nn.Module):
             backbone, download, {"num_classes": outputs, **(options or {})}
         )
         if weights is not None:
-            load_weights(self.backbone, Path(weights), self.classifier_name)
+            load_weights(self.backbone, Path(weights), self.classifier_names)
         # Not persistent: the recipe holds them, and state dicts stay those of the backbone.
         shape = (1, 3, 1, 1)
         self.mean: Tensor
@@ -55,10 +56,21 @@ class TimmNetwork(nn.Module):
         self.register_buffer("std", torch.tensor(std or [1.0]).expand(3).view(shape), False)
         self.normalises = mean is not None or std is not None
 
+        try:
+            staged = all(self.stages().values())
+        except (AttributeError, AssertionError):
+            staged = False
+        if not staged:
+            raise LeukoclsError(
+                f"model.backbone={backbone}: timm does not say which of its layers are stages and"
+                " which are the head, so no stage can have a rate of its own. Choose another."
+            )
+
     @property
-    def classifier_name(self) -> str:
-        """timm's name of the last linear layer."""
-        return self.backbone.pretrained_cfg["classifier"]
+    def classifier_names(self) -> tuple[str, ...]:
+        """timm's names of the last linear layers: one, or more in distilled networks."""
+        names = self.backbone.pretrained_cfg.get("classifier") or ()
+        return (names,) if isinstance(names, str) else tuple(names)
 
     def forward(self, images: Tensor) -> Tensor:
         if self.normalises:
@@ -71,11 +83,8 @@ class TimmNetwork(nn.Module):
         Stages are timm's own coarse parameter groups; for SE-ResNeXt50 they are the paper's
         three groups (45, 178 and 2 tensors).
         """
-        head = [
-            name
-            for name, _ in self.backbone.named_parameters()
-            if name.startswith(f"{self.classifier_name}.")
-        ]
+        prefixes = tuple(f"{name}." for name in self.classifier_names)
+        head = [name for name, _ in self.backbone.named_parameters() if name.startswith(prefixes)]
         groups = group_parameters(self.backbone, self.backbone.group_matcher(coarse=True))
         body = [
             kept
@@ -107,9 +116,10 @@ def _create(backbone: str, pretrained: bool, options: dict[str, Any]) -> nn.Modu
                 f"model.backbone={backbone}: timm cannot build it ({error})."
                 " Check model.options and the image size."
             ) from error
+        reason = next(iter(str(error).splitlines()), "no message")
         raise LeukoclsError(
             f"model.backbone={backbone}: its pretrained weights could not be fetched"
-            f" ({type(error).__name__}: {str(error).splitlines()[0]}). Three ways on:\n"
+            f" ({type(error).__name__}: {reason}). Three ways on:\n"
             "  1. connect this machine to the hub once; timm keeps what it fetched;\n"
             "  2. model.weights=FILE, a safetensors file or state dict fetched elsewhere;\n"
             "  3. model.pretrained=false, to train from random weights."

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -27,8 +26,12 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:
+        # On a damaged file torch raises whatever its reader stumbles over, some without a message.
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        if isinstance(error, pickle.UnpicklingError):
+            # torch's own message advises to unpickle it after all.
+            reason = "no pickle, or one of more than tensors, which could run code"
         raise LeukoclsError(
             f"model.weights={path}: is not a readable safetensors file or state dict ({reason})."
             " Save it again with safetensors.torch.save_file(model.state_dict(), …)."
@@ -36,13 +39,18 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    ):
         raise LeukoclsError(f"model.weights={path}: holds no state dict (tensors by name).")
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 
-def load_weights(network: nn.Module, path: Path, classifier: str) -> list[str]:
+def load_weights(network: nn.Module, path: Path, classifier: str | tuple[str, ...]) -> list[str]:
     """Load `path` into `network`; only a `classifier` of another shape or name may stay random.
+
+    Args:
+        classifier: name of the last linear layer (or names), whose shape may differ; "" for none.
 
     Returns:
         Names of the network's tensors that keep their fresh values.
@@ -52,7 +60,9 @@ def load_weights(network: nn.Module, path: Path, classifier: str) -> list[str]:
     """
     state = read_state_dict(path)
     own = network.state_dict()
-    head = {name for name in own.keys() | state.keys() if name.startswith(f"{classifier}.")}
+    classifiers = (classifier,) if isinstance(classifier, str) else classifier
+    prefixes = tuple(f"{name}." for name in classifiers)
+    head = {name for name in own.keys() | state.keys() if name.startswith(prefixes)}
     fits = all(n in state and n in own and state[n].shape == own[n].shape for n in head)
     if not fits:
         state = {name: tensor for name, tensor in state.items() if name not in head}
