@@ -1,0 +1,57 @@
+"""`python -m leukocls.pack ROOT`: check and pack a data tree before the first run needs it."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from leukocls.errors import run_verb
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m leukocls.pack",
+        description="Decode every image of a data tree once, into the store that training reads.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("root", type=Path, metavar="ROOT", help="data tree in any of the three layouts")
+    add("--crop", type=int, default=300, help="side in pixels of the central square to keep")
+    add("--size", type=int, help="resize the crop to this side (default: keep it)")
+    add("--cache", type=Path, default=Path("outputs/store"), help="data.cache of the runs to come")
+    add("--json", action="store_true", help="print one JSON document")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Pack the tree. Raises LeukoclsError or DataFault as a run would."""
+    arguments = _parser().parse_args(argv)
+    from leukocls.data.index import build_index
+    from leukocls.data.store import check_images, data_digest, open_store
+
+    index = build_index(arguments.root)
+    check_images(index)
+    digest = data_digest(index, arguments.cache)
+    size = arguments.crop if arguments.size is None else arguments.size
+    images = open_store(index, digest, arguments.cache, arguments.crop, size)
+    packed = {
+        "store": str(images.filename),
+        "shape": list(images.shape),
+        "data_digest": digest,
+        "counts": index.counts(),
+        "incomplete": index.incomplete(),
+        "marks": ["SYNTHETIC"] if index.synthetic else [],
+    }
+    if arguments.json:
+        print(json.dumps(packed, indent=2))
+    else:
+        print(f"{packed['store']}: {len(images):,} images of {size}×{size} pixels")
+        if packed["incomplete"]:
+            print(f"PARTIAL: {packed['incomplete']}")
+        if index.synthetic:
+            print("*** SYNTHETIC ***")
+    return 0
+
+
+if __name__ == "__main__":
+    run_verb(main)
