@@ -25,6 +25,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from leukocls.errors import DataFault, LeukoclsError
 
+# Read when torch is loaded. OpenMP threads that spin while they wait make training several times
+# slower as soon as another process wants a core; on an idle machine this costs nothing to speak of.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 PACKAGE = Path(__file__).parent
 # Inside an installed package, beside it in a checkout.
 CONF = next(p for p in (PACKAGE / "conf", PACKAGE.parent / "conf") if p.is_dir())

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import leukocls.train  # noqa: F401  (before torch: it says how OpenMP threads wait)
 from leukocls.data.synthetic import SyntheticSpec, write_tree
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
