@@ -83,7 +83,7 @@ def data_digest(index: Index, cache: Path) -> str:
     return digest.hexdigest()
 
 
-def open_store(index: Index, digest: str, cache: Path, crop: int, size: int) -> np.ndarray:
+def open_store(index: Index, digest: str, cache: Path, crop: int, size: int) -> np.memmap:
     """The images of the index as a read-only memory map uint8 [N, size, size, 3], packed if needed.
 
     Args:
@@ -102,7 +102,8 @@ def open_store(index: Index, digest: str, cache: Path, crop: int, size: int) -> 
     path = cache / f"{digest[:16]}-crop{crop}-size{size}.npy"
     if not path.is_file():
         _pack(index, path, crop, size)
-    return np.load(path, mmap_mode="r")
+    images: np.memmap = np.load(path, mmap_mode="r")
+    return images
 
 
 def _pack(index: Index, path: Path, crop: int, size: int) -> None:

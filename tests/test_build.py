@@ -1,0 +1,124 @@
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from torch import nn
+
+import leukocls
+from leukocls.build import build
+from leukocls.data.augment import Augmentation
+from leukocls.errors import LeukoclsError
+from leukocls.models import timm_network
+from leukocls.models.timm_network import TimmNetwork
+from leukocls.optim import configure
+
+CONF = Path(leukocls.__file__).parents[1] / "conf"
+
+
+def options(group):
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def composed(group, option):
+    """One group of the configuration as `train` gets it, defaults of the file included."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(overrides=[f"+{group}={option}"])[group]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "pandas.read_pickle",
+        "torch.hub.load",
+        "torch.load",
+        "builtins.open",
+        "builtins.eval",
+        "os.system",
+        "subprocess.run",
+        "hydra.utils.get_method",
+        # What our own modules have imported is not ours.
+        "leukocls.models.weights.torch.load",
+        "leukocls.models.weights.torch.nn.Linear",
+        "leukocls.models.timm_network.timm.create_model",
+        "leukocls.models.timm_network.nn.Module",
+        # Ours, but no network.
+        "leukocls.models.weights.load_weights",
+        "leukocls.data.store.open_store",
+        "leukocls.models.timm_network.TimmNetwork.load_state_dict",
+        "leukocls.models.nowhere.Network",
+        "leukocls.models..TimmNetwork",
+        "torch.optim.lr_scheduler",
+        "torch.optim.Adam.step",
+        "",
+    ],
+)
+def test_targets_outside_the_allowlist_are_refused_by_name(target):
+    with pytest.raises(LeukoclsError, match="not allowed in a configuration") as refusal:
+        build({"_target_": target})
+    assert f"_target_={target}:" in str(refusal.value)
+
+
+def test_a_network_that_one_of_our_modules_has_imported_is_refused(monkeypatch):
+    monkeypatch.setattr(timm_network, "Linear", nn.Linear, raising=False)
+    with pytest.raises(LeukoclsError, match="not allowed in a configuration"):
+        build({"_target_": "leukocls.models.timm_network.Linear"})
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        {"options": {"act_layer": {"_target_": "os.system", "command": "true"}}},
+        {"options": {"layers": [1, [{"_target_": "os.system"}]]}},
+        {"weights": {"_target_": "os.system"}},
+    ],
+)
+def test_a_target_inside_a_permitted_one_is_refused(hidden):
+    network = {"_target_": "leukocls.models.timm_network.TimmNetwork", "backbone": "test_resnet"}
+    for config in ({**network, **hidden}, OmegaConf.create({**network, **hidden})):
+        with pytest.raises(LeukoclsError, match=r"_target_=os\.system: not allowed"):
+            build(config)
+
+
+def test_a_target_that_an_interpolation_spells_is_refused():
+    config = OmegaConf.create({"_target_": "${name}", "name": "os.system"})
+    with pytest.raises(LeukoclsError, match=r"_target_=os\.system: not allowed"):
+        build(config)
+
+
+@pytest.mark.parametrize("option", options("augment"))
+def test_every_augmentation_of_the_configuration_is_built(option):
+    config = composed("augment", option)
+    augmentation = build(config)
+    assert isinstance(augmentation, Augmentation)
+    given = {name: value for name, value in config.items() if name != "_target_"}
+    assert {name: getattr(augmentation, name) for name in given} == given
+
+
+@pytest.mark.parametrize("option", options("model"))
+def test_every_network_of_the_configuration_is_built(option):
+    config = composed("model", option)
+    # The same file with a small network and no download.
+    network = build(OmegaConf.merge(config, {"backbone": "test_resnet", "pretrained": False}))
+    assert isinstance(network, TimmNetwork)
+    assert network.backbone.num_classes == config.outputs
+
+
+@pytest.mark.parametrize("option", options("optim"))
+def test_every_optimiser_of_the_configuration_is_built(option):
+    optim = OmegaConf.to_container(composed("optim", option))
+    optimizer, schedule = configure(TimmNetwork("test_resnet"), optim)
+    assert type(optimizer).__name__ == optim["optimizer"]["_target_"].rpartition(".")[2]
+    assert type(schedule).__name__ == optim["schedule"]["_target_"].rpartition(".")[2]
+    assert schedule.optimizer is optimizer
+    # Hydra copies what it is given; the optimiser must hold the network's own parameters.
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 47
+
+
+def test_our_own_refusals_come_through_unwrapped_and_others_name_the_target():
+    augmentation = "leukocls.data.augment.Augmentation"
+    with pytest.raises(LeukoclsError, match=r"^augment\.rotation=400: choose"):
+        build({"_target_": augmentation, "rotation": 400})
+    for wrong in ({"rotation": "far"}, {"colour": 1}):
+        with pytest.raises(LeukoclsError, match=f"^{augmentation}: "):
+            build({"_target_": augmentation, **wrong})
