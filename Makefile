@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint doctor clean
+.PHONY: help env demo test lint doctor bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -30,6 +30,9 @@ lint: env ## style and types
 
 doctor: env ## what is installed, found and missing, and what to do about it
 	@$(PY) -m leukocls.doctor
+
+bench: env ## time data and augmentation against Pillow and Kornia, into benchmarks/results/
+	$(PY) benchmarks/data.py --json benchmarks/results/data-cpu.json
 
 clean: ## remove the environment and caches; outputs/ stays
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist

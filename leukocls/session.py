@@ -182,7 +182,7 @@ class Session:
         config = self.config
         if self.weights:
             network = build({**config.model, "pretrained": False, "weights": None})
-            load_weights(network, self.weights, classifier="")
+            load_weights(network, self.weights, classifier=())
         else:
             network = build(config.model)
         return CellClassifier(

@@ -25,8 +25,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from leukocls.errors import DataFault, LeukoclsError
 
-# Read when torch is loaded. OpenMP threads that spin while they wait make training several times
-# slower as soon as another process wants a core; on an idle machine this costs nothing to speak of.
+# Read when torch is loaded. OpenMP threads that spin while they wait train a small network ten
+# times slower as soon as another process wants a core; sleeping costs it a third on an idle machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 PACKAGE = Path(__file__).parent
