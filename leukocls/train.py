@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from leukocls.errors import DataFault, LeukoclsError
 
 # Read when torch is loaded. OpenMP threads that spin while they wait train a small network ten
-# times slower as soon as another process wants a core; sleeping costs it a third on an idle machine.
+# times slower as soon as another process wants a core; asleep they cost it a third when none does.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 PACKAGE = Path(__file__).parent
