@@ -18,7 +18,8 @@ def parameter_groups(network: nn.Module, lr: float | dict[str, float]) -> list[d
         lr: a rate for every stage, or one for each by name.
 
     Raises:
-        LeukoclsError: a stage without a rate, a rate without a stage, nothing left to train.
+        LeukoclsError: a stage without a rate, a rate without a stage or not above 0, nothing left
+            to train.
     """
     by_stage: Any = getattr(network, "stages", lambda: {"all": network.parameters()})
     trainable = {name: [p for p in group if p.requires_grad] for name, group in by_stage().items()}
@@ -27,6 +28,10 @@ def parameter_groups(network: nn.Module, lr: float | dict[str, float]) -> list[d
             f"optim.lr has rates for {', '.join(lr)}; the network's stages are"
             f" {', '.join(trainable)}. Give each stage a rate, or one number for all."
         )
+    for name, rate in lr.items() if isinstance(lr, dict) else [("", lr)]:
+        if not isinstance(rate, int | float) or not rate > 0:
+            key = f"optim.lr.{name}".rstrip(".")
+            raise LeukoclsError(f"{key}={rate}: choose a number above 0, such as 1e-4.")
     groups = [
         {"name": name, "params": params, "lr": lr[name] if isinstance(lr, dict) else lr}
         for name, params in trainable.items()

@@ -150,6 +150,9 @@ def _message(error: Exception) -> str:
         if isinstance(error, OverrideParseException):
             told += "\nA value with a comma, an equals sign or a space is quoted: 'key=\"value\"'"
         return told
+    if isinstance(error, OSError) and error.filename is not None:
+        advice = "Choose another outputs= or data.cache=, or make room there."
+        return f"{error.filename}: {error.strerror}. {advice}"
     hint = "LEUKOCLS_TRACEBACK=1 shows where"
     if "out of memory" in str(error):
         hint = "choose a smaller data.batch_size or data.eval_batch_size; " + hint

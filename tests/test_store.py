@@ -305,11 +305,11 @@ def test_killed_packing_leaves_no_store_and_can_be_repeated(pristine, tmp_path):
 @pytest.mark.parametrize(
     ("crop", "size", "says"),
     [
-        (0, 300, r"augment\.crop=0: choose a side of 1 to 450"),
-        (451, 300, r"augment\.crop=451: choose a side of 1 to 450"),
-        (-1, 300, r"augment\.crop=-1"),
-        (300, 0, r"augment\.size=0: choose a side of 1 to 2048"),
-        (300, 2049, r"augment\.size=2049: choose a side of 1 to 2048"),
+        (0, 300, r"data\.crop=0: choose a side of 1 to 450"),
+        (451, 300, r"data\.crop=451: choose a side of 1 to 450"),
+        (-1, 300, r"data\.crop=-1"),
+        (300, 0, r"data\.size=0: choose a side of 1 to 2048"),
+        (300, 2049, r"data\.size=2049: choose a side of 1 to 2048"),
     ],
 )
 def test_crop_and_size_out_of_range_are_refused(pristine, tmp_path, crop, size, says):

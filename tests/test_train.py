@@ -286,6 +286,22 @@ BAD = {
     "Could not override 'sede'": (["sede=1"], 2),
     "is quoted": (["optim.lr=a=b"], 2),
     "augment.rotation=999": (["data.root={tree}", "augment.rotation=999"], 2),
+    "data.crop=0: choose a side": (["data.root={tree}", "data.crop=0"], 2),
+    "data.batch_size=x: choose": (["data.root={tree}", "data.batch_size=x"], 2),
+    "optim.lr=fast: choose a number": (
+        [
+            "data.root={tree}",
+            "optim.lr=fast",
+            "model=timm",
+            "model.backbone=test_resnet",
+            "model.pretrained=false",
+            "views=1",
+        ],
+        2,
+    ),
+    "views=0: choose at least 1": (["data.root={tree}", "views=0"], 2),
+    "seed=-1: choose": (["data.root={tree}", "seed=-1"], 2),
+    "not-a-folder": (["data.root={tree}", "data.cache=/proc/not-a-folder"], 1),
 }
 
 

@@ -118,7 +118,7 @@ class CellDataModule(pl.LightningDataModule):
             ("eval_batch_size", eval_batch_size, 1),
             ("workers", workers, 0),
         ):
-            if value < least:
+            if not isinstance(value, int) or value < least:
                 raise LeukoclsError(f"data.{name}={value}: choose at least {least}.")
         if residence not in RESIDENCES:
             raise LeukoclsError(f"data.residence={residence}: choose one of {RESIDENCES}.")

@@ -96,9 +96,9 @@ def open_store(index: Index, digest: str, cache: Path, crop: int, size: int) -> 
         DataFault: a file that does not read, named.
     """
     if not 1 <= crop <= SIDE:
-        raise LeukoclsError(f"augment.crop={crop}: choose a side of 1 to {SIDE} pixels.")
+        raise LeukoclsError(f"data.crop={crop}: choose a side of 1 to {SIDE} pixels.")
     if not 1 <= size <= 2048:
-        raise LeukoclsError(f"augment.size={size}: choose a side of 1 to 2048 pixels.")
+        raise LeukoclsError(f"data.size={size}: choose a side of 1 to 2048 pixels.")
     path = cache / f"{digest[:16]}-crop{crop}-size{size}.npy"
     if not path.is_file():
         _pack(index, path, crop, size)
