@@ -133,8 +133,8 @@ class Recorder(pl.Callback):
             self.predictions.append(frame)
             values = pl_module.rows[split]
             known = frame["label"] >= 0
-            row |= {f"{split}_{name}": values[name] for name in ("tp", "fp", "tn", "fn")}
-            row |= {f"{split}_{name}": values.get(name) for name in ("loss", *RECORDED)}
+            names = ("loss", "tp", "fp", "tn", "fn", *RECORDED)
+            row |= {f"{split}_{name}": values.get(name) for name in names}
             if known.any():
                 row[f"{split}_auroc"] = auroc(frame.loc[known, "label"], frame.loc[known, "logit"])
         self.metrics.append(row)

@@ -19,7 +19,18 @@ from leukocls import evaluate, predictions
 from leukocls.data.index import build_index
 from leukocls.train import quoted_path
 
-PREDICTION_FILES = ("run.json", "config.yaml", "metrics.csv", "predictions.parquet", "log.txt")
+FILES = ("run.json", "config.yaml", "metrics.csv", "predictions.parquet", "log.txt")
+RECORD_KEYS = {
+    "id", "status", "pid", "host", "started", "finished", "error", "config_hash", "git", "versions",
+    "device", "threads", "data_digest", "split_scheme", "selection", "threshold", "view_weights",
+    "marks", "metrics", "predictions_sha256", "weights_sha256", "timing",
+}  # fmt: skip
+METRICS_COLUMNS = [
+    "epoch", "train_loss", "lr_early", "lr_late", "lr_head", "grad_norm", "images_per_s",
+    "prelim_loss", "prelim_tp", "prelim_fp", "prelim_tn", "prelim_fn", "prelim_weighted_f1",
+    "prelim_accuracy", "prelim_sensitivity", "prelim_specificity", "prelim_weighted_precision",
+    "prelim_weighted_recall", "prelim_auroc",
+]  # fmt: skip
 
 
 def oracle_metrics(cells: pd.DataFrame) -> dict[str, float]:
@@ -63,7 +74,7 @@ def assert_scored_once_and_honestly(run: Path, root: Path, epochs: int) -> None:
 
 def test_run_directory(trained: Path, small_tree: Path) -> None:
     names = {path.name for path in trained.iterdir()}
-    assert names >= set(PREDICTION_FILES)
+    assert names >= set(FILES)
     assert {path.name for path in (trained / "checkpoints").iterdir()} == {
         "best.safetensors",
         "last.safetensors",
@@ -73,6 +84,8 @@ def test_run_directory(trained: Path, small_tree: Path) -> None:
     said = record(trained)
     assert said["status"] == "done"
     assert said["marks"] == ["SYNTHETIC"]
+    assert said.keys() >= RECORD_KEYS
+    assert pd.read_csv(trained / "metrics.csv").columns.tolist() == METRICS_COLUMNS
     assert said["id"] == f"demo-{trained.parent.name}-s0-{said['config_hash'][:8]}"
     frame = predictions.read(trained / "predictions.parquet")
     assert said["predictions_sha256"] == predictions.digest(frame)
