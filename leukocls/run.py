@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -184,8 +185,8 @@ class Run:
         """Write the configuration and a record with status `running`."""
         for name in ("run.json", "predictions.parquet", "metrics.csv", "log.txt"):
             (self.directory / name).unlink(missing_ok=True)
-        for path in (self.directory / "checkpoints").glob("*"):
-            path.unlink()
+        for name in ("checkpoints", "wandb"):
+            shutil.rmtree(self.directory / name, ignore_errors=True)
         atomic_write(self.directory / "config.yaml", redacted(config))
         self.resume(**facts)
 
