@@ -202,6 +202,12 @@ class Session:
         options = _plain(self.config.trainer)
         if not isinstance(options["max_epochs"], int) or options["max_epochs"] < 1:
             raise LeukoclsError(f"trainer.max_epochs={options['max_epochs']}: choose at least 1.")
+        # Lightning would start this command again for each, against this run's own lock.
+        if options["devices"] not in (1, [0]) or options.get("num_nodes", 1) != 1:
+            raise LeukoclsError(
+                f"trainer.devices={options['devices']}: a run takes one device; several runs take"
+                " several (-m)."
+            )
         # A bar is for people; a pipe or a log gets one line an epoch.
         if options["enable_progress_bar"] and sys.stderr.isatty():
             callbacks.append(TQDMProgressBar())
