@@ -203,9 +203,11 @@ class Session:
         if not isinstance(options["max_epochs"], int) or options["max_epochs"] < 1:
             raise LeukoclsError(f"trainer.max_epochs={options['max_epochs']}: choose at least 1.")
         # Lightning would start this command again for each, against this run's own lock.
-        if options["devices"] not in (1, [0]) or options.get("num_nodes", 1) != 1:
+        devices = options["devices"]
+        one = devices == 1 or (isinstance(devices, list) and len(devices) == 1)
+        if not one or options.get("num_nodes", 1) != 1:
             raise LeukoclsError(
-                f"trainer.devices={options['devices']}: a run takes one device; several runs take"
+                f"trainer.devices={devices}: a run takes one device; several runs take"
                 " several (-m)."
             )
         # A bar is for people; a pipe or a log gets one line an epoch.
