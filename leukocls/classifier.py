@@ -11,12 +11,19 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import BinaryStatScores
 
 from leukocls.data.augment import views
+from leukocls.errors import LeukoclsError
 from leukocls.metrics import rates
 from leukocls.optim import configure
 
 
 def to_logit(output: Tensor) -> Tensor:
     """Logit of ALL, [B]: a network's one output, or z₁ − z₀ of its two (HEM, ALL)."""
+    if output.ndim != 2 or output.shape[1] not in (1, 2):
+        raise LeukoclsError(
+            f"model: the network's output has shape {tuple(output.shape)}; it must be [B, 1] (logit"
+            " of ALL) or [B, 2] (HEM, ALL)."
+        )
+    output = output.float()
     return output[:, 0] if output.shape[1] == 1 else output[:, 1] - output[:, 0]
 
 
@@ -57,7 +64,7 @@ class CellClassifier(pl.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of ALL [B] for images [B, 3, S, S] in [0, 1]."""
-        return to_logit(self.network(images)).float()
+        return to_logit(self.network(images))
 
     def loss(self, logit: Tensor, label: Tensor) -> Tensor:
         """Binary cross-entropy with ALL weighted by `pos_weight`; mean over the batch."""

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from leukocls import predictions
 from leukocls.data.index import Index
-from leukocls.errors import LeukoclsError
+from leukocls.errors import DataFault, LeukoclsError
 from leukocls.files import atomic_write
 from leukocls.metrics import RATES, auroc, cell_metrics, sigmoid
 
@@ -75,7 +75,8 @@ class Recorder(pl.Callback):
     @property
     def selected_epoch(self) -> int:
         """The epoch that the rule chooses from what has been recorded."""
-        return RULES[self.rule]([row[f"{self.selection_set}_weighted_f1"] for row in self.metrics])
+        history = [row[f"{self.selection_set}_weighted_f1"] for row in self.metrics]
+        return int(self.metrics[RULES[self.rule](history)]["epoch"])
 
     def selected_metrics(self) -> dict[str, dict[str, Any]]:
         """Every metric of the selected epoch, by split; subjects one by one are `evaluate`'s."""
@@ -144,7 +145,7 @@ class Recorder(pl.Callback):
         predictions.write(self.directory / "predictions.parquet", pd.concat(self.predictions))
         atomic_write(self.directory / "metrics.csv", _csv(self.metrics))
         self.checkpoints.mkdir(exist_ok=True)
-        if self.selected_epoch == len(self.metrics) - 1:
+        if self.selected_epoch == row["epoch"]:
             atomic_write(self.checkpoints / "best.safetensors", _weights(pl_module))
         tqdm.write(_line(row, pl_module.scored, self.selected_epoch))
 
@@ -180,7 +181,7 @@ class Recorder(pl.Callback):
             }
         )
         if not all(map(math.isfinite, frame["logit"])):
-            raise LeukoclsError(
+            raise DataFault(
                 f"{self.directory}: epoch {epoch} gave logits that are not finite. Lower optim.lr;"
                 " checkpoints/best.safetensors is untouched."
             )

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from leukocls import __version__, predictions
 from leukocls.errors import LeukoclsError
 from leukocls.files import atomic_write, sha256_file
+from leukocls.runs import read_record
 
 # What changes where things lie, who watches or how fast it goes, and never the result.
 NEUTRAL = {
@@ -31,7 +32,7 @@ NEUTRAL = {
 }  # fmt: skip
 # Already in the path.
 IN_PATH = {"ablation", "seed", "experiment", "score"}
-SECRET = re.compile(r"(api[_-]?key|token|secret|passw)", re.IGNORECASE)
+SECRET = re.compile(r"(^|[._-])(api[_-]?key|token|secret|password|passwd)$", re.IGNORECASE)
 PACKAGES = (
     "torch", "torchvision", "pytorch-lightning", "timm", "torchmetrics", "kornia", "hydra-core",
     "numpy",
@@ -57,7 +58,12 @@ def arm_name(ablation: str, overrides: list[str]) -> str:
 
 
 def _is_neutral(key: str) -> bool:
-    return key in IN_PATH or any(key == k or key.startswith(f"{k}.") for k in NEUTRAL)
+    # A secret opens doors and changes no result; it has no place in a name.
+    return (
+        key in IN_PATH
+        or SECRET.search(key) is not None
+        or any(key == k or key.startswith(f"{k}.") for k in NEUTRAL)
+    )
 
 
 def identity(config: DictConfig, inputs: dict[str, str | None]) -> dict[str, Any]:
@@ -68,7 +74,7 @@ def identity(config: DictConfig, inputs: dict[str, str | None]) -> dict[str, Any
         if isinstance(node, dict) and node:
             for key, value in node.items():
                 walk(value, f"{prefix}.{key}" if prefix else str(key))
-        elif not any(prefix == k or prefix.startswith(f"{k}.") for k in NEUTRAL):
+        elif prefix in IN_PATH or not _is_neutral(prefix):
             flat[prefix] = node
 
     walk(OmegaConf.to_container(config, resolve=True), "")
@@ -88,7 +94,10 @@ def redacted(config: DictConfig) -> str:
 
 def _starred(node: Any) -> Any:
     if isinstance(node, dict):
-        return {k: "***" if v and SECRET.search(str(k)) else _starred(v) for k, v in node.items()}
+        return {
+            key: "***" if value and SECRET.search(str(key)) else _starred(value)
+            for key, value in node.items()
+        }
     return [_starred(v) for v in node] if isinstance(node, list) else node
 
 
@@ -104,6 +113,15 @@ def scored_weights(checkpoint: str) -> Path:
         raise LeukoclsError(
             f"checkpoint={checkpoint}: neither a run directory nor a .safetensors file in one's"
             " checkpoints/. For other weights use model.weights=FILE."
+        )
+    record = read_record(weights.parent.parent)
+    if record.get("status") != "done":
+        raise LeukoclsError(
+            f"checkpoint={checkpoint}: its run is {record.get('status')}, not done; finish it."
+        )
+    if weights.stem == "best" and sha256_file(weights) != record.get("weights_sha256"):
+        raise LeukoclsError(
+            f"{weights}: changed since the run ended (weights_sha256 differs); restore it."
         )
     return weights
 
@@ -154,8 +172,8 @@ class Run:
             return "nothing"
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            before = record["identity"]
-        except (OSError, ValueError, KeyError) as error:
+            before, status = record["identity"], record["status"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise LeukoclsError(
                 f"{path}: does not read ({error}); force=true starts the run again."
             ) from error
@@ -170,7 +188,7 @@ class Run:
                 f" {', '.join(keys)}. Choose another experiment or outputs=, or force=true to"
                 " replace it."
             )
-        if record["status"] != "done":
+        if status != "done":
             return "stopped"
         for key, name in STORED.items():
             if record[key] is not None and self._sha256(name) != record[key]:

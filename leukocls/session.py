@@ -35,6 +35,13 @@ QUIET = (
     ".*Trying to infer the `batch_size`.*",
     ".*isinstance.treespec, LeafSpec.*",
 )
+# Keys of Lightning's that would end or score a run elsewhere than at each epoch's end.
+FOREIGN = {
+    "check_val_every_n_epoch": "every epoch is scored once",
+    "val_check_interval": "every epoch is scored once",
+    "max_steps": "use trainer.max_epochs or trainer.limit_train_batches",
+    "max_time": "a stopped run resumes; use trainer.max_epochs",
+}
 
 
 class Session:
@@ -202,6 +209,11 @@ class Session:
         options = _plain(self.config.trainer)
         if not isinstance(options["max_epochs"], int) or options["max_epochs"] < 1:
             raise LeukoclsError(f"trainer.max_epochs={options['max_epochs']}: choose at least 1.")
+        for key in FOREIGN.keys() & options.keys():
+            raise LeukoclsError(f"trainer.{key}: not here; {FOREIGN[key]}.")
+        for key in ("limit_train_batches", "limit_val_batches"):
+            if options[key] is not None and not options[key] > 0:
+                raise LeukoclsError(f"trainer.{key}={options[key]}: choose more than 0, or null.")
         # Lightning would start this command again for each, against this run's own lock.
         devices = options["devices"]
         one = devices == 1 or (isinstance(devices, list) and len(devices) == 1)

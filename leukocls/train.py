@@ -59,9 +59,10 @@ class Job:
         experiment, arm, seed = self.experiment, self.ablation, f"seed_{self.config.seed:03d}"
         if self.config.checkpoint:
             # A scored run stands beside the run that was trained.
-            trained = scored_weights(self.config.checkpoint).resolve().parent.parent
-            experiment, arm, seed = trained.parts[-3:]
-            arm = f"score={self.config.score},{arm}"
+            weights = scored_weights(self.config.checkpoint).resolve()
+            experiment, arm, seed = weights.parent.parent.parts[-3:]
+            which = "" if weights.stem == "best" else f"{weights.stem},"
+            arm = f"score={self.config.score},{which}{arm}"
         return Path(self.config.outputs) / experiment / arm_name(arm, self.overrides) / seed
 
 
@@ -77,6 +78,15 @@ def run_job(job: Job) -> None:
     config = job.config
     if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
         raise LeukoclsError(f"seed={config.seed}: choose a whole number from 0 to 2**32 - 1.")
+    if config.checkpoint:
+        for override in job.overrides:
+            if re.match(
+                r"[+~]*(model|augment|optim|views|seed|threads|data\.(crop|size))\b", override
+            ):
+                raise LeukoclsError(
+                    f"{override}: a checkpoint is scored by the recipe it was trained with; leave"
+                    " this out."
+                )
     session = Session(config)
     run = session.run(job.directory)
     with run.locked():
@@ -85,17 +95,17 @@ def run_job(job: Job) -> None:
             print(f"{run.directory}: done already, nothing to do (force=true runs it again)")
             session.print_result(run)
             return
-        _do(session, run, config, resume=state == "stopped" and config.resume)
+        _do(session, run, resume=state == "stopped" and config.resume)
 
 
-def _do(session: Any, run: Any, config: DictConfig, resume: bool) -> None:
+def _do(session: Any, run: Any, resume: bool) -> None:
     from leukocls.run import logged
 
     facts = session.facts()
     if resume:
         run.resume(**facts)
     else:
-        run.start(config, **facts)
+        run.start(session.config, **facts)
     with logged(run.directory / "log.txt"):
         try:
             session.execute(run, resume)

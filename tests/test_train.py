@@ -411,3 +411,43 @@ def test_wheel_carries_the_configuration(tmp_path: Path) -> None:
         env=os.environ | {"PYTHONPATH": str(installed)},
     )  # fmt: skip
     assert "legacy_seresnext50_32x4d" in composed.stdout
+
+
+def test_score_of_a_checkpoint_is_its_recipes(
+    trained: Path, small_tree: Path, tmp_path: Path, train: Train
+) -> None:
+    """Its configuration is the checkpoint's, which must be whole, and nobody overrides it."""
+    data = [f"data.root={small_tree}", f"data.cache={trained.parents[3] / 'store'}"]
+    source = tmp_path / "demo/proposal/seed_000"
+    shutil.copytree(trained, source)
+    command = [f"checkpoint={source}", "score=prelim", f"outputs={tmp_path / 'outputs'}", *data]
+    refused = train(*command, "views=1")
+    assert (refused.code, "views=1: a checkpoint is scored" in refused.err) == (2, True)
+    assert train(*command).code == 0
+    said = (only_run(tmp_path / "outputs") / "config.yaml").read_text()
+    assert "backbone: test_resnet" in said
+    with open(source / "checkpoints/best.safetensors", "r+b") as stream:
+        stream.seek(-1, os.SEEK_END)
+        stream.write(b"\x7f")
+    refused = train(*command, "force=true")
+    assert (refused.code, "changed since the run ended" in refused.err) == (2, True)
+
+
+def test_secret_is_in_no_name_and_tokens_of_a_network_are_kept() -> None:
+    from omegaconf import OmegaConf
+
+    from leukocls.run import arm_name, identity, redacted
+
+    assert arm_name("proposal", [f"+my_api_key={CANARY}", "optim.lr=1"]) == "proposal,optim.lr=1"
+    config = OmegaConf.create({"my_api_key": CANARY, "model": {"options": {"reg_tokens": 4}}})
+    assert identity(config, {}) == {"model.options.reg_tokens": 4}
+    assert CANARY not in redacted(config)
+    assert "reg_tokens: 4" in redacted(config)
+
+
+@pytest.mark.parametrize("override", ["+trainer.max_steps=1", "+trainer.check_val_every_n_epoch=2"])
+def test_trainer_keys_that_cut_a_run_short_are_refused(
+    override: str, small_tree: Path, tmp_path: Path, train: Train
+) -> None:
+    refused = train(*small(small_tree, tmp_path / "outputs"), override)
+    assert (refused.code, "not here" in refused.err) == (2, True)

@@ -62,7 +62,10 @@ def data_digest(index: Index, cache: Path) -> str:
     """
     root = index.root.resolve()
     memory = cache / f"digests-{hashlib.sha256(str(root).encode()).hexdigest()[:16]}.json"
-    known = json.loads(memory.read_text()) if memory.is_file() else {}
+    try:
+        known = json.loads(memory.read_text())
+    except (OSError, ValueError):
+        known = {}
 
     def entry(file: str) -> tuple[str, list]:
         status = os.stat(root / file)
@@ -112,6 +115,12 @@ def _pack(index: Index, path: Path, crop: int, size: int) -> None:
     temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
     try:
         images = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+        # A disk that is full must say so here: writing through the map would end the process.
+        with open(temporary, "r+b") as stream:
+            try:
+                os.posix_fallocate(stream.fileno(), 0, temporary.stat().st_size)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(path)) from error
 
         def pack(item: tuple[int, tuple[Path, int]]) -> None:
             row, (file, side) = item
