@@ -20,7 +20,7 @@ ALLOWED = {
 }
 
 
-def build(config: Any, **arguments: Any) -> Any:
+def build(config: Any) -> Any:
     """Instantiate `config["_target_"]`, which must be in ALLOWED or a network of leukocls.models.
 
     Raises:
@@ -34,7 +34,7 @@ def build(config: Any, **arguments: Any) -> Any:
                 " leukocls/models/; anything else is added to ALLOWED in leukocls/build.py."
             )
     try:
-        return instantiate(config, **arguments, _convert_="all")
+        return instantiate(config, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, LeukoclsError):

@@ -246,7 +246,7 @@ class Session:
 
     def print_result(self, run: Run) -> None:
         """The metrics of the selected epoch, as `evaluate` gives them, and where they are."""
-        choice = evaluate.Choice(None, None, None, None)
+        choice = evaluate.Choice()
         for part in evaluate.parts(run.directory, choice):
             print("\n" + evaluate.text(evaluate.result(part)))
         print(f"\n{run.directory}")
