@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from leukocls.data.synthetic import MANIFEST, SyntheticSpec, write_tree
+from leukocls.data.synthetic import MANIFEST, MASKS, TRUTH, SyntheticSpec, write_tree
 from leukocls.errors import run_verb
 
 
@@ -18,28 +18,33 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("root", type=Path, metavar="ROOT", help="directory to write, not there yet")
     for option in fields(SyntheticSpec):
+        choices = option.metadata.get("choices")
         parser.add_argument(
             f"--{option.name.replace('_', '-')}",
             type=type(option.default),
             default=option.default,
-            metavar="N" if isinstance(option.default, int) else "X",
+            choices=choices,
+            metavar=None if choices else "N" if isinstance(option.default, int) else "X",
             help=option.metadata["help"],
         )
+    parser.add_argument("--masks", action="store_true", help="write masks of cell and nucleus, too")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the tree. Raises LeukoclsError if ROOT holds anything else."""
+    """Write the tree. Raises LeukoclsError on a bad option or if ROOT holds anything else."""
     arguments = _parser().parse_args(argv)
     spec = SyntheticSpec(**{f.name: getattr(arguments, f.name) for f in fields(SyntheticSpec)})
-    root = write_tree(arguments.root, spec)
+    root = write_tree(arguments.root, spec, masks=arguments.masks)
     manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
     if arguments.json:
         print(json.dumps({"root": str(root), **manifest}, indent=2))
     else:
         counts = ", ".join(f"{part} {count}" for part, count in manifest["counts"].items())
-        print(f"{root}: {sum(manifest['counts'].values())} cells ({counts})\n*** SYNTHETIC ***")
+        total = sum(manifest["counts"].values())
+        masks = f", masks in {MASKS}" if manifest["masks"] else ""
+        print(f"{root}: {total:,} cells ({counts}){masks}\ntruth in {TRUTH}\n*** SYNTHETIC ***")
     return 0
 
 

@@ -1,0 +1,375 @@
+"""From a spec to the latent parameters of every embedded cell: SYNTHETIC.
+
+For a cell of true class y in a field of a subject, with d = √2 Φ⁻¹(auroc_bayes):
+
+    severity = d (y − ½) + √icc · subject + √(1 − icc) · cell          (standard normal terms)
+
+Size, nucleus-to-cytoplasm ratio, chromatin, nucleoli and outline depend on y through the severity
+alone; so no classifier of single cells can truly exceed `auroc_bayes`, and the posterior log odds
+of ALL given the severity, for classes of equal share, are d · severity. Stain, texture (slow drift
+and grain) and focus vary between subjects and fields across that direction: they say nothing of the
+class (unless `class_nuisance_correlation` makes stain a shortcut), and much of who it is. With
+these SDs at 0 the cells of one class are exchangeable given their severity.
+
+Constants come from the genuine data: tight boxes of 188 px (HEM) and 221 px (ALL) and 6.7 % of
+cells outside the central 300 px (RECIPES.md §1); SDs of size, colour, outline and spectrum from 110
+genuine images.
+"""
+
+import csv
+from collections import defaultdict
+from dataclasses import dataclass, field, fields, replace
+from importlib import resources
+from itertools import zip_longest
+from math import pi, sqrt
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr, ndtri, pdtrik
+
+from leukocls.data.render import SIDE, Cell, random_numbers
+from leukocls.errors import LeukoclsError
+
+CENTRAL = 300  # px; `outside` is what reaches beyond this square
+FIRST_SUBJECT = 101  # above every genuine number, whose known duplicates are merged by name
+FINAL_SUBJECTS, FINAL_CELLS = (9, 8), 2586  # ALL and HEM; published without their names
+NAMING = ("name", "part", "subject", "image", "label")  # what a duplicate keeps of its own
+
+# Where `fold_shift` moves the means, in its own units: prelim lies 1 from the mean of train.
+SHIFTS = {"fold_0": -0.5, "fold_1": 0.0, "fold_2": 0.5, "prelim": 1.0, "final": 1.0}
+STAIN_LOG_RGB = np.array([0.65, 1.00, 0.52])  # first principal component between subjects
+HUE_SHARE = 0.19  # of the stain's SD, for each channel on its own
+
+Array = NDArray[np.float64]
+
+
+def _option(default: Any, least: float, text: str, most: float = float("inf")) -> Any:
+    return field(default=default, metadata={"least": least, "most": most, "help": text})
+
+
+def _share(default: float, text: str, most: float = 1.0) -> Any:
+    return _option(default, 0, text, most)
+
+
+@dataclass(frozen=True)
+class SyntheticSpec:
+    """What to write. Raises LeukoclsError on a value that is not allowed.
+
+    Size is linear in severity, with an SD that depends on it, so that each class has the mean and
+    SD asked for. No more than half of a class's size variance is severity's: classes that overlap
+    too much for the gap asked (about auroc_bayes < .9 at the default sizes) get a narrower one
+    about the same midpoint, at auroc_bayes=.5 none. Sizes are kept within 80 and 400 px; a cell of
+    more than 298 px is outside whatever `p_outside_300` says.
+
+    `fold_shift` moves the means of subject stain and focus by SHIFTS times their SD.
+    """
+
+    seed: int = _option(0, 0, "of every random number")
+    scale: str = field(
+        default="demo",
+        metadata={
+            "choices": ("demo", "full"),
+            "help": "full: the published subjects and counts, 15,114 files of 9.6 GB in all",
+        },
+    )
+    train_subjects_all: int = _option(32, 3, "ALL subjects in folds 0 to 2")
+    train_subjects_hem: int = _option(22, 3, "HEM subjects in folds 0 to 2")
+    prelim_subjects_all: int = _option(8, 1, "ALL subjects in prelim")
+    prelim_subjects_hem: int = _option(8, 1, "HEM subjects in prelim")
+    cells_per_subject: int = _option(13, 1, "mean over subjects, who vary about threefold")
+    final_cells: int = _option(20, 4, "unlabelled cells, of four subjects")
+    auroc_bayes: float = _option(
+        0.965, 0.5, "best AUROC that any classifier of single cells can reach", 0.999
+    )
+    icc_severity: float = _share(0.1, "share of severity's variance between subjects", 0.99)
+    sd_nuisance_stain: float = _option(0.12, 0, "SD over subjects of log green intensity", 1)
+    sd_nuisance_texture: float = _option(0.25, 0, "SD over subjects of log drift and grain", 1)
+    sd_nuisance_focus: float = _option(0.2, 0, "SD over subjects of log blur", 1)
+    sd_field: float = _option(0.05, 0, "SD over fields of each of these", 1)
+    class_nuisance_correlation: float = _option(
+        0.0, -0.99, "of a subject's class with its stain: a shortcut", 0.99
+    )
+    fold_shift: float = _option(0.0, -5, "of stain and focus from train to prelim, in SDs", 5)
+    size_mean_all: float = _option(221.0, 120, "px, mean side of an ALL cell's tight box", 300)
+    size_mean_hem: float = _option(188.0, 120, "px, mean side of a HEM cell's tight box", 300)
+    size_sd_all: float = _option(27.0, 1, "px, SD over ALL cells", 60)
+    size_sd_hem: float = _option(35.0, 1, "px, SD over HEM cells", 60)
+    p_cut: float = _share(0.18, "share of cells that are cut off straight")
+    p_background: float = _share(0.3, "share of cells with background or a neighbour attached")
+    p_outside_300: float = _share(0.067, "share of cells that reach outside the central 300 px")
+    label_noise: float = _share(0.0, "share of cells stated as the class they are not", 0.5)
+    duplicates: int = _option(0, 0, "pairs of identical train images across folds and subjects")
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            value, rule = getattr(self, option.name), option.metadata
+            if "choices" in rule:
+                allowed, good = " or ".join(rule["choices"]), value in rule["choices"]
+            else:
+                whole = isinstance(option.default, int)
+                allowed = f"at least {rule['least']}"
+                allowed += f" and at most {rule['most']}" if np.isfinite(rule["most"]) else ""
+                allowed = f"a {'whole ' * whole}number of {allowed}"
+                good = isinstance(value, int if whole else (int, float))
+                good = good and rule["least"] <= value <= rule["most"]
+            if not good:
+                raise LeukoclsError(f"{option.name}={value}: not allowed; give {allowed}")
+            if self.scale == "full" and option.name in DEMO_ONLY and value != option.default:
+                raise LeukoclsError(
+                    f"{option.name}={value}: not allowed with scale=full, whose structure is the "
+                    "published one; leave it out, or give scale=demo"
+                )
+
+    @property
+    def separation(self) -> float:
+        """d: distance between the classes' mean severities, in SDs within a class."""
+        return sqrt(2) * float(ndtri(self.auroc_bayes))
+
+
+DEMO_ONLY = tuple(
+    option.name
+    for option in fields(SyntheticSpec)
+    if option.name.startswith(("train_", "prelim_", "cells_", "final_"))
+)
+
+
+class Subject(NamedTuple):
+    part: str
+    label: int
+    cells: int
+
+
+def _sizes(rng: np.random.Generator, subjects: int, cells: int) -> list[int]:
+    """Cells of each subject: at least one each, `cells` in all."""
+    weights = rng.lognormal(sigma=0.5, size=subjects)
+    return (1 + rng.multinomial(cells - subjects, weights / weights.sum())).tolist()
+
+
+def _subjects(spec: SyntheticSpec) -> list[Subject]:
+    """Train first, then prelim, then final; ALL before HEM, but for the published order."""
+    rng = random_numbers(spec.seed, 0)
+    subjects = []
+    if spec.scale == "full":
+        table = resources.files("leukocls.data").joinpath("cnmc_subject_counts.csv")
+        with table.open(encoding="utf-8") as stream:
+            rows = sorted(csv.DictReader(stream), key=lambda row: row["split"] == "prelim")
+        for row in rows:
+            part = "prelim" if row["split"] == "prelim" else f"fold_{row['fold']}"
+            subjects.append(Subject(part, int(row["label"] == "ALL"), int(row["n_images"])))
+        final, final_cells = FINAL_SUBJECTS, FINAL_CELLS
+    else:
+        train = (spec.train_subjects_all, spec.train_subjects_hem)
+        prelim = (spec.prelim_subjects_all, spec.prelim_subjects_hem)
+        for group, counts in (("train", train), ("prelim", prelim)):
+            sizes = _sizes(rng, sum(counts), spec.cells_per_subject * sum(counts))
+            for index, cells in enumerate(sizes):
+                label = int(index < counts[0])
+                fold = f"fold_{(index if label else index - counts[0]) % 3}"
+                subjects.append(Subject(fold if group == "train" else group, label, cells))
+        final, final_cells = (2, 2), spec.final_cells
+    for index, cells in enumerate(_sizes(rng, sum(final), final_cells)):
+        subjects.append(Subject("final", int(index < final[0]), cells))
+    return subjects
+
+
+def _size(spec: SyntheticSpec, severity: Array, z: Array) -> Array:
+    """Sizes in px whose marginal mean and SD in each class are those asked for."""
+    gap = spec.size_mean_all - spec.size_mean_hem
+    steepest = sqrt(0.5) * min(spec.size_sd_all, spec.size_sd_hem)
+    slope = gap / max(spec.separation, abs(gap) / steepest, 1e-9)
+    # Φ(severity) has the mean Φ(d / √8) in ALL, its complement in HEM: a variance linear in it
+    # has the means wanted.
+    left_all, left_hem = (sd**2 - slope**2 for sd in (spec.size_sd_all, spec.size_sd_hem))
+    middle = (left_all + left_hem) / 2
+    rise = (left_all - left_hem) / max(2 * float(ndtr(spec.separation / sqrt(8))) - 1, 1e-9)
+    variance = middle + np.clip(rise, -2 * middle, 2 * middle) * (ndtr(severity) - 0.5)
+    mean = (spec.size_mean_all + spec.size_mean_hem) / 2 + slope * severity
+    return np.clip(mean + np.sqrt(variance) * z, 80, 400)
+
+
+def _poisson(mean: Array, u: Array) -> NDArray[np.int64]:
+    """Counts that grow with the mean when u stays, as a generator's own would not."""
+    return np.maximum(np.ceil(pdtrik(u, mean)), 0).astype(np.int64)
+
+
+def _placement(spec: SyntheticSpec, size: Array, rng: np.random.Generator) -> dict[str, Any]:
+    """What is attached, the box's shape, and where it lies; the largest reach outside."""
+    n, fit = len(size), CENTRAL - 2
+    z, u = rng.standard_normal((6, n)), rng.random((3, n))
+    attached = u[0] < spec.p_background
+    # Outside are first those that have something attached or are large.
+    rank = np.argsort(np.argsort(-(size + 60 * attached + 25 * z[0])))
+    outside = (rank < round(spec.p_outside_300 * n)) | (size > fit)
+    reach = np.clip(0.2 * np.exp(0.75 * z[1]), 0.05, 0.9)
+    reach = np.where(attached, np.where(outside, np.maximum(reach, 0.8), reach), 0)
+    # What reaches outside lies along a side rather than in a corner.
+    angle = 2 * pi * u[1]
+    angle = np.where(outside, pi / 2 * np.round(angle / (pi / 2)) + 0.3 * z[2], angle)
+    towards = np.array([np.cos(angle), np.sin(angle)])
+
+    aspect = 0.11 * z[3] - np.cos(2 * angle) * np.log1p(reach / 2)
+    longest = np.where(outside, SIDE - 10, fit)
+    limit = np.log(longest / np.maximum(2 * size - longest, 1))
+    aspect = np.clip(aspect, -limit, limit)
+    height = 2 * size / (1 + np.exp(-aspect))
+    sides = np.array([2 * size - height, height])
+
+    offset = 1.5 * z[4:] + 0.8 * towards * size * reach / (2 + reach) / 2
+    offset = np.where(outside, offset, np.clip(offset, -(fit - sides) / 2, (fit - sides) / 2))
+    main = np.abs(towards) == np.abs(towards).max(0)
+    least = np.maximum(CENTRAL / 2 + 4 + 20 * u[2] - sides / 2, 0)
+    pushed = np.sign(towards) * np.maximum(np.abs(offset), least)
+    offset = np.where(outside & main, pushed, offset)
+    room = (SIDE - 6 - sides) / 2
+    offset_x, offset_y = np.clip(offset, -room, room)
+    return {
+        "aspect": aspect,
+        "offset_x": offset_x,
+        "offset_y": offset_y,
+        "piece": reach,
+        "piece_angle": angle,
+        "outside": outside,
+    }
+
+
+def _nuisance(
+    spec: SyntheticSpec, subjects: list[Subject], of_subject: NDArray, of_field: NDArray
+) -> dict[str, Array]:
+    """Effects of subjects and fields across the class direction, for each cell."""
+    z = random_numbers(spec.seed, 1).standard_normal((7, len(subjects)))
+    side = np.array([2 * subject.label - 1 for subject in subjects])
+    rho = spec.class_nuisance_correlation
+    shift = spec.fold_shift * np.array([SHIFTS[subject.part] for subject in subjects])
+    stain = rho * side + sqrt(1 - rho**2) * z[1] + shift
+    fields_z = spec.sd_field * random_numbers(spec.seed, 2).standard_normal((3, of_field[-1] + 1))
+    effects = {
+        "subject_severity": sqrt(spec.icc_severity) * z[0],
+        "subject_stain": spec.sd_nuisance_stain * stain,
+        "subject_texture": spec.sd_nuisance_texture * z[2],
+        "subject_focus": spec.sd_nuisance_focus * (z[3] + shift),
+        **{f"hue_{i}": HUE_SHARE * spec.sd_nuisance_stain * own for i, own in enumerate(z[4:])},
+    }
+    of_fields = dict(zip(("field_stain", "field_texture", "field_focus"), fields_z, strict=True))
+    return {name: values[of_subject] for name, values in effects.items()} | {
+        name: values[of_field] for name, values in of_fields.items()
+    }
+
+
+def _latents(spec: SyntheticSpec, true_class: NDArray, effects: dict[str, Array]) -> dict[str, Any]:
+    """Latent parameters of the cells; their class enters by the severity alone."""
+    n = len(true_class)
+    z = random_numbers(spec.seed, 3).standard_normal((12, n))
+    u = random_numbers(spec.seed, 4).random((7, n))
+    severity = spec.separation * (true_class - 0.5) + effects["subject_severity"]
+    severity += sqrt(1 - spec.icc_severity) * z[0]
+    size = _size(spec, severity, z[1])
+    stain = effects["subject_stain"] + effects["field_stain"] + 0.085 * z[2]
+    texture = np.exp(effects["subject_texture"] + effects["field_texture"] + 0.15 * z[3])
+    focus = effects["subject_focus"] + effects["field_focus"] + 0.2 * z[4]
+    gains = {
+        f"stain_{name}": slope * stain + effects[f"hue_{i}"] + 0.02 * z[5]
+        for i, (name, slope) in enumerate(zip(("red", "green", "blue"), STAIN_LOG_RGB, strict=True))
+    }
+    placement = _placement(spec, size, random_numbers(spec.seed, 5))
+    # Half of the cuts follow the image's own axes; none is where something is attached.
+    cut_angle = np.where(z[11] > 0, 2 * pi * u[5], np.floor(4 * u[5]) * pi / 2)
+    faces_piece = (np.cos(cut_angle - placement["piece_angle"]) > 0) & (placement["piece"] > 0)
+    return {
+        "severity": severity,
+        "size": size,
+        "slant": 0.11 * z[6],
+        "roughness": np.minimum(0.036 * np.exp(0.08 * severity + 0.3 * z[7]), 0.07),
+        "notch": (0.06 + 0.12 * u[0]) * (u[1] < 0.25),
+        "nucleus_fraction": np.clip(0.95 + 0.01 * severity + 0.012 * z[8], 0.8, 0.99),
+        "nucleoli": _poisson(np.exp(-0.6 + 0.45 * severity), u[6]),
+        "chromatin_px": 6.7 * np.exp(-0.12 * severity + 0.1 * z[9]),
+        "chromatin_contrast": 0.105 * np.exp(-0.05 * severity + 0.25 * z[10]),
+        "drift": 0.06 * texture,
+        "grain": 0.0235 * texture,
+        "focus": np.exp(focus),
+        **gains,
+        "piece_shade": 1 - u[2] ** 10,
+        "cut_depth": (0.04 + 0.2 * u[3]) * (u[4] < spec.p_cut),
+        "cut_angle": np.where(faces_piece, cut_angle + pi, cut_angle),
+        **placement,
+    }
+
+
+def draw_cells(spec: SyntheticSpec) -> list[Cell]:
+    """Latent parameters of every cell, by part; the rows of prelim and final are shuffled.
+
+    The same seed gives the same standard draws under every other option, so that two specs of one
+    structure differ by what was changed and by nothing else. Raises LeukoclsError if train is too
+    small for the duplicates.
+    """
+    subjects = _subjects(spec)
+    of_subject = np.repeat(np.arange(len(subjects)), [subject.cells for subject in subjects])
+    first = np.diff(of_subject, prepend=-1) > 0
+    rng = random_numbers(spec.seed, 6)
+    # A field of view holds three cells on average, as in the genuine data.
+    starts = first | (rng.random(len(first)) < 1 / 3)
+    of_field = np.cumsum(starts) - 1
+    image = of_field - of_field[first][of_subject] + 1
+    number = np.arange(len(first)) - starts.nonzero()[0][of_field] + 1
+    label = np.array([subject.label for subject in subjects])[of_subject]
+    true_class = label ^ (rng.random(len(label)) < spec.label_noise)
+    effects = _nuisance(spec, subjects, of_subject, of_field)
+
+    names = [f"{'' if s.label else 'H'}{FIRST_SUBJECT + i}" for i, s in enumerate(subjects)]
+    columns: dict[str, Any] = {
+        "name": [
+            f"UID_{names[s]}_{i}_{k}_{'all' if y else 'hem'}.bmp"
+            for s, i, k, y in zip(of_subject, image, number, label, strict=True)
+        ],
+        "part": [subjects[s].part for s in of_subject],
+        "subject": [names[s] for s in of_subject],
+        "image": image,
+        "label": label,
+        "true_class": true_class,
+        "seed": [spec.seed] * len(label),
+        "stream": np.arange(len(label)) + (FIRST_SUBJECT << 32),
+        **{name: values for name, values in effects.items() if not name.startswith("hue")},
+        **_latents(spec, true_class, effects),
+        "duplicate_of": [""] * len(label),
+    }
+    order = [option.name for option in fields(Cell)]
+    values = [np.asarray(columns[name]).tolist() for name in order]
+    cells = [Cell(*row) for row in zip(*values, strict=True)]
+    return _shuffled(_with_duplicates(cells, spec.duplicates), spec.seed)
+
+
+def _with_duplicates(cells: list[Cell], count: int) -> list[Cell]:
+    """Cells of fold_2 repeat cells of fold_0; few pairs of subjects share many, as in C-NMC."""
+    of_subject: dict[tuple[str, int], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for index, cell in enumerate(cells):
+        of_subject[cell.part, cell.label][cell.subject].append(index)
+    couples = [
+        zip(
+            of_subject["fold_0", label].values(), of_subject["fold_2", label].values(), strict=False
+        )
+        for label in (1, 0)
+    ]
+    in_turn = [couple for both in zip_longest(*couples) for couple in both if couple]
+    pairs = [pair for couple in in_turn for pair in zip(*couple, strict=False)]
+    if len(pairs) < count:
+        raise LeukoclsError(
+            f"duplicates={count}: not allowed; give at most {len(pairs)} with these subjects"
+        )
+    cells = list(cells)
+    for source, copy in pairs[:count]:
+        own = {name: getattr(cells[copy], name) for name in NAMING}
+        cells[copy] = replace(cells[source], **own, duplicate_of=cells[source].name)
+    return cells
+
+
+def _shuffled(cells: list[Cell], seed: int) -> list[Cell]:
+    """Prelim and final in random order, as their serial numbers tell nothing."""
+    rng, rows = random_numbers(seed, 7), []
+    for part in ("fold_0", "fold_1", "fold_2", "prelim", "final"):
+        of_part = [cell for cell in cells if cell.part == part]
+        order = (
+            rng.permutation(len(of_part)) if part in ("prelim", "final") else range(len(of_part))
+        )
+        rows += [of_part[index] for index in order]
+    return rows
