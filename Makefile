@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint doctor bench clean
+.PHONY: help env demo test lint doctor verify bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -30,6 +30,9 @@ lint: env ## style and types
 
 doctor: env ## what is installed, found and missing, and what to do about it
 	@$(PY) -m leukocls.doctor
+
+verify: env ## is DATA= the data it should be, and what of it is there twice
+	@$(PY) -m leukocls.verify "$(or $(DATA),$(LEUKOCLS_DATA))"
 
 bench: env ## time data and augmentation against Pillow and Kornia, into benchmarks/results/
 	$(PY) benchmarks/data.py --json benchmarks/results/data-cpu.json

@@ -23,9 +23,10 @@ from PIL import Image
 
 from leukocls.data.augment import Augmentation, views
 from leukocls.data.bmp import read_crop
-from leukocls.data.index import build_index
-from leukocls.data.store import data_digest, image_sides, open_store
+from leukocls.data.images import image_sides
+from leukocls.data.store import data_digest, open_store
 from leukocls.data.synthetic import SyntheticSpec, write_tree
+from leukocls.data.verify import checked_index
 from leukocls.files import atomic_write
 from leukocls.run import versions
 
@@ -68,9 +69,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         small = SyntheticSpec(train_subjects_all=4, train_subjects_hem=4)
         root = arguments.root or write_tree(Path(folder) / "tree", small)
-        index = build_index(root)
         cache = Path(folder) / "store"
-        store = open_store(index, data_digest(index, cache), cache, CROP, CROP)
+        index = checked_index(root, partial=True, cache=cache)
+        store = open_store(index, data_digest(index), cache, CROP, CROP)
         files = list(image_sides(index))[:BATCH]
         rows = np.random.default_rng(0).permutation(len(store))[:BATCH]
         images = torch.from_numpy(store[np.sort(rows)]).permute(0, 3, 1, 2).float() / 255

@@ -54,8 +54,13 @@ class CellClassifier(pl.LightningModule):
         super().__init__()
         self.network, self.optim_config = network, optim
         self.pos_weight, self.view_count = pos_weight, view_count
-        self.seed, self.scored = seed, scored
+        self.seed = seed
         self.train_loss = MeanMetric()
+        self.score(scored)
+
+    def score(self, scored: list[str]) -> None:
+        """Name the splits behind the validation loaders that follow, in order."""
+        self.scored = scored
         self.losses: Any = nn.ModuleList(MeanMetric() for _ in scored)
         self.counts: Any = nn.ModuleList(BinaryStatScores() for _ in scored)
         self._collected: list[list[dict[str, Tensor]]] = [[] for _ in scored]

@@ -3,8 +3,9 @@
 import os
 import sys
 import traceback
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple, NoReturn
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141
@@ -20,6 +21,24 @@ class DataFault(LeukoclsError):
     """The data or a job is at fault, not the command."""
 
     exit_code = 1
+
+
+class Fault(NamedTuple):
+    """One thing that is wrong with the data. As text: `path: cause; remedy`."""
+
+    path: Path
+    cause: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.cause}; {self.remedy}"
+
+
+def report(root: Path, faults: Iterable[Fault], most: int = 20) -> str:
+    """All faults below `root` in one message, a line each, sorted by path; `most` are listed."""
+    lines = sorted(map(str, faults))
+    more = f"\n  … and {len(lines) - most} more" if len(lines) > most else ""
+    return f"{root}: {len(lines)} fault(s) in the data\n  " + "\n  ".join(lines[:most]) + more
 
 
 def run_verb(main: Callable[[], int]) -> NoReturn:

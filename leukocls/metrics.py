@@ -154,6 +154,27 @@ def sensitivity_at_specificity(
     return float((of_all > of_hem[allowed]).mean())
 
 
+def best_threshold(label: npt.ArrayLike, prob: npt.ArrayLike) -> float:
+    """The probability above which calling ALL gives the highest weighted F1; of equals the one
+    nearest .5.
+
+    Halfway between neighbouring probabilities, and .5 itself.
+    """
+    y, p = _labels(label), np.asarray(prob, np.float64)
+    distinct = np.unique(p)
+    candidates = np.append((distinct[1:] + distinct[:-1]) / 2, 0.5)
+    n, positives = len(y), int(y.sum())
+    # Cells above each candidate, of both classes and of ALL.
+    called = n - np.searchsorted(np.sort(p), candidates, side="right")
+    true = positives - np.searchsorted(np.sort(p[y == 1]), candidates, side="right")
+    values = [
+        rates(int(tp), int(c - tp), int(n - positives - c + tp), int(positives - tp))["weighted_f1"]
+        for c, tp in zip(called, true, strict=True)
+    ]
+    best = max(range(len(candidates)), key=lambda i: (values[i] or 0.0, -abs(candidates[i] - 0.5)))
+    return float(candidates[best])
+
+
 def brier(label: npt.ArrayLike, prob: npt.ArrayLike) -> float:
     """Mean squared distance of `prob` from the label, in [0, 1] (Brier 1950)."""
     return float(np.mean((np.asarray(prob, dtype=np.float64) - _labels(label)) ** 2))

@@ -18,6 +18,8 @@ def _parser() -> argparse.ArgumentParser:
     add("root", type=Path, metavar="ROOT", help="data tree in any of the three layouts")
     add("--crop", type=int, default=300, help="side in pixels of the central square to keep")
     add("--size", type=int, help="resize the crop to this side (default: keep it)")
+    add("--final", action="store_true", help="the final part, which runs with score=final read")
+    add("--partial", action="store_true", help="go on with an incomplete tree")
     add("--cache", type=Path, default=Path("outputs/store"), help="data.cache of the runs to come")
     add("--json", action="store_true", help="print one JSON document")
     return parser
@@ -26,12 +28,13 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Pack the tree. Raises LeukoclsError or DataFault as a run would."""
     arguments = _parser().parse_args(argv)
-    from leukocls.data.index import build_index
-    from leukocls.data.store import check_images, data_digest, open_store
+    from leukocls.data.store import data_digest, open_store
+    from leukocls.data.verify import checked_index
 
-    index = build_index(arguments.root)
-    check_images(index)
-    digest = data_digest(index, arguments.cache)
+    index = checked_index(arguments.root, partial=arguments.partial, cache=arguments.cache)
+    # A run that trains has a store of the labelled parts alone.
+    index = index.only(("final",) if arguments.final else ("train", "prelim"))
+    digest = data_digest(index)
     size = arguments.crop if arguments.size is None else arguments.size
     images = open_store(index, digest, arguments.cache, arguments.crop, size)
     packed = {

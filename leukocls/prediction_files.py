@@ -55,26 +55,31 @@ class Truth:
     subject: list[str]
 
 
-def read_predictions(path: Path) -> pd.DataFrame:
+def read_predictions(path: Path, unique: bool = True) -> pd.DataFrame:
     """One row a cell: `cell`, `subject` ("" unknown), `label` (−1 unknown), and one of `logit`,
     `prob`, `label_pred`; with `epoch` and `split` if the file has them, and `view_*` if it is a
-    predictions.parquet.
+    predictions.parquet. A cell that is there twice is refused, unless `unique` is false.
     """
     content = _text_or_table(path)
     if isinstance(content, str):
         lines = content.split()
         if path.suffix == ".predict" or (lines and set(lines) <= {"0", "1"}):
             return _challenge(lines, path)
-        return _foreign(_csv(content, path), path)
-    if {*predictions.COLUMNS, "view_0"} <= set(content.columns):
+        return _foreign(_csv(content, path), path, unique)
+    if unique and {*predictions.COLUMNS, "view_0"} <= set(content.columns):
         return predictions.canonical(content, str(path))
-    return _foreign(content, path)
+    return _foreign(content, path, unique)
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A CSV or parquet file; the columns of a CSV are text."""
+    content = _text_or_table(path)
+    return _csv(content, path) if isinstance(content, str) else content
 
 
 def read_truth(path: Path) -> Truth:
     """Truth as `cell,label[,subject]` or as the official `Patient_ID,new_names,labels`."""
-    content = _text_or_table(path)
-    table = _csv(content, path) if isinstance(content, str) else content
+    table = read_table(path)
     names = _name_columns(table, path)
     column = next((name for name in ("label", "labels") if name in table), None)
     if column is None:
@@ -159,7 +164,7 @@ def challenge_zip(cell: Iterable[str], called: Iterable[bool], source: str) -> b
     return buffer.getvalue()
 
 
-def _foreign(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+def _foreign(table: pd.DataFrame, path: Path, unique: bool) -> pd.DataFrame:
     names = _name_columns(table, path)
     cell = table[names[0]].to_list()
     frame = pd.DataFrame({"cell": cell, "subject": _subjects(table, names)})
@@ -195,8 +200,9 @@ def _foreign(table: pd.DataFrame, path: Path) -> pd.DataFrame:
         frame["split"] = table["split"].astype(str)
     if "epoch" in table:
         frame["epoch"] = _numbers(table, "epoch", cell, path).astype(np.int64)
-    key = frame[[name for name in ("split", "epoch") if name in frame]]
-    _refuse_duplicates(key.assign(cell=frame["cell"].map(cell_key)), frame["cell"], path)
+    if unique:
+        key = frame[[name for name in ("split", "epoch") if name in frame]]
+        _refuse_duplicates(key.assign(cell=frame["cell"].map(cell_key)), frame["cell"], path)
     return frame
 
 

@@ -21,7 +21,7 @@ from leukocls import predictions
 from leukocls.data.index import Index
 from leukocls.errors import DataFault, LeukoclsError
 from leukocls.files import atomic_write
-from leukocls.metrics import RATES, auroc, cell_metrics, sigmoid
+from leukocls.metrics import RATES, auroc, best_threshold, cell_metrics, sigmoid
 
 # Those of the paper's Table 2; the others are `evaluate`'s.
 RECORDED = [
@@ -45,6 +45,7 @@ def last(history: list[float]) -> int:
     return len(history) - 1
 
 
+BEST_THRESHOLD = "best_weighted_f1"  # chosen on the selection set instead of a fixed one
 # Rules that choose an epoch from the selection set's weighted F1 by epoch (0 = before training).
 RULES = {"best_weighted_f1": best_weighted_f1, "last": last}
 
@@ -57,15 +58,27 @@ class Recorder(pl.Callback):
     Args:
         directory: the run's.
         index: gives cells their names.
-        selection_set: the split whose weighted F1 chooses the epoch, by the rule of that name.
+        rule, selection_set: the split whose weighted F1 chooses the epoch, and how.
+        threshold: probability above which a cell is ALL, or BEST_THRESHOLD.
     """
 
-    def __init__(self, directory: Path, index: Index, rule: str, selection_set: str) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        index: Index,
+        rule: str,
+        selection_set: str,
+        threshold: float | str = 0.5,
+    ) -> None:
         if rule not in RULES:
             raise LeukoclsError(f"selection={rule}: choose one of {', '.join(RULES)}.")
         self.directory, self.index = directory, index
         self.rule, self.selection_set = rule, selection_set
+        self._threshold = threshold
         self.checkpoints = directory / "checkpoints"
+        self.best_weights = self.checkpoints / "best.safetensors"
+        # Set once all is chosen: what is scored from then on belongs to this epoch.
+        self.test_epoch: int | None = None
         self.metrics: list[dict[str, Any]] = []
         self.predictions: list[pd.DataFrame] = []
         self._rates: dict[str, float] = {}
@@ -78,13 +91,27 @@ class Recorder(pl.Callback):
         history = [row[f"{self.selection_set}_weighted_f1"] for row in self.metrics]
         return int(self.metrics[RULES[self.rule](history)]["epoch"])
 
+    @property
+    def threshold(self) -> float:
+        """The probability above which a cell is ALL: fixed, or chosen on the selection set."""
+        if not isinstance(self._threshold, str):
+            return self._threshold
+        frame = pd.concat(self.predictions)
+        chosen = (frame["epoch"] == self.selected_epoch) & (frame["split"] == self.selection_set)
+        return best_threshold(frame["label"][chosen], frame["prob"][chosen])
+
     def selected_metrics(self) -> dict[str, dict[str, Any]]:
         """Every metric of the selected epoch, by split; subjects one by one are `evaluate`'s."""
         frame = pd.concat(self.predictions)
         frame = frame[(frame["epoch"] == self.selected_epoch) & (frame["label"] >= 0)]
         found = {}
         for split, cells in frame.groupby("split"):
-            values = cell_metrics(cells["label"], logit=cells["logit"], subject=cells["subject"])
+            values = cell_metrics(
+                cells["label"],
+                logit=cells["logit"],
+                subject=cells["subject"],
+                threshold=self.threshold,
+            )
             values["subject"].pop("per_subject")
             found[str(split)] = values
         return found
@@ -122,8 +149,7 @@ class Recorder(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         trained = trainer.state.fn == "fit"
-        row: dict[str, Any] = {"epoch": trainer.current_epoch + 1 if trained else 0}
-        row |= {"train_loss": None, "grad_norm": None, "images_per_s": None}
+        row = self._row(trainer.current_epoch + 1 if trained else 0)
         if trained:
             row["train_loss"] = float(pl_module.train_loss.compute())
             row["grad_norm"] = float(torch.stack(self._norms).mean())
@@ -131,6 +157,8 @@ class Recorder(pl.Callback):
             row |= self._rates
         for split in pl_module.scored:
             frame = self._frame(row["epoch"], split, pl_module.scores[split])
+            if self.test_epoch is not None:  # a resumed run may have done it before
+                self.predictions = [f[f["split"] != split] for f in self.predictions]
             self.predictions.append(frame)
             values = pl_module.rows[split]
             known = frame["label"] >= 0
@@ -138,16 +166,23 @@ class Recorder(pl.Callback):
             row |= {f"{split}_{name}": values.get(name) for name in names}
             if known.any():
                 row[f"{split}_auroc"] = auroc(frame.loc[known, "label"], frame.loc[known, "logit"])
-        self.metrics.append(row)
         if not trainer.is_global_zero:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
         predictions.write(self.directory / "predictions.parquet", pd.concat(self.predictions))
         atomic_write(self.directory / "metrics.csv", _csv(self.metrics))
         self.checkpoints.mkdir(exist_ok=True)
-        if self.selected_epoch == row["epoch"]:
-            atomic_write(self.checkpoints / "best.safetensors", _weights(pl_module))
+        if self.test_epoch is None and self.selected_epoch == row["epoch"]:
+            atomic_write(self.best_weights, _weights(pl_module))
         tqdm.write(_line(row, pl_module.scored, self.selected_epoch))
+
+    def _row(self, epoch: int) -> dict[str, Any]:
+        """The row of metrics.csv to fill: a new one, or the tested epoch's."""
+        if self.test_epoch is not None:
+            return next(row for row in self.metrics if row["epoch"] == self.test_epoch)
+        empty = {"epoch": epoch, "train_loss": None, "grad_norm": None, "images_per_s": None}
+        self.metrics.append(empty)
+        return empty
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         # After the evaluation, so that a resumed run goes on with the next epoch.

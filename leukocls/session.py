@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 import warnings
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,15 @@ from leukocls import evaluate
 from leukocls.build import build
 from leukocls.classifier import CellClassifier
 from leukocls.data.datamodule import CellDataModule
-from leukocls.data.index import Index, build_index
-from leukocls.data.splits import Split, make_split, part_rows
-from leukocls.data.store import check_images, data_digest, open_store
+from leukocls.data.index import Index
+from leukocls.data.splits import Choice, Split, as_csv, make_split, part_rows
+from leukocls.data.store import data_digest, open_store
 from leukocls.data.synthetic import SyntheticSpec, write_tree
-from leukocls.errors import DataFault, LeukoclsError
-from leukocls.files import sha256_file
+from leukocls.data.verify import checked_index
+from leukocls.errors import LeukoclsError
+from leukocls.files import atomic_write, sha256_file
 from leukocls.models.weights import load_weights
-from leukocls.recorder import Recorder
+from leukocls.recorder import BEST_THRESHOLD, Recorder
 from leukocls.run import Run, identity, scored_weights
 from leukocls.runs import read_record
 from leukocls.tracking import tracking
@@ -62,20 +64,37 @@ class Session:
             )
         self.weights = scored_weights(config.checkpoint) if config.checkpoint else None
         self.config = _with_recipe_of(self.weights, config) if self.weights else config
+        if self.config.threshold != BEST_THRESHOLD and not (
+            isinstance(self.config.threshold, float) and 0 < self.config.threshold < 1
+        ):
+            raise LeukoclsError(
+                f"threshold={self.config.threshold}: a probability between 0 and 1, or"
+                f" {BEST_THRESHOLD}."
+            )
         for name in ("threads", "views"):
             if not isinstance(self.config[name], int) or self.config[name] < 1:
                 raise LeukoclsError(f"{name}={self.config[name]}: choose at least 1.")
         torch.set_num_threads(self.config.threads)
-        self.index = load_index(self.config)
+        part = self.config.score
+        self.parts = (part,) if part else ("train", "prelim")
+        # What final holds, or whether it is there, is nothing to a run that trains.
+        self.index = load_index(self.config).only(self.parts)
         self.split = self._split()
-        self.digest = data_digest(self.index, Path(self.config.data.cache))
+        self.digest = data_digest(self.index)
 
     def _split(self) -> Split:
-        if self.config.score is None:
-            return make_split(self.config.split_scheme, self.index)
-        # Scored cells choose nothing: the epoch was chosen where the checkpoint was trained.
-        part = self.config.score
-        return Split(self.config.split_scheme, {part: part_rows(self.index, part)}, part)
+        config, part = self.config, self.config.score
+        if part is not None:
+            # Scored cells choose nothing: the epoch was chosen where the checkpoint was trained.
+            return Split(config.split_scheme, {part: part_rows(self.index, part)}, part)
+        choice = Choice(
+            config.fold,
+            config.folds,
+            config.split_seed,
+            config.data.n_subjects,
+            config.data.n_cells,
+        )
+        return make_split(self.index, config.split_scheme, choice)
 
     def run(self, directory: Path) -> Run:
         """The run of this configuration on this data."""
@@ -83,7 +102,11 @@ class Session:
         if weights and not Path(weights).is_file():
             raise LeukoclsError(f"model.weights={weights}: no such file.")
         digests = {"data": self.digest, "weights": sha256_file(weights) if weights else None}
+        digests["split"] = sha256(self._split_csv().encode()).hexdigest()
         return Run(directory, identity(self.config, digests))
+
+    def _split_csv(self) -> str:
+        return as_csv(self.split.table(self.index))
 
     def pos_weight(self) -> float:
         """n_HEM / n_ALL of the training set (Prellberg & Kramer 2019, released code)."""
@@ -101,7 +124,7 @@ class Session:
             rule, chosen_on = source["selection"]["rule"], source["selection"]["set"]
         marks = {
             "SYNTHETIC": self.index.synthetic,
-            "PARTIAL": bool(self.index.incomplete()),
+            "PARTIAL": bool(self.index.incomplete(self.parts)),
             "LIMITED": _is_limited(config.trainer),
             "LEAKY": self.split.leaky,
         }
@@ -111,7 +134,7 @@ class Session:
             "data_digest": self.digest,
             "split_scheme": source.get("split_scheme", self.split.scheme),
             "selection": {"rule": rule, "set": chosen_on, "epoch": None},
-            "threshold": 0.5,
+            "threshold": None,
             "pos_weight": self.pos_weight(),
             "view_weights": [1 / config.views] * config.views,
             "marks": [
@@ -123,13 +146,25 @@ class Session:
             "timing": {},
         }
 
+    def _threshold(self) -> float | str:
+        """That of the trained run; else the configured one, or how it is to be chosen."""
+        trained = _record_of(self.weights)["threshold"] if self.weights else None
+        return self.config.threshold if trained is None else trained
+
     def execute(self, run: Run, resume: bool) -> None:
         """Train (or score), then write the record's last state."""
         config, started = self.config, time.perf_counter()
         pl.seed_everything(config.seed, verbose=False)
         datamodule = self._datamodule()
         classifier = self._classifier()
-        recorder = Recorder(run.directory, self.index, config.selection, self.split.selection)
+        atomic_write(run.directory / "split.csv", self._split_csv())
+        recorder = Recorder(
+            run.directory,
+            self.index,
+            config.selection,
+            self.split.selection,
+            self._threshold(),
+        )
         with tracking(config.logger, run, recorder, datamodule.store) as trackers:
             trainer = self._trainer([recorder, *trackers], run)
             ready = time.perf_counter()
@@ -137,15 +172,16 @@ class Session:
                 trainer.validate(classifier, datamodule, verbose=False)
             else:
                 self._fit(trainer, classifier, datamodule, recorder, resume)
+                self._test(trainer, classifier, datamodule, recorder)
         done = time.perf_counter()
         if not trainer.is_global_zero:
             return
-        epoch = recorder.selected_epoch
         run.end(
             "done",
             **run.stored_hashes(),
             device=_device(trainer),
-            selection=run.record["selection"] | {"epoch": epoch},
+            selection=run.record["selection"] | {"epoch": recorder.selected_epoch},
+            threshold=recorder.threshold,
             metrics=recorder.selected_metrics(),
             timing={"prepare_s": round(ready - started, 2), "run_s": round(done - ready, 2)},
         )
@@ -168,6 +204,22 @@ class Session:
         else:
             trainer.validate(classifier, datamodule, verbose=False)
         trainer.fit(classifier, datamodule, ckpt_path=checkpoint, weights_only=True)
+
+    def _test(
+        self,
+        trainer: pl.Trainer,
+        classifier: CellClassifier,
+        datamodule: CellDataModule,
+        recorder: Recorder,
+    ) -> None:
+        """Score the split's tests once, by the weights of the selected epoch."""
+        if not self.split.tests:
+            return
+        load_weights(classifier.network, recorder.best_weights, classifier=())
+        recorder.test_epoch = recorder.selected_epoch
+        datamodule.scored = list(self.split.tests)
+        classifier.score(datamodule.scored)
+        trainer.validate(classifier, datamodule, verbose=False)
 
     def _datamodule(self) -> CellDataModule:
         data = self.config.data
@@ -257,7 +309,7 @@ def load_index(config: DictConfig) -> Index:
 
     Raises:
         LeukoclsError: no data root, with both ways on.
-        DataFault: an incomplete tree without data.partial=true, damaged images.
+        DataFault: whatever `leukocls.verify` finds.
     """
     data = config.data
     root = data.root
@@ -274,15 +326,7 @@ def load_index(config: DictConfig) -> Index:
             " 'leukemia-classification'), unpack it, and set data.root=FOLDER;\n"
             "  2. data=synthetic, embedded cells that need no download."
         )
-    index = build_index(root, data.layout)
-    absent = index.incomplete()
-    if absent and not data.partial:
-        raise DataFault(
-            f"{index.root}: the data is incomplete: {absent}. Fetch what is missing, or"
-            " data.partial=true to go on with what is there (the run is marked PARTIAL)."
-        )
-    check_images(index)
-    return index
+    return checked_index(root, data.layout, data.partial, Path(data.cache))
 
 
 def _is_limited(trainer: DictConfig) -> bool:
@@ -310,9 +354,8 @@ def _with_recipe_of(weights: Path, config: DictConfig) -> DictConfig:
     """`config` with the network, image geometry and views that the checkpoint was trained with."""
     trained: Any = OmegaConf.load(weights.parent.parent / "config.yaml")
     kept = {"crop": trained.data.crop, "size": trained.data.size}
-    recipe = {
-        name: trained[name] for name in ("seed", "threads", "model", "augment", "optim", "views")
-    }
+    kept_names = ("seed", "threads", "model", "augment", "optim", "views", "split_scheme", "fold")
+    recipe = {name: trained[name] for name in (*kept_names, "folds", "split_seed")}
     data = OmegaConf.merge(config.data, kept)
     merged: Any = OmegaConf.merge(config, {name: None for name in recipe})
     OmegaConf.set_struct(merged, False)

@@ -96,7 +96,8 @@ class Tracker(pl.Callback):
             self.wandb_run = None
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if self.wandb_run is not None and trainer.is_global_zero:
+        testing = self.recorder.test_epoch is not None  # its numbers come with the summary
+        if self.wandb_run is not None and trainer.is_global_zero and not testing:
             with self._harmless("logging"):
                 row = self.recorder.metrics[-1]
                 self.wandb_run.log({k: v for k, v in row.items() if v is not None})
@@ -122,11 +123,16 @@ class Tracker(pl.Callback):
         if len(known):
             logged[f"{split}/confusion"] = plot.confusion_matrix(
                 y_true=known["label"].tolist(),
-                preds=(known["logit"] > 0).astype(int).tolist(),
+                preds=(known["prob"] > self.recorder.threshold).astype(int).tolist(),
                 class_names=["HEM", "ALL"],
                 title=f"{split}, selected epoch",
             )
-            values = cell_metrics(known["label"], logit=known["logit"], subject=known["subject"])
+            values = cell_metrics(
+                known["label"],
+                logit=known["logit"],
+                subject=known["subject"],
+                threshold=self.recorder.threshold,
+            )
             rows = [[s["subject"], s["accuracy"]] for s in values["subject"]["per_subject"]]
             bars = table(columns=["subject", "accuracy"], data=rows)
             title = f"{split}: cell accuracy by subject"

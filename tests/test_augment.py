@@ -16,8 +16,8 @@ from leukocls.data.augment import (
     views,
 )
 from leukocls.data.bmp import read_crop
+from leukocls.data.images import image_sides
 from leukocls.data.index import build_index
-from leukocls.data.store import image_sides
 from leukocls.errors import LeukoclsError
 
 SIZE = 300

@@ -33,7 +33,7 @@ def store(tmp_path_factory):
 def feed(store, rank=0, ranks=1, train=range(TRAIN), seed=3, **feeding):
     """A data module and the little of a Trainer that it looks at."""
     label = np.arange(len(store)) % 2
-    index = Index(Path(), "tcia", pd.DataFrame({"label": label}), 0, None)
+    index = Index(Path(), "tcia", pd.DataFrame({"label": label}), (), None, None)
     rows = {"train": np.array(train), "prelim": np.arange(TRAIN, TRAIN + PRELIM)}
     split = Split("challenge", rows, "prelim")
     module = CellDataModule(index, store, split, PAPER, seed=seed, **(FEEDING | feeding))

@@ -18,7 +18,7 @@ def keep(index, wanted):
 
 
 def test_challenge_trains_on_all_folds_and_selects_on_prelim(index):
-    split = make_split("challenge", index)
+    split = make_split(index, "challenge")
     table = index.table
     assert split.scheme == "challenge"
     assert set(split.rows) == {"train", "prelim"}
@@ -34,15 +34,15 @@ def test_challenge_trains_on_all_folds_and_selects_on_prelim(index):
 
 
 def test_challenge_has_a_selection_and_no_test(index):
-    split = make_split("challenge", index)
+    split = make_split(index, "challenge")
     assert split.selection == "prelim"
     assert split.scored == ["prelim"]
     assert not split.leaky
 
 
 def test_without_final_nothing_changes(index):
-    smaller = make_split("challenge", keep(index, index.table["part"] != "final"))
-    split = make_split("challenge", index)
+    smaller = make_split(keep(index, index.table["part"] != "final"), "challenge")
+    split = make_split(index, "challenge")
     for name, rows in split.rows.items():
         assert np.array_equal(smaller.rows[name], rows)
 
@@ -56,7 +56,7 @@ def test_train_is_scored_only_if_it_is_all_there_is():
 
 def test_an_unknown_scheme_is_refused_with_the_known_ones(index):
     with pytest.raises(LeukoclsError, match=r"split_scheme=random: choose one of") as caught:
-        make_split("random", index)
+        make_split(index, "random")
     assert caught.value.exit_code == 2
     assert all(scheme in str(caught.value) for scheme in SCHEMES)
 
@@ -67,7 +67,7 @@ def test_a_part_without_images_is_named_with_what_is_there(index, part):
     present = ", ".join(others)
     message = rf"part '{part}' holds no image \(present: {present}\)\. Add it"
     with pytest.raises(LeukoclsError, match=message) as caught:
-        make_split("challenge", keep(index, index.table["part"] != part))
+        make_split(keep(index, index.table["part"] != part), "challenge")
     assert str(caught.value).startswith(f"{index.root}: ")
     assert caught.value.exit_code == 2
 
@@ -77,7 +77,7 @@ def test_training_cells_of_one_class_are_refused(index, label):
     table = index.table
     one_class = keep(index, (table["part"] != "train") | (table["label"] == label))
     with pytest.raises(LeukoclsError, match="one class only; training needs ALL and HEM") as caught:
-        make_split("challenge", one_class)
+        make_split(one_class, "challenge")
     assert caught.value.exit_code == 2
 
 

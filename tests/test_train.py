@@ -295,7 +295,7 @@ BAD = {
     "checkpoint= and score= go together": (["data.root={tree}", "score=final"], 2),
     "one byte short": (["data.root={short}"], 1),
     "labels disagree": (["data.root={swapped}"], 1),
-    "the data is incomplete": (["data.root={missing}"], 1),
+    "images: subject": (["data.root={missing}"], 1),
     "Could not override 'sede'": (["sede=1"], 2),
     "is quoted": (["optim.lr=a=b"], 2),
     "augment.rotation=999": (["data.root={tree}", "augment.rotation=999"], 2),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from leukocls.errors import DataFault
+from leukocls.errors import DataFault, Fault
 
 # BITMAPFILEHEADER + the head of BITMAPINFOHEADER (Microsoft, Windows GDI reference).
 _HEADER = struct.Struct("<2sIHHI IiiHHII")
@@ -28,40 +28,43 @@ class BmpHeader:
     top_down: bool
 
 
-def read_header(path: Path, side: int) -> BmpHeader:
-    """Check that `path` is a whole 24-bit RGB BMP of `side` × `side` pixels, decoding nothing.
+def read_header(path: Path, side: int | None) -> BmpHeader:
+    """Check that `path` is a whole 24-bit RGB BMP, decoding nothing.
+
+    Args:
+        side: width and height in pixels that it must have; None: any.
 
     Raises:
         DataFault: names the file and what is wrong with it.
     """
+
+    def fault(cause: str) -> DataFault:
+        return DataFault(Fault(path, cause, _REMEDY))
+
     try:
         size = path.stat().st_size
         with open(path, "rb") as stream:
             head = stream.read(_HEADER.size)
     except OSError as error:
-        raise DataFault(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from error
+        raise fault(f"cannot be read ({error.strerror})") from error
     if size == 0:
-        raise DataFault(f"{path}: is empty (0 bytes); {_REMEDY}")
+        raise fault("is empty (0 bytes)")
     if len(head) < _HEADER.size or head[:2] != b"BM":
-        raise DataFault(f"{path}: is not a BMP image (starts with {head[:8]!r}); {_REMEDY}")
+        raise fault(f"is not a BMP image (starts with {head[:8]!r})")
     _, stated, _, _, offset, _, width, height, _, bits, compression, _ = _HEADER.unpack(head)
     if bits != 24 or compression != 0:
-        raise DataFault(
-            f"{path}: is not an uncompressed 8-bit RGB BMP ({bits} bits a pixel, compression"
-            f" {compression}); {_REMEDY}"
+        raise fault(
+            f"is not an uncompressed 8-bit RGB BMP ({bits} bits a pixel, compression {compression})"
         )
-    if (width, abs(height)) != (side, side):
-        raise DataFault(
-            f"{path}: is {width}×{abs(height)} pixels where {side}×{side} belong; {_REMEDY}"
-        )
+    if side is not None and (width, abs(height)) != (side, side):
+        raise fault(f"is {width}×{abs(height)} pixels where {side}×{side} belong")
     stride = (3 * width + 3) // 4 * 4
-    whole = offset + stride * side
+    whole = offset + stride * abs(height)
     if not size == stated == whole:
-        raise DataFault(
-            f"{path}: is {size:,} bytes long, its header says {stated:,} and its pixels need"
-            f" {whole:,}; {_REMEDY}"
+        raise fault(
+            f"is {size:,} bytes long, its header says {stated:,} and its pixels need {whole:,}"
         )
-    return BmpHeader(width, side, offset, stride, height < 0)
+    return BmpHeader(width, abs(height), offset, stride, height < 0)
 
 
 def read_crop(path: Path, side: int, crop: int) -> np.ndarray:
@@ -80,7 +83,7 @@ def read_crop(path: Path, side: int, crop: int) -> np.ndarray:
     with open(path, "rb", buffering=0) as stream:
         read = os.preadv(stream.fileno(), [rows.data], header.offset + start * header.stride)
     if read != rows.nbytes:
-        raise DataFault(f"{path}: ended while it was read; {_REMEDY}")
+        raise DataFault(Fault(path, "ended while it was read", _REMEDY))
     pixels = rows[:, 3 * first : 3 * (first + crop)].reshape(crop, crop, 3)
     if not header.top_down:
         pixels = pixels[::-1]

@@ -129,6 +129,7 @@ class CellDataModule(pl.LightningDataModule):
                 " so no full batch; choose a smaller one."
             )
         self.index, self.store, self.split = index, store, split
+        self.scored = split.scored
         self.augmentation, self.seed = augmentation, seed
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.residence, self.workers = residence, workers
@@ -142,10 +143,9 @@ class CellDataModule(pl.LightningDataModule):
         return self._loader(self.split.rows["train"], self.batch_size, self.seed)
 
     def val_dataloader(self) -> list[DataLoader]:
-        """One loader for each of `split.scored`, in that order."""
+        """One loader for each split of `scored`, in that order."""
         return [
-            self._loader(self.split.rows[name], self.eval_batch_size, None)
-            for name in self.split.scored
+            self._loader(self.split.rows[name], self.eval_batch_size, None) for name in self.scored
         ]
 
     def _loader(self, rows: np.ndarray, size: int, shuffle_seed: int | None) -> DataLoader:

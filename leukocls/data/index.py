@@ -4,24 +4,28 @@ One row a cell, always in the same order, whatever order the file system lists t
 """
 
 import csv
-import functools
 import json
 import re
-from dataclasses import dataclass
-from importlib import resources
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
 
+from leukocls.data.published import merged_subject, published_counts, published_subjects
 from leukocls.data.synthetic import MANIFEST
-from leukocls.errors import DataFault, LeukoclsError
+from leukocls.errors import DataFault, Fault, LeukoclsError, report
 
 TRAIN_NAME = re.compile(r"UID_(H?\d+)_(\d+)_(\d+)_(all|hem)\.bmp", re.IGNORECASE)
 NUMBERED_NAME = re.compile(r"(\d+)\.bmp", re.IGNORECASE)
 LABELS = {"hem": 0, "all": 1}
 UNKNOWN = -1
+NOT_NUMBERED = "not a numbered image (1.bmp, 2.bmp, …)"
+FETCH = "fetch the original file"
 PARTS = ("train", "prelim", "final")
-COLUMNS = ["cell", "file", "part", "fold", "subject", "label", "image", "number"]
+COLUMNS = ["cell", "file", "part", "fold", "subject", "label", "image", "number", "group"]
+TABLE = "table"  # the layout of a data set that one CSV describes
 
 
 @dataclass(frozen=True)
@@ -53,101 +57,152 @@ LAYOUTS = {
 
 @dataclass(frozen=True)
 class Index:
-    """The cells of one data tree.
+    """The cells of one data set.
 
-    `table` has the columns COLUMNS: `cell` (file name), `file` (path below `root`), `part`,
-    `fold` (0-2, −1 outside train), `subject` (upper case, "" if unknown), `label` (ALL 1, HEM 0,
-    −1 unknown), `image` and `number` (the field and the cell in it, −1 if unknown).
-    `absent` counts the prelim cells that the label file lists and the tree lacks; `manifest` is
-    the file that marks a synthetic tree.
+    `table` has the columns COLUMNS: `cell` (its name), `file` (path below `root`), `part`,
+    `fold` (0-2, −1 outside C-NMC's train), `subject` (upper case, "" if unknown), `label` (ALL 1,
+    HEM 0, −1 unknown), `image` and `number` (the field and the cell in it, −1 if unknown),
+    `group` (what splits keep together: the subject, or several that are one; "" if unknown).
+    `layout` is a key of LAYOUTS, or TABLE. `absent` names the cells that a label file lists and
+    the tree lacks; `labels` is C-NMC's label file or the CSV of another data set, `manifest` the
+    file that marks a synthetic tree.
     """
 
     root: Path
     layout: str
     table: pd.DataFrame
-    absent: int
+    absent: tuple[str, ...]
+    labels: Path | None
     manifest: Path | None
+
+    @property
+    def source(self) -> Path:
+        """What the user named: the root, or the CSV of another data set."""
+        return self.labels if self.layout == TABLE and self.labels else self.root
 
     @property
     def synthetic(self) -> bool:
         """Whether the cells are embedded ones: nothing measured on them holds for people."""
         return self.manifest is not None
 
+    @property
+    def published(self) -> bool:
+        """Whether this must be C-NMC 2019 as published."""
+        return not self.synthetic and self.layout != TABLE
+
+    def declared(self, key: str) -> Any:
+        """What a synthetic tree's manifest says: `counts`, `subjects` or `duplicates`."""
+        assert self.manifest is not None
+        said = json.loads(self.manifest.read_text(encoding="utf-8"))
+        if key not in said:
+            raise LeukoclsError(
+                f"{self.manifest}: says no {key}, so an older version wrote it. Remove the tree"
+                " and write it again."
+            )
+        return said[key]
+
+    def only(self, parts: Collection[str]) -> "Index":
+        """The index of these parts alone; the rows of those that come first keep their numbers."""
+        kept = self.table[self.table["part"].isin(parts)].reset_index(drop=True)
+        return replace(self, table=kept, absent=self.absent if "prelim" in parts else ())
+
+    def part_names(self) -> pd.Series:
+        """The part of each row, with the official folds as fold_0, fold_1, fold_2."""
+        part, fold = self.table["part"], self.table["fold"]
+        return part.where(fold < 0, "fold_" + fold.astype(str))
+
     def expected(self) -> dict[str, int]:
-        """Cells that a complete tree of this kind holds, by part (folds as fold_0 …)."""
-        if self.manifest is not None:
-            counts = json.loads(self.manifest.read_text(encoding="utf-8"))["counts"]
-            return {str(part): int(count) for part, count in counts.items()}
-        return published_counts()
+        """Cells that a complete data set of this kind holds, by part (folds as fold_0 …)."""
+        if self.layout == TABLE:
+            return self.counts()
+        return dict(self.declared("counts")) if self.synthetic else published_counts()
+
+    def expected_subjects(self) -> dict[str, dict[str, int]]:
+        """Cells of each subject by part that a complete data set holds; empty if nobody says."""
+        if self.layout == TABLE:
+            return {}
+        return self.declared("subjects") if self.synthetic else published_subjects()
 
     def counts(self) -> dict[str, int]:
         """Cells present, under the same keys as `expected`."""
-        part = self.table["part"].where(
-            self.table["part"] != "train", "fold_" + self.table["fold"].astype(str)
-        )
-        return {str(k): int(n) for k, n in part.value_counts().items()}
+        return {str(k): int(n) for k, n in self.part_names().value_counts().items()}
 
-    def incomplete(self, parts: tuple[str, ...] = ("fold_0", "fold_1", "fold_2", "prelim")) -> str:
-        """Which of `parts` differ from a complete tree, in words; "" if none does."""
+    def incomplete(self, parts: Collection[str] = PARTS) -> str:
+        """Which of `parts` differ from a complete data set, in words; "" if none does.
+
+        Final is optional, but half of it is a fault.
+        """
         have, want = self.counts(), self.expected()
-        # Final is optional, but half of it is a fault.
-        parts += ("final",) if have.get("final") else ()
+        if self.layout == TABLE and self.absent:
+            return f"{len(self.absent):,} images that the table lists are missing"
         return ", ".join(
-            f"{part} has {have.get(part, 0):,} of {want[part]:,} images"
-            for part in parts
-            if have.get(part, 0) != want[part]
+            f"{part} has {have.get(part, 0):,} of {number:,} images"
+            for part, number in want.items()
+            if ("train" if part.startswith("fold_") else part) in parts
+            and have.get(part, 0) != number
+            and (part != "final" or have.get("final"))
         )
 
 
-@functools.cache
-def subject_counts() -> pd.DataFrame:
-    """Published cells per subject: columns split, fold, label, subject, n_images."""
-    with resources.files("leukocls.data").joinpath("cnmc_subject_counts.csv").open() as stream:
-        return pd.read_csv(stream)
-
-
-def published_counts() -> dict[str, int]:
-    """Cells in each part of C-NMC 2019 (Gupta & Gupta, TCIA 2019, 10.7937/tcia.2019.dc64i46r)."""
-    counts = subject_counts()
-    folds = counts[counts["split"] == "train"].groupby("fold")["n_images"].sum()
-    prelim = counts.loc[counts["split"] == "prelim", "n_images"].sum()
-    # The final part's labels and subjects are not published, its size is.
-    return {f"fold_{int(k)}": int(n) for k, n in folds.items()} | {
-        "prelim": int(prelim),
-        "final": 2586,
-    }
-
-
-def build_index(root: str | Path, layout: str = "auto") -> Index:
+def scan(root: str | Path, layout: str = "auto") -> tuple[Index, list[Fault]]:
     """Read the names below `root` into one table; no image is opened.
 
     Args:
-        root: a folder that holds one of the three layouts, itself or one or two levels down.
+        root: a folder that holds one of the three layouts, itself or one or two levels down; or
+            the CSV file of another data set (see `leukocls.data.table`).
         layout: "auto" or a key of LAYOUTS.
+
+    Returns:
+        The index, and names, folders and labels that do not parse or disagree.
 
     Raises:
         LeukoclsError: `root` is missing or holds no known layout.
-        DataFault: names, folders and labels that do not parse or disagree, all of them listed.
     """
     given = Path(root)
+    if given.is_file():
+        from leukocls.data.table import table_rows
+
+        faults: list[Fault] = []
+        rows, missing = table_rows(given, faults)
+        return Index(given.parent, TABLE, _ordered(rows), tuple(missing), given, None), faults
     if not given.is_dir():
         raise LeukoclsError(
-            f"{given}: no such folder. Set data.root (or LEUKOCLS_DATA) to your copy of C-NMC 2019,"
-            " or use data=synthetic."
+            f"{given}: no such folder. Set data.root (or LEUKOCLS_DATA) to your copy of C-NMC 2019"
+            " or to the CSV file of other cells, or use data=synthetic."
         )
     base, name = _find_layout(given, layout)
     paths = LAYOUTS[name]
-    faults: list[str] = []
+    faults = _strays(base / paths.train)
     rows = _train_rows(given, base / paths.train, faults)
     prelim, absent = _prelim_rows(given, base / paths.prelim, base / paths.prelim_labels, faults)
     rows += prelim + _final_rows(given, base / paths.final, faults)
-    if faults:
-        raise DataFault(_report(given, faults))
-    if not rows:
+    if not rows and not faults:
         raise LeukoclsError(
             f"{given}: the folders of the {name} layout are there, but no .bmp image is in them."
             " Unpack the archives again, or use data=synthetic."
         )
+    # The mark holds as well for who names the folder inside a synthetic tree.
+    manifests = [folder / MANIFEST for folder in (given.resolve(), *base.resolve().parents[:2])]
+    manifest = next((path for path in manifests if path.is_file()), None)
+    file = base / paths.prelim_labels
+    labels = file if file.is_file() else None
+    return Index(given, name, _ordered(rows), absent, labels, manifest), faults
+
+
+def build_index(root: str | Path, layout: str = "auto") -> Index:
+    """The index of `scan`, refused if anything is wrong with names, folders and labels.
+
+    Raises:
+        LeukoclsError: `root` is missing or holds no known layout.
+        DataFault: all faults in one message.
+    """
+    index, faults = scan(root, layout)
+    if faults:
+        raise DataFault(report(index.source, faults))
+    return index
+
+
+def _ordered(rows: list[tuple]) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=COLUMNS)
     table["part"] = pd.Categorical(table["part"], categories=PARTS)
     table = table.sort_values(["part", "fold", "subject", "image", "number", "cell"])
@@ -155,10 +210,7 @@ def build_index(root: str | Path, layout: str = "auto") -> Index:
     table["part"] = table["part"].astype(str)
     for column in ("fold", "label", "image", "number"):
         table[column] = table[column].astype("int64")
-    # The mark holds as well for who names the folder inside a synthetic tree.
-    manifests = [folder / MANIFEST for folder in (given.resolve(), *base.resolve().parents[:2])]
-    manifest = next((path for path in manifests if path.is_file()), None)
-    return Index(given, name, table, absent, manifest)
+    return table
 
 
 def _find_layout(root: Path, layout: str) -> tuple[Path, str]:
@@ -170,16 +222,32 @@ def _find_layout(root: Path, layout: str) -> tuple[Path, str]:
     for base in (root, *children, *below):
         for name in names:
             paths = LAYOUTS[name]
-            if (base / paths.train / "fold_0").is_dir() or (base / paths.prelim).is_dir():
+            wanted = [base / paths.train / f"fold_{k}" for k in range(3)]
+            if any(p.is_dir() for p in (*wanted, base / paths.prelim, base / paths.final)):
                 return base, name
-    wanted = " or ".join(f"{LAYOUTS[n].train}/fold_0 ({n})".removeprefix("./") for n in names)
+    looked = " or ".join(f"{LAYOUTS[n].train}/fold_0 ({n})".removeprefix("./") for n in names)
     raise LeukoclsError(
-        f"{root}: no C-NMC 2019 data here; looked for {wanted}, here and two levels down."
+        f"{root}: no C-NMC 2019 data here; looked for {looked}, here and two levels down."
         " Set data.root to the unpacked data set, or use data=synthetic."
     )
 
 
-def _images(folder: Path, faults: list[str]) -> list[Path]:
+def _strays(train: Path) -> list[Fault]:
+    """Folds and class folders that no index reads, and files beside the class folders."""
+    if not train.is_dir():
+        return []
+    folds = {f"fold_{k}" for k in range(3)}
+    found = [
+        p for p in train.iterdir() if p.name.lower().startswith("fold") and p.name not in folds
+    ]
+    for fold in folds:
+        inside = (train / fold).iterdir() if (train / fold).is_dir() else ()
+        found += [p for p in inside if not (p.name.startswith(".") or p.name in LABELS)]
+    remedy = "name folders fold_0 to fold_2, each with all/ and hem/; move anything else out"
+    return [Fault(path, "does not belong here", remedy) for path in found]
+
+
+def _images(folder: Path, faults: list[Fault]) -> list[Path]:
     """Every .bmp of a folder; any other visible file is a fault, hidden ones are not ours."""
     if not folder.is_dir():
         return []
@@ -189,15 +257,20 @@ def _images(folder: Path, faults: list[str]) -> list[Path]:
         if name.startswith("."):
             continue
         if not (name.endswith(".bmp") and path.is_file()):
-            faults.append(f"{path}: not a .bmp image; move it out of the data tree")
+            faults.append(Fault(path, "not a .bmp image", "move it out of the data tree"))
         elif name in found:
-            faults.append(f"{path}: differs from {found[name]} in case only; remove one")
+            faults.append(Fault(path, f"differs from {found[name]} in case only", "remove one"))
         else:
             found[name] = path
+            twin = path.with_suffix(".bmp")
+            if path != twin and not twin.exists():
+                faults.append(
+                    Fault(path, f"the suffix is {path.suffix}", f"rename it to {twin.name}")
+                )
     return list(found.values())
 
 
-def _train_rows(root: Path, folder: Path, faults: list[str]) -> list[tuple]:
+def _train_rows(root: Path, folder: Path, faults: list[Fault]) -> list[tuple]:
     rows: list[tuple] = []
     seen: dict[str, Path] = {}
     for fold in range(3):
@@ -205,21 +278,23 @@ def _train_rows(root: Path, folder: Path, faults: list[str]) -> list[tuple]:
             for path in _images(folder / f"fold_{fold}" / kind, faults):
                 match = TRAIN_NAME.fullmatch(path.name)
                 if match is None:
-                    faults.append(
-                        f"{path}: the name is not UID_{{subject}}_{{image}}_{{cell}}_{kind}.bmp;"
-                        " restore the original name or remove the file"
-                    )
+                    cause = f"the name is not UID_{{subject}}_{{image}}_{{cell}}_{kind}.bmp"
+                    remedy = "restore the original name or remove the file"
+                    faults.append(Fault(path, cause, remedy))
                     continue
                 subject, image, number, suffix = match.groups()
                 problem = _label_conflict(subject, suffix.lower(), kind)
                 if problem:
-                    faults.append(f"{path}: {problem}; restore the file from the original archive")
+                    remedy = "restore the file from the original archive"
+                    faults.append(Fault(path, problem, remedy))
                 elif path.name.lower() in seen:
-                    faults.append(f"{path}: the same cell as {seen[path.name.lower()]}; remove one")
+                    cause = f"the same cell as {seen[path.name.lower()]}"
+                    faults.append(Fault(path, cause, "remove one"))
                 seen[path.name.lower()] = path
                 file = path.relative_to(root).as_posix()
-                row = (path.name, file, "train", fold, subject.upper(), LABELS[kind])
-                rows.append((*row, int(image), int(number)))
+                subject = subject.upper()
+                row = (path.name, file, "train", fold, subject, LABELS[kind])
+                rows.append((*row, int(image), int(number), merged_subject(subject)))
     return rows
 
 
@@ -232,34 +307,46 @@ def _label_conflict(subject: str, suffix: str, stated: str) -> str:
 
 
 def _prelim_rows(
-    root: Path, folder: Path, labels: Path, faults: list[str]
-) -> tuple[list[tuple], int]:
+    root: Path, folder: Path, labels: Path, faults: list[Fault]
+) -> tuple[list[tuple], tuple[str, ...]]:
     images = {path.name.lower(): path for path in _images(folder, faults)}
     if not images and not labels.exists():
-        return [], 0
+        return [], ()
     truth = read_official_labels(labels, faults)
     rows = []
     for name, path in images.items():
         if NUMBERED_NAME.fullmatch(name) is None:
-            faults.append(f"{path}: not a numbered image (1.bmp, 2.bmp, …); restore its name")
+            faults.append(Fault(path, NOT_NUMBERED, "restore its name"))
         elif not truth:
             continue  # the label file is a fault already; one more an image would bury it
         elif name not in truth:
-            faults.append(f"{path}: not listed in {labels}; remove it or restore the label file")
+            remedy = "remove it or restore the label file"
+            faults.append(Fault(path, f"not listed in {labels}", remedy))
         else:
-            subject, image, number, label = truth[name]
+            _, subject, image, number, label = truth[name]
             file = path.relative_to(root).as_posix()
-            rows.append((path.name, file, "prelim", -1, subject, label, image, number))
-    return rows, len(truth.keys() - images.keys())
+            row = (path.name, file, "prelim", -1, subject, label, image, number)
+            rows.append((*row, merged_subject(subject)))
+    return rows, tuple(name for name in truth if name not in images)
 
 
-def read_official_labels(path: Path, faults: list[str]) -> dict[str, tuple[str, int, int, int]]:
-    """The prelim truth: lower-case `new_names` → (subject, image, number, label).
+class Official(NamedTuple):
+    """A line of the prelim label file."""
+
+    original: str
+    subject: str
+    image: int
+    number: int
+    label: int
+
+
+def read_official_labels(path: Path, faults: list[Fault]) -> dict[str, Official]:
+    """The prelim truth by lower-case `new_names`.
 
     What does not parse or disagrees is appended to `faults`.
     """
     if not path.is_file():
-        faults.append(f"{path}: the prelim label file is missing; fetch it with the data set")
+        faults.append(Fault(path, "the prelim label file is missing", FETCH))
         return {}
     before = len(faults)
     # What is not UTF-8 fails below like any other file without the columns.
@@ -267,46 +354,38 @@ def read_official_labels(path: Path, faults: list[str]) -> dict[str, tuple[str, 
         reader = csv.DictReader(stream)
         wanted = {"Patient_ID", "new_names", "labels"}
         if not wanted <= set(reader.fieldnames or ()):
-            faults.append(
-                f"{path}: needs the columns Patient_ID,new_names,labels; fetch the original file"
-            )
+            faults.append(Fault(path, "needs the columns Patient_ID,new_names,labels", FETCH))
             return {}
-        truth: dict[str, tuple[str, int, int, int]] = {}
+        truth: dict[str, Official] = {}
         for line, row in enumerate(reader, start=2):
             match = TRAIN_NAME.fullmatch((row["Patient_ID"] or "").strip())
             name = (row["new_names"] or "").strip().lower()
             label = (row["labels"] or "").strip()
-            where = f"{path}, line {line}"
+            where = path.with_name(f"{path.name}, line {line}")
             if match is None or NUMBERED_NAME.fullmatch(name) is None or label not in ("0", "1"):
-                faults.append(f"{where}: does not parse; fetch the original file")
+                faults.append(Fault(where, "does not parse", FETCH))
                 continue
             subject, image, number, suffix = match.groups()
             stated = "all" if label == "1" else "hem"
             problem = _label_conflict(subject, suffix.lower(), stated)
             if problem:
-                faults.append(f"{where}: {problem}; fetch the original file")
+                faults.append(Fault(where, problem, FETCH))
             elif name in truth:
-                faults.append(f"{where}: {name} is listed twice; fetch the original file")
-            truth[name] = (subject.upper(), int(image), int(number), int(label))
+                faults.append(Fault(where, f"{name} is listed twice", FETCH))
+            truth[name] = Official(match[0], subject.upper(), int(image), int(number), int(label))
     if not truth and len(faults) == before:
-        faults.append(f"{path}: the label file lists no cell; fetch the original file")
+        faults.append(Fault(path, "the label file lists no cell", FETCH))
     return truth
 
 
-def _final_rows(root: Path, folder: Path, faults: list[str]) -> list[tuple]:
+def _final_rows(root: Path, folder: Path, faults: list[Fault]) -> list[tuple]:
     rows = []
     for path in _images(folder, faults):
         match = NUMBERED_NAME.fullmatch(path.name)
         if match is None:
-            faults.append(f"{path}: not a numbered image (1.bmp, 2.bmp, …); restore its name")
+            faults.append(Fault(path, NOT_NUMBERED, "restore its name"))
             continue
         file = path.relative_to(root).as_posix()
         # The number orders the final cells as the challenge's submission does.
-        rows.append((path.name, file, "final", -1, "", UNKNOWN, int(match[1]), -1))
+        rows.append((path.name, file, "final", -1, "", UNKNOWN, int(match[1]), -1, ""))
     return rows
-
-
-def _report(root: Path, faults: list[str]) -> str:
-    shown = sorted(faults)[:20]
-    more = f"\n  … and {len(faults) - len(shown)} more" if len(faults) > len(shown) else ""
-    return f"{root}: {len(faults)} fault(s) in the data\n  " + "\n  ".join(shown) + more

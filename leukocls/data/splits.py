@@ -1,12 +1,27 @@
-"""Splits by name: which cells train, which choose, which are only reported."""
+"""Splits by name: which cells train, which choose the epoch, which are only reported.
 
-from collections.abc import Callable
-from dataclasses import dataclass
+What must stay together is a `group` of the index: a subject, or several that share an image. Only
+the scheme `cell` separates its cells, and is marked LEAKY. Schemes with folds divide the train part
+and never touch prelim, which `honest` scores once.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from leukocls.data.index import UNKNOWN, Index
 from leukocls.errors import LeukoclsError
+from leukocls.prediction_files import listing, read_table
+
+COLUMNS = ["cell", "subject", "group", "label", "split"]
+# Streams of one split seed, so that folds and subsets are independent.
+FOLD_STREAM, SUBSET_STREAM = 0, 1
+CANDIDATES = 200
+# Of cells by class, of groups by class: what evenness is worth.
+WEIGHTS = np.array([1.0, 1.0, 0.2, 0.2])
 
 
 @dataclass(frozen=True)
@@ -14,25 +29,158 @@ class Split:
     """Rows of the index by split name.
 
     `selection` names the split whose metrics choose the epoch; its numbers are never a test.
+    `tests` are scored once, by the chosen epoch, when everything has been chosen.
     """
 
     scheme: str
     rows: dict[str, np.ndarray]
     selection: str
+    tests: tuple[str, ...] = ()
     leaky: bool = False
 
     @property
     def scored(self) -> list[str]:
         """The splits that are evaluated after each epoch; train only if it is all there is."""
-        return [name for name in self.rows if name != "train"] or ["train"]
+        names = [name for name in self.rows if name != "train" and name not in self.tests]
+        return names or ["train"]
+
+    def table(self, index: Index) -> pd.DataFrame:
+        """One row a cell that is in the split, in the index's order, with COLUMNS."""
+        return _known(self, index)[COLUMNS].reset_index(drop=True)
 
 
-def challenge(index: Index) -> Split:
+@dataclass(frozen=True)
+class Choice:
+    """Which split of a scheme. `seed` is that of the split, never of a run.
+
+    `fold` is the fold that is held out as val (None: 0, and no fold for `challenge`), of `folds`
+    (of the official three for `lofo`). `n_subjects` and `n_cells` cut the training set for
+    learning curves: a smaller one is part of a larger one, with the same share of ALL.
+    """
+
+    fold: int | None = None
+    folds: int = 5
+    seed: int = 0
+    n_subjects: int | None = None
+    n_cells: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("folds", 2), ("seed", 0), ("n_subjects", 2), ("n_cells", 2)):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int) and value >= least):
+                raise LeukoclsError(f"{name}={value}: choose a whole number, at least {least}.")
+
+
+def challenge(index: Index, choice: Choice) -> Split:
     """Train on folds 0-2, select on prelim: Prellberg & Kramer 2019. No test number can exist."""
-    return Split("challenge", {p: part_rows(index, p) for p in ("train", "prelim")}, "prelim")
+    if choice.fold is not None:
+        raise LeukoclsError("split_scheme=challenge has no folds: leave fold= out.")
+    rows = {part: part_rows(index, part) for part in ("train", "prelim")}
+    return Split("challenge", rows, "prelim")
 
 
-SCHEMES: dict[str, Callable[[Index], Split]] = {"challenge": challenge}
+def honest(index: Index, choice: Choice) -> Split:
+    """Select on a subject-disjoint fold inside train; score prelim once: the headline."""
+    prelim = part_rows(index, "prelim")
+    inner = subject(index, choice)
+    return Split("honest", {**inner.rows, "prelim": prelim}, "val", ("prelim",))
+
+
+def subject(index: Index, choice: Choice) -> Split:
+    """k folds over the merged subjects of train, balanced in cells and subjects of each class."""
+    rows = part_rows(index, "train")
+    table = index.table.iloc[rows]
+    if (table["group"] == "").any():
+        raise LeukoclsError(
+            f"{index.source}: {int((table['group'] == '').sum()):,} cells have no subject, so that"
+            " no split can keep subjects apart. Add them, or use split_scheme=cell (LEAKY)."
+        )
+    fold = balanced_folds(table["group"], table["label"], choice.folds, choice.seed)
+    return _held_out("subject", rows, fold, choice.fold, choice.folds)
+
+
+def lofo(index: Index, choice: Choice) -> Split:
+    """Leave one official fold out.
+
+    A merged subject that spans folds belongs to the one with most of its cells (the first of
+    equals); its cells in the others are left out (RECIPES, merge rule).
+    """
+    rows = part_rows(index, "train")
+    table = index.table.iloc[rows]
+    if (table["fold"] < 0).any():
+        raise LeukoclsError(
+            f"{index.source}: split_scheme=lofo needs C-NMC's official folds. Use subject."
+        )
+    home = home_folds(table)
+    at_home = (table["group"].map(home) == table["fold"]).to_numpy()
+    fold = np.where(at_home, table["fold"], -1)
+    return _held_out("lofo", rows, fold, choice.fold, 3)
+
+
+def cell(index: Index, choice: Choice) -> Split:
+    """k folds over the cells, whoever they are from: what inflates published numbers. LEAKY."""
+    rows = part_rows(index, "train")
+    table = index.table.iloc[rows]
+    draw = pd.Series(_rng(choice.seed, FOLD_STREAM).permutation(len(table)), index=table.index)
+    fold = draw.groupby(table["label"]).rank(method="first").to_numpy(np.int64) % choice.folds
+    return replace(_held_out("cell", rows, fold, choice.fold, choice.folds), leaky=True)
+
+
+SCHEMES: dict[str, Callable[[Index, Choice], Split]] = {
+    "challenge": challenge,
+    "honest": honest,
+    "subject": subject,
+    "lofo": lofo,
+    "cell": cell,
+}
+
+
+def make_split(index: Index, scheme: str, choice: Choice | None = None) -> Split:
+    """The split named `scheme`, or the one in the file of that name.
+
+    Raises:
+        LeukoclsError: unknown scheme, parts or folds that are not there, classes that are
+            missing, or subjects or identical images on two sides of anything but `cell`.
+    """
+    choice = choice or Choice()
+    if scheme in SCHEMES:
+        split = SCHEMES[scheme](index, choice)
+    elif Path(scheme).suffix in (".csv", ".parquet"):
+        split = _from_file(index, Path(scheme), choice)
+    else:
+        raise LeukoclsError(
+            f"split_scheme={scheme}: choose one of {', '.join(SCHEMES)}, or a .csv or .parquet"
+            " file with cell,split."
+        )
+    split = _cut(split, index, choice)
+    if not split.leaky and len(leaks := overlap(_known(split, index))):
+        raise LeukoclsError(
+            f"{index.source}: {scheme} would have these on two sides: {listing(leaks['cell'])}."
+            " `python -m leukocls.verify` says why."
+        )
+    labels = index.table["label"].to_numpy()
+    # Cells without a known class can be scored, never trained or selected on.
+    assert not (labels[split.rows["train"]] == UNKNOWN).any()
+    for name in ("train", split.selection):
+        if set(labels[split.rows[name]].tolist()) != {0, 1}:
+            raise LeukoclsError(
+                f"{index.source}: the cells of {name} are of one class only; {scheme} needs ALL and"
+                " HEM in it. Choose another fold or more subjects."
+            )
+    return split
+
+
+def overlap(table: pd.DataFrame) -> pd.DataFrame:
+    """Cells of a split's table, outside train, whose group or pixels are in train as well.
+
+    Columns of `table`: `cell`, `group`, `split`, and `pixels` if they are known.
+    """
+    trains = table["split"] == "train"
+    shared = pd.Series(False, index=table.index)
+    for column in {"group", "pixels"} & set(table.columns):
+        known = table[column] != ""
+        shared |= known & ~trains & table[column].isin(table[column][trains & known])
+    return table[shared]
 
 
 def part_rows(index: Index, part: str) -> np.ndarray:
@@ -44,27 +192,154 @@ def part_rows(index: Index, part: str) -> np.ndarray:
     rows = np.flatnonzero(index.table["part"].to_numpy() == part)
     if not len(rows):
         raise LeukoclsError(
-            f"{index.root}: part {part!r} holds no image (present: "
+            f"{index.source}: part {part!r} holds no image (present: "
             f"{', '.join(index.table['part'].unique())}). Add it, or name another part."
         )
     return rows
 
 
-def make_split(scheme: str, index: Index) -> Split:
-    """The split named `scheme`.
+def home_folds(table: pd.DataFrame) -> dict[str, int]:
+    """The official fold that holds most cells of each group; the first of equals."""
+    counts = pd.crosstab(table["group"], table["fold"])
+    return {str(group): int(fold) for group, fold in counts.idxmax(axis=1).items()}
+
+
+def balanced_folds(group: pd.Series, label: pd.Series, folds: int, seed: int) -> np.ndarray:
+    """Fold int64 [n] of each cell, all cells of a group in one, classes and sizes alike.
+
+    Groups in random order, large ones first by tendency, each go to the fold that has least of
+    what they bring (share of the cells of each class, share of the groups of each class); of
+    CANDIDATES such assignments the most even one is taken.
 
     Raises:
-        LeukoclsError: unknown scheme, a part without images, or training cells of one class only.
+        LeukoclsError: fewer groups of a class than folds.
     """
-    if scheme not in SCHEMES:
-        raise LeukoclsError(f"split_scheme={scheme}: choose one of {', '.join(SCHEMES)}.")
-    split = SCHEMES[scheme](index)
-    labels = index.table["label"].to_numpy()
-    classes = set(labels[split.rows["train"]].tolist())
-    # Cells without a known class can be scored, never trained or selected on.
-    assert UNKNOWN not in classes | set(labels[split.rows[split.selection]].tolist())
-    if classes != {0, 1}:
+    names, code = np.unique(group.to_numpy(str), return_inverse=True)
+    cells = np.zeros((len(names), 2))
+    np.add.at(cells, (code, label.to_numpy()), 1)
+    fewest = int((cells > 0).sum(0).min())
+    if fewest < folds:
         raise LeukoclsError(
-            f"{index.root}: the training cells are of one class only; training needs ALL and HEM."
+            f"folds={folds}: the smaller class has {fewest} to divide. Choose fewer folds."
         )
-    return split
+    shares = np.hstack([cells / cells.sum(0), (cells > 0) / (cells > 0).sum(0)])
+    rng = _rng(seed, FOLD_STREAM)
+    best, least = np.zeros(len(names), np.int64), np.inf
+    for _ in range(CANDIDATES):
+        order = np.argsort(-cells.sum(1) * (0.5 + rng.random(len(names))), kind="stable")
+        load = np.zeros((folds, 4))
+        assigned = np.zeros(len(names), np.int64)
+        for one in order:
+            assigned[one] = np.argmin(load @ (WEIGHTS * shares[one]))
+            load[assigned[one]] += shares[one]
+        uneven = np.abs(load * folds - 1).max(0) @ WEIGHTS
+        if uneven < least:
+            best, least = rng.permutation(folds)[assigned], uneven
+    return best[code]
+
+
+def as_csv(table: pd.DataFrame) -> str:
+    """A split's table as text: equal splits are equal bytes, and a diff names cells."""
+    text: str = table.to_csv(index=False, lineterminator="\n")
+    return text
+
+
+def read_split(path: Path) -> pd.DataFrame:
+    """A table with `cell` and `split` (or `fold`), and `subject` and `label` where it has them.
+
+    Raises:
+        LeukoclsError: not such a file.
+    """
+    table = read_table(path)
+    if "cell" not in table or not {"split", "fold"} & set(table):
+        raise LeukoclsError(
+            f"{path}: needs the columns cell and split (or fold); has {', '.join(map(str, table))}"
+        )
+    return table.astype(str).apply(lambda column: column.str.strip())
+
+
+def _held_out(
+    scheme: str, rows: np.ndarray, fold: np.ndarray, wanted: int | None, folds: int
+) -> Split:
+    """Fold `wanted` as val, the others as train; fold −1 is left out of both."""
+    wanted = 0 if wanted is None else wanted
+    if not isinstance(wanted, int) or not 0 <= wanted < folds:
+        raise LeukoclsError(f"fold={wanted}: {scheme} has the folds 0 to {folds - 1}.")
+    fold = np.asarray(fold)
+    train, val = rows[(fold != wanted) & (fold >= 0)], rows[fold == wanted]
+    return Split(scheme, {"train": train, "val": val}, "val")
+
+
+def _known(split: Split, index: Index) -> pd.DataFrame:
+    """The split's rows with all that `overlap` can compare."""
+    names = pd.Series("", index=index.table.index)
+    for name, rows in split.rows.items():
+        names.iloc[rows] = name
+    return index.table.assign(split=names)[names != ""]
+
+
+def _from_file(index: Index, path: Path, choice: Choice) -> Split:
+    """A split that was written before, by hand or by somebody else; LEAKY if it is."""
+    table = read_split(path)
+    if "split" not in table:
+        raise LeukoclsError(f"{path}: needs the column split (train, val, prelim)")
+    if choice.fold is not None:
+        raise LeukoclsError(f"split_scheme={path}: a file has no folds; leave fold= out.")
+    names = [name for name in ("train", "val", "prelim", "final") if name in set(table["split"])]
+    if (strange := set(table["split"]) - set(names) - {""}) or names[:1] != ["train"]:
+        raise LeukoclsError(
+            f"{path}: the splits are train and val or prelim, not {', '.join(sorted(strange))}"
+        )
+    table = table[table["split"] != "final"]
+    row_of = {name: row for row, name in enumerate(index.table["cell"]) if name}
+    if (twice := table["cell"][table["cell"].duplicated()]).size:
+        raise LeukoclsError(f"{path}: cells named twice: {listing(twice)}; keep one of each")
+    if unknown := [name for name in table["cell"] if name not in row_of]:
+        raise LeukoclsError(f"{path}: cells that {index.source} lacks: {listing(unknown)}")
+    found = {
+        name: np.sort([row_of[cell] for cell in table["cell"][table["split"] == name]])
+        for name in names
+        if name != "final"
+    }
+    chosen_on = "val" if "val" in found else "prelim"
+    if chosen_on not in found:
+        raise LeukoclsError(f"{path}: needs val or prelim, to choose the epoch on")
+    tests = ("prelim",) if chosen_on == "val" and "prelim" in found else ()
+    split = Split(path.name, found, chosen_on, tests)
+    return replace(split, leaky=not overlap(_known(split, index)).empty)
+
+
+def _cut(split: Split, index: Index, choice: Choice) -> Split:
+    """Fewer training subjects, then fewer training cells; what is scored stays as it is."""
+    rows = split.rows["train"]
+    table = index.table.iloc[rows]
+    if choice.n_subjects is not None:
+        if (table["group"] == "").any():
+            raise LeukoclsError("data.n_subjects: some cells have no subject; use data.n_cells.")
+        label_of = table.groupby("group")["label"].agg(lambda label: int(label.mean() >= 0.5))
+        kept = nested(label_of.index, label_of, choice.n_subjects, choice.seed, "data.n_subjects")
+        table = table[table["group"].isin(kept)]
+    if choice.n_cells is not None:
+        kept = nested(table["cell"], table["label"], choice.n_cells, choice.seed, "data.n_cells")
+        table = table[table["cell"].isin(kept)]
+    return replace(split, rows={**split.rows, "train": table.index.to_numpy(np.int64)})
+
+
+def nested(names: Iterable[str], label: Iterable[int], n: int, seed: int, key: str) -> set[str]:
+    """n of `names`, one class as often as it is there; fewer are always among more.
+
+    Raises:
+        LeukoclsError: `n` is more than there are, naming `key`.
+    """
+    table = pd.DataFrame({"name": list(names), "label": list(label)}).sort_values("name")
+    if n > len(table):
+        raise LeukoclsError(f"{key}={n}: the training set has {len(table):,}. Choose fewer.")
+    table["draw"] = _rng(seed, SUBSET_STREAM).random(len(table))
+    of_class = table.groupby("label")["draw"]
+    # The first of each class come first, the last of each last: every beginning is balanced.
+    table["place"] = (of_class.rank(method="first") - 1) / of_class.transform("size")
+    return set(table.sort_values(["place", "label"])["name"].iloc[:n])
+
+
+def _rng(seed: int, stream: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=np.array([seed, stream], np.uint64)))

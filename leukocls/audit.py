@@ -1,0 +1,308 @@
+"""`python -m leukocls.audit PREDICTIONS --split FILE`: can numbers from these be believed?
+
+A finding: `check`, `ok` (true, false, or null where it cannot be seen), `text`, `cells`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leukocls.errors import DataFault, LeukoclsError, run_verb
+from leukocls.runs import read_record
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TRAIN = "train"
+RECORD = "run.json"
+VERDICTS = {
+    "leaky": "LEAKY. What is scored was in part trained on: the numbers measure memory of these"
+    " subjects as well as signs of disease, and hold for no new subject.",
+    "broken": "BROKEN. The cells that are scored are not those of the split, each once: no metric"
+    " of this file means what its name says.",
+    "selection": "SELECTION. The reported set also chose the epoch or the threshold: its numbers"
+    " are the best of several on the same cells, not a test.",
+    "unknown": "NOT PROVED HONEST. Nothing wrong was seen, but not everything could be.",
+    "honest": "HONEST. No subject and no image on two sides, every cell scored once, and what was"
+    " chosen was chosen elsewhere.",
+}
+OF_CHECK = {
+    "subjects": "leaky",
+    "cells": "leaky",
+    "pixels": "leaky",
+    "once": "broken",
+    "complete": "broken",
+    "labels": "broken",
+    "selection": "selection",
+}
+
+
+def audit(
+    predictions: pd.DataFrame,
+    split: pd.DataFrame,
+    record: dict[str, Any],
+    pixels: dict[str, str] | None,
+) -> dict[str, Any]:
+    """Judge predictions by their split.
+
+    Args:
+        predictions: `cell`, `subject`, `label`, and `split` and `epoch` where the file has them.
+        split: `cell` and `split` (or `fold`: each fold is scored by what trained on the others),
+            and `subject` and `label` where the file has them.
+        record: the run's run.json; empty for other people's.
+        pixels: by cell, what two copies of an image share; None if the images are not at hand.
+
+    Returns:
+        `verdict` (a key of VERDICTS), `words`, `findings`.
+
+    Raises:
+        LeukoclsError: the split trains on nothing, or none of its cells is scored.
+    """
+    table = _known(split, predictions, pixels)
+    findings = [
+        *_overlaps(table, verified=bool(record.get("data_digest"))),
+        _once(predictions),
+        _complete(predictions, table),
+        _labels(predictions, table),
+        _selection(predictions, table, record),
+    ]
+    failed = [OF_CHECK[one["check"]] for one in findings if one["ok"] is False]
+    unseen = any(one["ok"] is None for one in findings)
+    worst = next((name for name in VERDICTS if name in failed), "unknown" if unseen else "honest")
+    return {"verdict": worst, "words": VERDICTS[worst], "findings": findings}
+
+
+def _known(
+    split: pd.DataFrame, predictions: pd.DataFrame, pixels: dict[str, str] | None
+) -> pd.DataFrame:
+    """The split by `key`, with `group` and `pixels` ("" unknown) and `scored`, and `side`: the
+    split's name, or the fold."""
+    from leukocls.data.published import merged_subject
+    from leukocls.prediction_files import cell_key, subject_of
+
+    table = split.assign(key=split["cell"].map(cell_key))
+    folds = "split" not in table
+    table["side"] = "fold " + table["fold"] if folds else table["split"].str.lower()
+    table["side"] = table["side"].replace({"training": TRAIN})
+    table["trains"] = folds | (table["side"] == TRAIN)
+    if not table["trains"].any() or (not folds and table["trains"].all()):
+        raise LeukoclsError(
+            "the split names no cell to train on, or none to score: its column split holds"
+            f" {', '.join(sorted(set(table['side'])))}, and train must be one of several"
+        )
+    scored = predictions
+    if "split" in predictions:  # what a run says of its own training cells is no claim
+        scored = predictions[predictions["split"] != TRAIN]
+    told = dict(zip(predictions["cell"].map(cell_key), predictions["subject"], strict=True))
+    own = table["subject"] if "subject" in table else [""] * len(table)
+    named = [subject_of(cell) for cell in table["cell"]]
+    subject = [
+        of_file or of_name or told.get(key, "")
+        for of_file, of_name, key in zip(own, named, table["key"], strict=True)
+    ]
+    # The known duplicates are C-NMC's, whose names begin with UID_.
+    table["group"] = [
+        merged_subject(one.upper()) if name else one
+        for one, name in zip(subject, named, strict=True)
+    ]
+    table["pixels"] = [(pixels or {}).get(key, "") for key in table["key"]]
+    table["scored"] = table["key"].isin(scored["cell"].map(cell_key))
+    # Which training cells are not held against a cell: its own fold's.
+    table["own"] = table["side"] if folds else ""
+    if not table["scored"].any():
+        raise LeukoclsError(
+            "no cell of the split is in the predictions: cells are matched by name; check that the"
+            " two files belong together"
+        )
+    return table
+
+
+def _overlaps(table: pd.DataFrame, verified: bool) -> list[dict[str, Any]]:
+    """Cells that are scored while their subject, name or pixels are trained on.
+
+    `verified`: a run of ours, which refuses data with copies that its subjects do not account for.
+    """
+    scored = table[table["scored"]]
+    found = []
+    for check, column, what in (
+        ("subjects", "group", "of subjects that were trained on"),
+        ("cells", "key", "cells that were trained on, by name"),
+        ("pixels", "pixels", "images that were trained on, some under another name or turned"),
+    ):
+        known = scored[scored[column] != ""]
+        if known.empty and check == "pixels" and verified:
+            found.append(_finding(check, True, "the run verified its images before it trained"))
+            continue
+        if known.empty:
+            reason = {
+                "subjects": "no subjects: give them in a column subject of the split",
+                "pixels": "images not compared: give the data with --data",
+            }[check]
+            found.append(_finding(check, None, reason))
+            continue
+        shared = known[_elsewhere(known, table[table["trains"]], column)]
+        values = sorted(set(shared[column]))
+        share = len(shared) / len(scored)
+        text = f"{len(shared):,} of {len(scored):,} scored cells ({share:.1%}) are {what}"
+        if check == "subjects":
+            text += f": {len(values)} of {known[column].nunique()} subjects" if values else ""
+            if len(known) < len(scored):
+                text += f"; of {len(scored) - len(known):,} cells the subject is unknown"
+        complete = len(known) == len(scored)
+        ok = False if len(shared) else True if complete else None
+        found.append(_finding(check, ok, text, shared["cell"], overlap=share, values=values))
+    return found
+
+
+def _elsewhere(cells: pd.DataFrame, trained: pd.DataFrame, column: str) -> pd.Series:
+    """Whether what scores each cell was trained on the cell's value of `column`."""
+    import pandas as pd
+
+    sides = trained[[column, "side"]].drop_duplicates()
+    sides = sides[sides[column] != ""].groupby(column)["side"].agg(set).to_dict()
+    elsewhere = [
+        bool(sides.get(value, set()) - {own})
+        for value, own in zip(cells[column], cells["own"], strict=True)
+    ]
+    return pd.Series(elsewhere, index=cells.index)
+
+
+def _keys(predictions: pd.DataFrame) -> pd.DataFrame:
+    """What one prediction is for: split, epoch (where the file has them) and cell."""
+    from leukocls.prediction_files import cell_key
+
+    columns = [name for name in ("split", "epoch") if name in predictions]
+    return predictions[columns].assign(key=predictions["cell"].map(cell_key))
+
+
+def _once(predictions: pd.DataFrame) -> dict[str, Any]:
+    twice = predictions["cell"][_keys(predictions).duplicated()].drop_duplicates()
+    if twice.empty:
+        return _finding("once", True, "no cell is scored twice")
+    return _finding("once", False, f"{len(twice):,} cells are scored more than once", twice)
+
+
+def _complete(predictions: pd.DataFrame, table: pd.DataFrame) -> dict[str, Any]:
+    keys = _keys(predictions)["key"]
+    unknown = predictions["cell"][~keys.isin(table["key"])].drop_duplicates()
+    if len(unknown):
+        text = f"{len(unknown):,} scored cells are not in the split"
+        return _finding("complete", False, text, unknown)
+    sides = set(table["side"][table["scored"]]) - {TRAIN}
+    missing = table["cell"][table["side"].isin(sides) & ~table["scored"]]
+    if len(missing):
+        text = f"{len(missing):,} cells of {', '.join(sorted(sides))} are not scored"
+        return _finding("complete", False, text, missing)
+    return _finding("complete", True, f"all cells of {', '.join(sorted(sides))} are scored")
+
+
+def _labels(predictions: pd.DataFrame, table: pd.DataFrame) -> dict[str, Any]:
+    from leukocls.prediction_files import cell_key
+
+    words = {"1": 1, "0": 0, "1.0": 1, "0.0": 0, "ALL": 1, "HEM": 0}
+    stated = table["label"].str.upper().map(words) if "label" in table else table["key"].map({})
+    of_split = dict(zip(table["key"], stated, strict=True))
+    given = predictions["cell"].map(cell_key).map(of_split)
+    both = given.notna() & (predictions["label"] >= 0)
+    wrong = predictions["cell"][both & (given != predictions["label"])].drop_duplicates()
+    if len(wrong):
+        text = f"{len(wrong):,} labels of the predictions contradict the split's"
+        return _finding("labels", False, text, wrong)
+    return _finding("labels", True, "no label contradicts the split's")
+
+
+def _selection(
+    predictions: pd.DataFrame, table: pd.DataFrame, record: dict[str, Any]
+) -> dict[str, Any]:
+    sides = sorted(set(table["side"]) - {TRAIN})
+    reported = sorted(set(table["side"][table["scored"]]) - {TRAIN})
+    chosen_on = (record.get("selection") or {}).get("set")
+    if chosen_on:
+        others = [side for side in reported if side != chosen_on]
+        if others:
+            text = f"the epoch was chosen on {chosen_on}, and {', '.join(others)} chose nothing"
+            return _finding("selection", True, text)
+        return _finding(
+            "selection", False, f"the epoch was chosen on {chosen_on}, which is reported"
+        )
+    if "epoch" in predictions and predictions["epoch"].min() < predictions["epoch"].max():
+        text = "several epochs are scored on the reported set, and nothing says what chose among"
+        return _finding("selection", False, f"{text} them")
+    if len(sides) > len(reported):
+        rest = ", ".join(side for side in sides if side not in reported)
+        text = f"{rest} could choose the epoch and the threshold; that it did is not in the files"
+        return _finding("selection", None, text)
+    text = "the split has no set to choose the epoch and the threshold on: ask what chose them"
+    return _finding("selection", None, text)
+
+
+def _finding(
+    check: str, ok: bool | None, text: str, cells: Any = (), **more: Any
+) -> dict[str, Any]:
+    return {"check": check, "ok": ok, "text": text, "cells": [str(c) for c in cells], **more}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m leukocls.audit",
+        description="Judge predictions by the split they come from: shared subjects and images,"
+        " cells scored twice or not at all, selection on the reported set.",
+    )
+    add = parser.add_argument
+    add("predictions", type=Path, metavar="PREDICTIONS", help="a run, or a file as for evaluate")
+    add("--split", type=Path, help="CSV or parquet with cell,split (or fold) and maybe subject; of"
+        " a run its own split.csv")  # fmt: skip
+    add("--data", type=Path, metavar="ROOT", help="the images, to compare pixels")
+    add("--cache", type=Path, default=Path("outputs/store"), help="remembers unchanged files")
+    add("--json", action="store_true", help="print one JSON document")
+    return parser
+
+
+def _pixels(root: Path, cache: Path) -> dict[str, str]:
+    from leukocls.data.verify import examine
+    from leukocls.prediction_files import cell_key
+
+    table = examine(root, "auto", True, cache).index.table
+    # A final cell may have a prelim cell's name; who audits final has no labels to leak.
+    table = table[table["part"] != "final"]
+    return dict(zip(table["cell"].map(cell_key), table["pixels"], strict=True))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Audit predictions; 0 if nothing was found. Raises LeukoclsError on what does not read."""
+    arguments = _parser().parse_args(argv)
+    from leukocls.data.splits import read_split
+    from leukocls.prediction_files import listing, read_predictions
+
+    source: Path = arguments.predictions
+    directory = source if source.is_dir() else source.parent
+    record: dict[str, Any] = {}
+    if source.is_dir() or (
+        source.name == "predictions.parquet" and (directory / "run.json").exists()
+    ):
+        record, source = read_record(directory), directory / "predictions.parquet"
+    if arguments.split is None and not record:
+        raise LeukoclsError(f"{source}: name its split with --split (CSV with cell,split)")
+    split = read_split(arguments.split or directory / "split.csv")
+    pixels = _pixels(arguments.data, arguments.cache) if arguments.data else None
+    found = audit(read_predictions(source, unique=False), split, record, pixels)
+    marks = list(record.get("marks") or [])
+    if arguments.json:
+        print(json.dumps({"source": str(source), "marks": marks, **found}, indent=2))
+    else:
+        print(f"{source}" + (f"\n*** {' '.join(marks)} ***" if marks else ""))
+        for one in found["findings"]:
+            sign = {True: "good", False: "BAD", None: "unseen"}[one["ok"]]
+            named = f": {listing(one['cells'])}" if one["cells"] and one["ok"] is False else ""
+            print(f"  {sign:7}{one['check']:10}{one['text']}{named}")
+        print("\n" + textwrap.fill(found["words"], 96))
+    return 0 if found["verdict"] in ("honest", "unknown") else DataFault.exit_code
+
+
+if __name__ == "__main__":
+    run_verb(main)

@@ -1,0 +1,77 @@
+"""Image files as they must be, read whole: C-NMC's BMPs, and what other data sets come in."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from leukocls.data.bmp import read_crop, read_header
+from leukocls.data.index import TABLE, Index
+from leukocls.errors import DataFault, Fault
+
+SIDE, FINAL_SIDE = 450, 600  # px, RECIPES: final images are larger
+FORMATS = {"BMP": {".bmp"}, "PNG": {".png"}, "TIFF": {".tif", ".tiff"}, "JPEG": {".jpg", ".jpeg"}}
+LARGEST = 8192  # px; more is a slide, not a cell, and is refused before it is decoded
+
+
+def image_sides(index: Index) -> Iterator[tuple[Path, int | None]]:
+    """Every file with the side in pixels that it must have; None for other data sets: any."""
+    for file, part in zip(index.table["file"], index.table["part"], strict=True):
+        side = FINAL_SIDE if part == "final" else SIDE
+        yield index.root / file, None if index.layout == TABLE else side
+
+
+def read_image(path: Path, side: int | None = None) -> np.ndarray:
+    """All pixels of an 8-bit RGB image as uint8 [H, W, 3], top row first.
+
+    Args:
+        side: a BMP of side × side pixels is wanted; None: any size, and any of FORMATS.
+
+    Raises:
+        DataFault: the file is damaged, or is not what it must be.
+    """
+    if side is not None:
+        return read_crop(path, side, side)
+
+    def fault(cause: str, remedy: str = "restore the file or leave it out") -> DataFault:
+        return DataFault(Fault(path, cause, remedy))
+
+    try:
+        with Image.open(path) as image:
+            if path.suffix.lower() not in FORMATS.get(image.format or "", set()):
+                raise fault(
+                    f"is {image.format} by its content",
+                    "use BMP, PNG, TIFF or JPEG, each with its own suffix",
+                )
+            pages = getattr(image, "n_frames", 1)
+            if max(image.size) > LARGEST or pages != 1:
+                raise fault(
+                    f"is {image.width}×{image.height} pixels, {pages} page(s)",
+                    f"give one cell an image, at most {LARGEST} pixels wide",
+                )
+            if image.mode != "RGB":
+                raise fault(f"has the pixel mode {image.mode}", "save it as 8-bit RGB")
+            if image.format == "BMP":
+                read_header(path, None)  # Pillow takes a BMP cut short without a word
+            return np.asarray(image)
+    except DataFault:
+        raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise fault(f"does not decode ({error})") from error
+
+
+def central(image: np.ndarray, crop: int) -> np.ndarray:
+    """The central crop × crop pixels of uint8 [H, W, 3]; what lies outside the image is black.
+
+    An odd margin rounds half to even, as torchvision's CenterCrop does.
+    """
+    out = np.zeros((crop, crop, 3), np.uint8)
+    spans = []
+    for length in image.shape[:2]:
+        first = round((length - crop) / 2)
+        start, stop = max(first, 0), min(first + crop, length)
+        spans.append((slice(start, stop), slice(start - first, stop - first)))
+    (rows, to_rows), (columns, to_columns) = spans
+    out[to_rows, to_columns] = image[rows, columns]
+    return out

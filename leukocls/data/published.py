@@ -1,0 +1,69 @@
+"""What is known of a genuine copy of C-NMC 2019: counts, digests, and the images it holds twice.
+
+Counts: Gupta & Gupta, TCIA 2019, doi 10.7937/tcia.2019.dc64i46r. Digests and duplicates were
+measured on a genuine copy.
+"""
+
+import functools
+from importlib import resources
+
+import pandas as pd
+
+FINAL_CELLS = 2586  # its labels and subjects are not published, its size is
+
+# sha256 over the sorted lines `{sha256 of the file}  {file name}\n` of a part.
+PART_DIGESTS = {
+    "fold_0": "54f11bffc1ea6d9821c03fcb48a47d3acff730e1b162bc63f4daaa1efb02a993",
+    "fold_1": "507e074547c1a35e90e0223f6b680bc24d68e7cf159a4247dd8af29205d986b0",
+    "fold_2": "bba55f0ee26eff0e22f766b88baa5fe4bd2836e9db2e8a4bbd8cb5d9934c5e05",
+    "prelim": "015dbadc945fe2282f853ba30b03605a060f4477ee50ad46b5f2129f0b343ff8",
+    "final": "7b792dafe865afeb937ecc75da8139dab174657b98413bf6fbe181471e8909f9",
+}
+# sha256 over the sorted lines `{new_names},{Patient_ID},{labels}\n` of the prelim label file, so
+# that line ends and the order of rows do not matter.
+LABELS_DIGEST = "caeca44705331f7e7e38143a656deec04c0a60262dbd95a601101c160f65e3d8"
+
+# "Subjects" with images in common are one subject in every split of ours: the transitive closure.
+MERGED = (("20", "21"), ("51", "75", "78"), ("H2", "H4", "H5", "H6"), ("H3", "H10"))
+# Pairs of subjects with the number of byte-identical images that they share, 104 in all; two more
+# pairs are in final (below).
+SHARED_IMAGES = {
+    ("20", "21"): 71,
+    ("51", "75"): 10,
+    ("51", "78"): 11,
+    ("H10", "H3"): 1,
+    ("H6", "H2"): 1,
+    ("H2", "H4"): 3,
+    ("H2", "H5"): 2,
+    ("H10", "H10"): 5,
+}
+SAME_FINAL = (("972.bmp", "2217.bmp"), ("581.bmp", "914.bmp"))
+
+
+@functools.cache
+def subject_counts() -> pd.DataFrame:
+    """Published cells per subject: columns split, fold, label, subject, n_images."""
+    with resources.files("leukocls.data").joinpath("cnmc_subject_counts.csv").open() as stream:
+        return pd.read_csv(stream)
+
+
+def published_subjects() -> dict[str, dict[str, int]]:
+    """Published cells of each subject by part: fold_0, fold_1, fold_2, prelim."""
+    counts = subject_counts()
+    fold = counts["fold"].map(lambda f: f"fold_{int(f)}", na_action="ignore")
+    part = fold.where(counts["split"] == "train", counts["split"])
+    return {
+        str(name): {str(s): int(n) for s, n in zip(of["subject"], of["n_images"], strict=True)}
+        for name, of in counts.groupby(part)
+    }
+
+
+def published_counts() -> dict[str, int]:
+    """Published cells in each part."""
+    counts = {part: sum(subjects.values()) for part, subjects in published_subjects().items()}
+    return counts | {"final": FINAL_CELLS}
+
+
+def merged_subject(subject: str) -> str:
+    """The name under which a subject is split: "20+21" for 20 and for 21, its own otherwise."""
+    return next(("+".join(group) for group in MERGED if subject in group), subject)

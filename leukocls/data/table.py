@@ -1,0 +1,63 @@
+"""Data sets other than C-NMC: one CSV with the columns `cell,subject,label,path` and maybe `split`.
+
+| column | holds |
+|---|---|
+| `cell` | a name of its own for each image |
+| `subject` | the person; empty if unknown, which leaves only the split scheme `cell` (LEAKY) |
+| `label` | 1 or ALL, 0 or HEM; empty only in final |
+| `path` | the image, below the CSV's folder: 8-bit RGB as BMP, PNG, TIFF or JPEG |
+| `split` | train (default), val, prelim, final; val is of train to all but split_scheme=this file |
+"""
+
+from collections import Counter
+from pathlib import Path
+
+from leukocls.errors import Fault, LeukoclsError
+from leukocls.prediction_files import read_table
+
+REQUIRED = ("cell", "subject", "label", "path")
+WORDS = {"1": 1, "all": 1, "0": 0, "hem": 0}
+PART_OF_SPLIT = {"train": "train", "val": "train", "prelim": "prelim", "final": "final"}
+
+
+def table_rows(path: Path, faults: list[Fault]) -> tuple[list[tuple], list[str]]:
+    """Rows of the index, and the names of cells whose image is not there.
+
+    What does not parse is appended to `faults`, with its line.
+
+    Raises:
+        LeukoclsError: the file is no CSV or parquet with the columns REQUIRED.
+    """
+    table = read_table(path)
+    lacking = [column for column in REQUIRED if column not in table]
+    if lacking or table.empty:
+        cause = f"no column {', '.join(lacking)}" if lacking else "no rows"
+        raise LeukoclsError(
+            f"{path}: {cause}; a data set is a CSV with {','.join(REQUIRED)} and maybe split"
+        )
+    table = table.fillna("").astype(str).apply(lambda column: column.str.strip())
+    if "split" not in table:
+        table["split"] = "train"
+    seen: Counter[str] = Counter()
+    rows, missing = [], []
+    for line, row in enumerate(table.itertuples(), start=2):
+        where = path.with_name(f"{path.name}, line {line}")
+        part = PART_OF_SPLIT.get(row.split)
+        label = WORDS.get(row.label.lower(), -1)
+        seen[row.cell] += 1
+        cause = ""
+        if not row.cell or seen[row.cell] > 1:
+            cause = f"the cell's name {row.cell!r} is empty or there twice"
+        elif part is None:
+            cause = f"the split is {row.split!r}, none of {', '.join(PART_OF_SPLIT)}"
+        elif label < 0 and (row.label or part != "final"):
+            cause = f"the label is {row.label!r}, none of 1, ALL, 0, HEM"
+        elif not row.path:
+            cause = "the path is empty"
+        if cause:
+            faults.append(Fault(where, cause, "correct the line"))
+        elif not (path.parent / row.path).is_file():
+            missing.append(row.cell)
+        else:
+            rows.append((row.cell, row.path, part, -1, row.subject, label, -1, -1, row.subject))
+    return rows, missing
