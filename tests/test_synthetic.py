@@ -224,6 +224,11 @@ def test_one_cell_on_exact_zero(images):
         assert ndimage.label(inside)[1] == 1, cell
 
 
+def test_what_is_attached_leaves_no_crumbs():
+    cells = draw_cells(replace(SPEC, p_background=1.0, cells_per_subject=20))
+    assert {ndimage.label(render(cell).any(-1))[1] for cell in cells} == {1}
+
+
 def test_the_box_is_the_one_that_was_drawn(images):
     for cell, image in images:
         assert np.abs(np.subtract(box(image), cell.sides)).max() <= 1, cell
@@ -405,6 +410,15 @@ def test_the_share_outside_the_central_square_is_the_one_asked_for(asked, backgr
     assert [reaches_outside(render(cell)) for cell in chosen] == [c.outside for c in chosen]
 
 
+def test_cells_larger_than_the_central_square_are_outside_whatever_the_share():
+    spec = replace(SPEC, size_mean_all=290.0, p_outside_300=0.0, cells_per_subject=12)
+    cells = draw_cells(spec)
+    assert [cell.outside for cell in cells] == [cell.size > 298 for cell in cells]
+    large = [cell for cell in cells if cell.size > 298]
+    assert len(large) > 5
+    assert all(reaches_outside(render(cell)) for cell in large)
+
+
 def test_a_noisy_cell_has_the_other_class_under_a_consistent_name():
     table = table_of(replace(EXCHANGEABLE, label_noise=0.2))
     assert table["noisy"].mean() == pytest.approx(0.2, abs=0.015)
@@ -559,6 +573,33 @@ def test_pixels_of_exchangeable_cells_tell_no_subject_and_no_class():
     seen = pd.DataFrame([looks(render(cell)) for cell in draw_cells(different)])
     for name, least in {"green": 0.5, "grain": 0.5, "sharpness": 0.3}.items():
         assert icc(seen[name], table["true_class"], table["subject"]) > least, name
+
+
+def test_effects_reach_the_pixels(images):
+    cell = images[0][0]
+    blurred = [looks(render(replace(cell, focus=focus)))["sharpness"] for focus in (0.5, 1.5, 3)]
+    assert blurred[0] > blurred[1] > blurred[2]
+    grain = [looks(render(replace(cell, grain=grain)))["grain"] for grain in (0.01, 0.05)]
+    assert grain[0] < grain[1] - 0.5
+    green = [looks(render(replace(cell, stain_green=gain)))["green"] for gain in (-0.3, 0.3)]
+    assert green[1] - green[0] == pytest.approx(0.6, abs=0.05)
+
+
+def test_a_cut_is_a_straight_edge(images):
+    whole = replace(images[0][0], piece=0.0, cut_depth=0.0, cut_angle=0.0)
+    edges = []
+    for depth in (0.0, 0.2):
+        inside = render(replace(whole, cut_depth=depth)).any(-1)
+        edges.append(inside[:, inside.any(0).nonzero()[0][-1]].sum())
+    # The chord of .2 of the radius is 1.2 radii long.
+    assert edges[0] < 0.3 * whole.size / 2 < 0.8 * whole.size / 2 < edges[1]
+
+
+def test_the_darkest_stain_leaves_no_hole(images):
+    cell, image = images[0]
+    dark = render(replace(cell, stain_red=-6.0, stain_green=-6.0, stain_blue=-6.0))
+    assert np.array_equal(dark.any(-1), image.any(-1))
+    assert dark.max() < 5
 
 
 def test_rendering_is_fast():
