@@ -100,18 +100,6 @@ def all_features(index: Index, kind: str, digest: str, cache: Path) -> pd.DataFr
     return features
 
 
-def metrics_by_split(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Every metric of each labelled split; subjects one by one are `evaluate`'s."""
-    from leukocls.metrics import cell_metrics
-
-    found = {}
-    for split, cells in frame[frame["label"] >= 0].groupby("split"):
-        values = cell_metrics(cells["label"], logit=cells["logit"], subject=cells["subject"])
-        values["subject"].pop("per_subject")
-        found[str(split)] = values
-    return found
-
-
 def facts(index: Index, split: Split, digest: str) -> dict[str, Any]:
     """What run.json says of the run from its start on."""
     from leukocls.run import versions
@@ -156,6 +144,7 @@ def execute(run: Run, index: Index, split: Split, arguments: argparse.Namespace)
     from leukocls import predictions
     from leukocls.data.splits import as_csv
     from leukocls.files import atomic_write
+    from leukocls.metrics import by_split
 
     started = time.perf_counter()
     digest = run.record["data_digest"]
@@ -171,7 +160,7 @@ def execute(run: Run, index: Index, split: Split, arguments: argparse.Namespace)
         "done",
         predictions_sha256=predictions.digest(frame),
         selection=run.record["selection"] | {"epoch": EPOCH},
-        metrics=metrics_by_split(frame),
+        metrics=by_split(frame, run.record["threshold"]),
         timing={
             "prepare_s": round(ready - started, 2),
             "run_s": round(time.perf_counter() - ready, 2),

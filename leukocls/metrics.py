@@ -321,6 +321,24 @@ def cell_metrics(
     }
 
 
+def by_split(frame: Any, threshold: float) -> dict[str, dict[str, Any]]:
+    """`cell_metrics` of each split's labelled cells, without the subjects one by one.
+
+    `frame` has a row a cell, with `split`, `label` (−1 unknown), `logit` and `subject`.
+    """
+    found = {}
+    for split, cells in frame[frame["label"] >= 0].groupby("split"):
+        values = cell_metrics(
+            cells["label"],
+            logit=cells["logit"],
+            subject=cells["subject"],
+            threshold=threshold,
+        )
+        values["subject"].pop("per_subject")
+        found[str(split)] = values
+    return found
+
+
 def unlabelled(n: int) -> dict[str, Any]:
     """What `cell_metrics` gives for `n` cells without labels: every metric undefined."""
     names = ("n_subjects", "prevalence", *COUNTS, *RATES, *GRADED)

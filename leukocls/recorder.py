@@ -21,7 +21,7 @@ from leukocls import predictions
 from leukocls.data.index import Index
 from leukocls.errors import DataFault, LeukoclsError
 from leukocls.files import atomic_write
-from leukocls.metrics import RATES, auroc, best_threshold, cell_metrics, sigmoid
+from leukocls.metrics import RATES, auroc, best_threshold, by_split, sigmoid
 
 # Those of the paper's Table 2; the others are `evaluate`'s.
 RECORDED = [
@@ -103,18 +103,7 @@ class Recorder(pl.Callback):
     def selected_metrics(self) -> dict[str, dict[str, Any]]:
         """Every metric of the selected epoch, by split; subjects one by one are `evaluate`'s."""
         frame = pd.concat(self.predictions)
-        frame = frame[(frame["epoch"] == self.selected_epoch) & (frame["label"] >= 0)]
-        found = {}
-        for split, cells in frame.groupby("split"):
-            values = cell_metrics(
-                cells["label"],
-                logit=cells["logit"],
-                subject=cells["subject"],
-                threshold=self.threshold,
-            )
-            values["subject"].pop("per_subject")
-            found[str(split)] = values
-        return found
+        return by_split(frame[frame["epoch"] == self.selected_epoch], self.threshold)
 
     def reload(self, epoch: int) -> None:
         """Take up what a stopped run had recorded, up to and including `epoch`."""

@@ -175,7 +175,7 @@ class Run:
             before, status = record["identity"], record["status"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise LeukoclsError(
-                f"{path}: does not read ({error}); force=true starts the run again."
+                f"{path}: does not read ({error}); force=true (--force) starts the run again."
             ) from error
         if record.get("config_hash") != self.hash:
             keys = [
@@ -185,8 +185,8 @@ class Run:
             ]
             raise LeukoclsError(
                 f"{self.directory}: holds a run of another configuration; these differ:"
-                f" {', '.join(keys)}. Choose another experiment or outputs=, or force=true to"
-                " replace it."
+                f" {', '.join(keys)}. Choose another experiment or outputs=, or force=true"
+                " (--force) to replace it."
             )
         if status != "done":
             return "stopped"
@@ -194,7 +194,7 @@ class Run:
             if record[key] is not None and self._sha256(name) != record[key]:
                 raise LeukoclsError(
                     f"{self.directory / name}: changed since the run ended ({key} differs);"
-                    " restore it, or force=true to run again."
+                    " restore it, or force=true (--force) to run again."
                 )
         self.record = record
         return "done"

@@ -50,14 +50,17 @@ def read_image(path: Path, side: int | None = None) -> np.ndarray:
                     f"is {image.width}×{image.height} pixels, {pages} page(s)",
                     f"give one cell an image, at most {LARGEST} pixels wide",
                 )
-            if image.mode != "RGB":
-                raise fault(f"has the pixel mode {image.mode}", "save it as 8-bit RGB")
+            # Pillow calls 16 bits a channel RGB as well, and cuts them to 8.
+            deep = any(";16" in str(tile[-1]) for tile in image.tile)
+            if image.mode != "RGB" or deep:
+                mode = "RGB;16" if image.mode == "RGB" else image.mode
+                raise fault(f"has the pixel mode {mode}", "save it as 8-bit RGB")
             if image.format == "BMP":
                 read_header(path, None)  # Pillow takes a BMP cut short without a word
             return np.asarray(image)
     except DataFault:
         raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to
         raise fault(f"does not decode ({error})") from error
 
 

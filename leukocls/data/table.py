@@ -23,7 +23,7 @@ PART_OF_SPLIT = {"train": "train", "val": "train", "prelim": "prelim", "final": 
 def table_rows(path: Path, faults: list[Fault]) -> tuple[list[tuple], list[str]]:
     """Rows of the index, and the names of cells whose image is not there.
 
-    What does not parse is appended to `faults`, with its line.
+    What does not parse is appended to `faults`, with its row.
 
     Raises:
         LeukoclsError: the file is no CSV or parquet with the columns REQUIRED.
@@ -40,8 +40,9 @@ def table_rows(path: Path, faults: list[Fault]) -> tuple[list[tuple], list[str]]
         table["split"] = "train"
     seen: Counter[str] = Counter()
     rows, missing = [], []
-    for line, row in enumerate(table.itertuples(), start=2):
-        where = path.with_name(f"{path.name}, line {line}")
+    # Row 1 is the header; empty lines do not count.
+    for number, row in enumerate(table.itertuples(), start=2):
+        where = path.with_name(f"{path.name}, row {number}")
         part = PART_OF_SPLIT.get(row.split)
         label = WORDS.get(row.label.lower(), -1)
         seen[row.cell] += 1
@@ -55,7 +56,7 @@ def table_rows(path: Path, faults: list[Fault]) -> tuple[list[tuple], list[str]]
         elif not row.path:
             cause = "the path is empty"
         if cause:
-            faults.append(Fault(where, cause, "correct the line"))
+            faults.append(Fault(where, cause, "correct the row"))
         elif not (path.parent / row.path).is_file():
             missing.append(row.cell)
         else:

@@ -108,9 +108,9 @@ def pixel_digest(image: np.ndarray) -> str:
     Raises:
         ValueError: all pixels are black.
     """
-    # The largest channel first: one reduction over bytes that lie together.
-    inside = image.max(axis=2)
-    rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+    flat = image.reshape(len(image), -1)
+    rows = np.flatnonzero(flat.any(1))
+    columns = np.flatnonzero(flat.any(0).reshape(-1, 3).any(1))
     if not len(rows):
         raise ValueError("all pixels are black: there is no cell in it")
     tight = np.ascontiguousarray(image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
