@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leukocls.errors import DataFault, LeukoclsError, run_verb
-from leukocls.runs import read_record
 
 if TYPE_CHECKING:
     import pandas as pd
 
 TRAIN = "train"
-RECORD = "run.json"
 VERDICTS = {
     "leaky": "LEAKY. What is scored was in part trained on: the numbers measure memory of these"
     " subjects as well as signs of disease, and hold for no new subject.",
@@ -55,7 +53,7 @@ def audit(
         split: `cell` and `split` (or `fold`: each fold is scored by what trained on the others),
             and `subject` and `label` where the file has them.
         record: the run's run.json; empty for other people's.
-        pixels: by cell, what two copies of an image share; None if the images are not at hand.
+        pixels: by cell, what two copies of an image share; None leaves it to the split's column.
 
     Returns:
         `verdict` (a key of VERDICTS), `words`, `findings`.
@@ -65,7 +63,7 @@ def audit(
     """
     table = _known(split, predictions, pixels)
     findings = [
-        *_overlaps(table, verified=bool(record.get("data_digest"))),
+        *_overlaps(table),
         _once(predictions),
         _complete(predictions, table),
         _labels(predictions, table),
@@ -87,8 +85,7 @@ def _known(
 
     table = split.assign(key=split["cell"].map(cell_key))
     folds = "split" not in table
-    table["side"] = "fold " + table["fold"] if folds else table["split"].str.lower()
-    table["side"] = table["side"].replace({"training": TRAIN})
+    table["side"] = "fold " + table["fold"] if folds else _side(table["split"])
     table["trains"] = folds | (table["side"] == TRAIN)
     if not table["trains"].any() or (not folds and table["trains"].all()):
         raise LeukoclsError(
@@ -97,12 +94,13 @@ def _known(
         )
     scored = predictions
     if "split" in predictions:  # what a run says of its own training cells is no claim
-        scored = predictions[predictions["split"] != TRAIN]
+        scored = predictions[_side(predictions["split"]) != TRAIN]
     told = dict(zip(predictions["cell"].map(cell_key), predictions["subject"], strict=True))
     own = table["subject"] if "subject" in table else [""] * len(table)
     named = [subject_of(cell) for cell in table["cell"]]
+    # A name is a fact; a column may have been made to look apart.
     subject = [
-        of_file or of_name or told.get(key, "")
+        of_name or of_file or told.get(key, "")
         for of_file, of_name, key in zip(own, named, table["key"], strict=True)
     ]
     # The known duplicates are C-NMC's, whose names begin with UID_.
@@ -110,7 +108,10 @@ def _known(
         merged_subject(one.upper()) if name else one
         for one, name in zip(subject, named, strict=True)
     ]
-    table["pixels"] = [(pixels or {}).get(key, "") for key in table["key"]]
+    if pixels is not None:
+        table["pixels"] = [pixels.get(key, "") for key in table["key"]]
+    elif "pixels" not in table:
+        table["pixels"] = ""
     table["scored"] = table["key"].isin(scored["cell"].map(cell_key))
     # Which training cells are not held against a cell: its own fold's.
     table["own"] = table["side"] if folds else ""
@@ -122,11 +123,12 @@ def _known(
     return table
 
 
-def _overlaps(table: pd.DataFrame, verified: bool) -> list[dict[str, Any]]:
-    """Cells that are scored while their subject, name or pixels are trained on.
+def _side(split: pd.Series) -> pd.Series:
+    return split.str.strip().str.lower().replace({"training": TRAIN})
 
-    `verified`: a run of ours, which refuses data with copies that its subjects do not account for.
-    """
+
+def _overlaps(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Cells that are scored while their subject, name or pixels are trained on."""
     scored = table[table["scored"]]
     found = []
     for check, column, what in (
@@ -135,9 +137,6 @@ def _overlaps(table: pd.DataFrame, verified: bool) -> list[dict[str, Any]]:
         ("pixels", "pixels", "images that were trained on, some under another name or turned"),
     ):
         known = scored[scored[column] != ""]
-        if known.empty and check == "pixels" and verified:
-            found.append(_finding(check, True, "the run verified its images before it trained"))
-            continue
         if known.empty:
             reason = {
                 "subjects": "no subjects: give them in a column subject of the split",
@@ -188,16 +187,24 @@ def _once(predictions: pd.DataFrame) -> dict[str, Any]:
 
 
 def _complete(predictions: pd.DataFrame, table: pd.DataFrame) -> dict[str, Any]:
-    keys = _keys(predictions)["key"]
-    unknown = predictions["cell"][~keys.isin(table["key"])].drop_duplicates()
+    keys = _keys(predictions)
+    unknown = predictions["cell"][~keys["key"].isin(table["key"])].drop_duplicates()
     if len(unknown):
         text = f"{len(unknown):,} scored cells are not in the split"
         return _finding("complete", False, text, unknown)
     sides = set(table["side"][table["scored"]]) - {TRAIN}
-    missing = table["cell"][table["side"].isin(sides) & ~table["scored"]]
-    if len(missing):
-        text = f"{len(missing):,} cells of {', '.join(sorted(sides))} are not scored"
-        return _finding("complete", False, text, missing)
+    missing: list[str] = []
+    # Each epoch is a claim of its own; of a run the tests have one epoch, selection all.
+    for side in sorted(sides):
+        cells = table[table["side"] == side]
+        of_side = keys[keys["key"].isin(cells["key"])]
+        epochs = of_side.groupby("epoch") if "epoch" in of_side else [(0, of_side)]
+        for _, one in epochs:
+            missing += cells["cell"][~cells["key"].isin(one["key"])].to_list()
+    if missing:
+        unscored = list(dict.fromkeys(missing))
+        text = f"{len(unscored):,} cells of {', '.join(sorted(sides))} are not scored"
+        return _finding("complete", False, text, unscored)
     return _finding("complete", True, f"all cells of {', '.join(sorted(sides))} are scored")
 
 
@@ -222,20 +229,29 @@ def _selection(
     sides = sorted(set(table["side"]) - {TRAIN})
     reported = sorted(set(table["side"][table["scored"]]) - {TRAIN})
     chosen_on = (record.get("selection") or {}).get("set")
-    if chosen_on:
-        others = [side for side in reported if side != chosen_on]
-        if others:
-            text = f"the epoch was chosen on {chosen_on}, and {', '.join(others)} chose nothing"
-            return _finding("selection", True, text)
-        return _finding(
-            "selection", False, f"the epoch was chosen on {chosen_on}, which is reported"
-        )
-    if "epoch" in predictions and predictions["epoch"].min() < predictions["epoch"].max():
+    choosing = [chosen_on] if chosen_on else [side for side in sides if side not in reported]
+    others = [side for side in reported if side not in choosing]
+    if (chosen_on and not others) or table["own"].any():
+        text = f"the epoch was chosen on {chosen_on}, which is reported"
+        if not chosen_on:
+            text = "every fold is reported: ask on what each fold's epoch and threshold were chosen"
+        return _finding("selection", False if chosen_on else None, text)
+    if several := not chosen_on and "epoch" in predictions and len(set(predictions["epoch"])) > 1:
         text = "several epochs are scored on the reported set, and nothing says what chose among"
-        return _finding("selection", False, f"{text} them")
-    if len(sides) > len(reported):
-        rest = ", ".join(side for side in sides if side not in reported)
-        text = f"{rest} could choose the epoch and the threshold; that it did is not in the files"
+        return _finding("selection", not several, f"{text} them")
+    chose = table[table["side"].isin(choosing)]
+    shared = table[table["side"].isin(others)]
+    known = shared[["group", "key", "pixels"]].ne("") & shared[["group", "key", "pixels"]].isin(
+        {column: set(chose[column]) for column in ("group", "key", "pixels")}
+    )
+    if len(cells := shared["cell"][known.any(axis=1)]):
+        text = f"{len(cells):,} reported cells share subject or image with {', '.join(choosing)}"
+        return _finding("selection", False, f"{text}, which chose or could choose", cells)
+    if chosen_on:
+        text = f"the epoch was chosen on {chosen_on}, and {', '.join(others)} chose nothing"
+        return _finding("selection", True, text)
+    if choosing:
+        text = f"{', '.join(choosing)} could choose epoch and threshold; that it did is not shown"
         return _finding("selection", None, text)
     text = "the split has no set to choose the epoch and the threshold on: ask what chose them"
     return _finding("selection", None, text)
@@ -273,24 +289,50 @@ def _pixels(root: Path, cache: Path) -> dict[str, str]:
     return dict(zip(table["cell"].map(cell_key), table["pixels"], strict=True))
 
 
+def _claims(source: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Predictions and, if a run of ours made them and they are unchanged, its record."""
+    from leukocls import evaluate
+    from leukocls.prediction_files import read_predictions
+
+    in_run = source.name == "predictions.parquet" and (source.parent / "run.json").exists()
+    if source.is_dir() or in_run:
+        return evaluate.load(source)
+    return read_predictions(source, unique=False), {}
+
+
+def _own_split(directory: Path, record: dict[str, Any]) -> pd.DataFrame:
+    """The split.csv that a run wrote, unchanged."""
+    from leukocls.data.splits import read_split
+    from leukocls.files import sha256_file
+
+    path = directory / "split.csv"
+    split = read_split(path)
+    if sha256_file(path) != record["identity"].get("sha256 of split"):
+        raise LeukoclsError(f"{path}: is not the split the run was trained on; restore it")
+    if TRAIN not in set(split["split"]):
+        raise LeukoclsError(
+            f"{directory}: scores what another run trained; audit that run, the checkpoint of"
+            f" {directory / 'config.yaml'}"
+        )
+    return split
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Audit predictions; 0 if nothing was found. Raises LeukoclsError on what does not read."""
     arguments = _parser().parse_args(argv)
     from leukocls.data.splits import read_split
-    from leukocls.prediction_files import listing, read_predictions
+    from leukocls.prediction_files import listing
 
     source: Path = arguments.predictions
-    directory = source if source.is_dir() else source.parent
-    record: dict[str, Any] = {}
-    if source.is_dir() or (
-        source.name == "predictions.parquet" and (directory / "run.json").exists()
-    ):
-        record, source = read_record(directory), directory / "predictions.parquet"
-    if arguments.split is None and not record:
-        raise LeukoclsError(f"{source}: name its split with --split (CSV with cell,split)")
-    split = read_split(arguments.split or directory / "split.csv")
+    predictions, record = _claims(source)
+    if arguments.split is None:
+        if not record:
+            raise LeukoclsError(f"{source}: name its split with --split (CSV with cell,split)")
+        split = _own_split(source if source.is_dir() else source.parent, record)
+    else:
+        split, record = read_split(arguments.split), {}
     pixels = _pixels(arguments.data, arguments.cache) if arguments.data else None
-    found = audit(read_predictions(source, unique=False), split, record, pixels)
+    found = audit(predictions, split, record, pixels)
     marks = list(record.get("marks") or [])
     if arguments.json:
         print(json.dumps({"source": str(source), "marks": marks, **found}, indent=2))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leukocls.errors import run_verb
+from leukocls.split import add_split_options
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +31,14 @@ EPOCH = 1
 REGULARISATION = 1.0
 PACKAGES = ("scikit-learn", "scikit-image")
 # What a run directory's arm names where it is not the default.
-SPLIT_OPTIONS = {"split_scheme": "challenge", "fold": None, "folds": 5, "split_seed": 0}
+SPLIT_OPTIONS: dict[str, Any] = {
+    "split_scheme": "challenge",
+    "fold": None,
+    "folds": 5,
+    "split_seed": 0,
+    "n_subjects": None,
+    "n_cells": None,
+}
 
 
 def fit(features: pd.DataFrame, label: Any) -> Pipeline:
@@ -191,11 +199,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("root", type=Path, metavar="ROOT", help="data root")
     add("--features", required=True, choices=KINDS, help="what the model sees of a cell")
-    add("--split-scheme", metavar="NAME", help="which cells train and which are scored")
-    add("--fold", type=int, metavar="N", help="the fold left out, where the scheme has folds")
-    add("--folds", type=int, metavar="N", help="their number, where it is free")
-    add("--split-seed", type=int, metavar="N", help="draws the folds")
-    parser.set_defaults(**SPLIT_OPTIONS)
+    add_split_options(parser, scheme=SPLIT_OPTIONS["split_scheme"])
     add("--partial", action="store_true", help="go on with an incomplete tree (marked PARTIAL)")
     add("--outputs", type=Path, default=Path("outputs"), help="runs go below it")
     add("--cache", type=Path, default=Path("outputs/store"), help="what is kept between runs")

@@ -58,7 +58,8 @@ def run_verb(main: Callable[[], int]) -> NoReturn:
     except LeukoclsError as error:
         code = _fail(str(error), error.exit_code)
     except OSError as error:
-        code = _fail(str(error), LeukoclsError.exit_code)
+        where = f"{error.filename}: {error.strerror}; choose another place, or make room there"
+        code = _fail(where if error.filename else str(error), LeukoclsError.exit_code)
     except Exception as error:
         message = f"{type(error).__name__}: {error} (LEUKOCLS_TRACEBACK=1 shows where)"
         code = _fail(message, DataFault.exit_code)

@@ -71,7 +71,7 @@ def parts(source: Path, choice: Choice, truth: Truth | None = None) -> list[Part
     """
     from leukocls import prediction_files
 
-    frame, record = _load(source)
+    frame, record = load(source)
     selected = record.get("selection") or {}
     splits = _splits(frame, source, choice.split)
     if truth is not None and len(splits) > 1:
@@ -137,8 +137,11 @@ def write_submission(path: Path, part: Part) -> None:
     print(f"{path}: {len(called)} cells", file=sys.stderr)
 
 
-def _load(source: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Predictions, and the run.json beside them; empty if no run of ours made them."""
+def load(source: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Predictions, and the run.json beside them; empty if no run of ours made them.
+
+    Raises LeukoclsError unless they are those that the run wrote.
+    """
     from leukocls import prediction_files, predictions
 
     directory = source if source.is_dir() else source.parent

@@ -8,6 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -18,7 +19,15 @@ from leukocls.build import build
 from leukocls.classifier import CellClassifier
 from leukocls.data.datamodule import CellDataModule
 from leukocls.data.index import Index
-from leukocls.data.splits import Choice, Split, as_csv, make_split, part_rows
+from leukocls.data.splits import (
+    Choice,
+    Split,
+    as_csv,
+    make_split,
+    overlap,
+    part_rows,
+    read_split,
+)
 from leukocls.data.store import data_digest, open_store
 from leukocls.data.synthetic import SyntheticSpec, write_tree
 from leukocls.data.verify import checked_index
@@ -108,6 +117,19 @@ class Session:
     def _split_csv(self) -> str:
         return as_csv(self.split.table(self.index))
 
+    def _seen(self) -> tuple[bool, bool]:
+        """Whether scored cells, their subjects or images, were trained on, or chose the epoch."""
+        if not self.weights or self.config.score == "train":
+            return False, False
+        source = _record_of(self.weights)
+        before = read_split(self.weights.parent.parent / "split.csv").fillna("")
+        now = self.split.table(self.index).assign(split="now")
+        found = []
+        for name in ("train", source["selection"]["set"]):
+            both = pd.concat([before[before["split"] == name].assign(split="train"), now])
+            found.append(not overlap(both.reset_index(drop=True)).empty)
+        return found[0], found[1]
+
     def pos_weight(self) -> float:
         """n_HEM / n_ALL of the training set (Prellberg & Kramer 2019, released code)."""
         if self.weights:
@@ -120,13 +142,16 @@ class Session:
         config = self.config
         source = _record_of(self.weights) if self.weights else {}
         rule, chosen_on = config.selection, self.split.selection
+        trained, chose = self._seen()
         if source:
             rule, chosen_on = source["selection"]["rule"], source["selection"]["set"]
+        if trained or chose:  # under whatever name these cells did it
+            chosen_on = self.split.selection
         marks = {
             "SYNTHETIC": self.index.synthetic,
             "PARTIAL": bool(self.index.incomplete(self.parts)),
             "LIMITED": _is_limited(config.trainer),
-            "LEAKY": self.split.leaky,
+            "LEAKY": self.split.leaky or trained,
         }
         return {
             "device": None,
@@ -354,8 +379,11 @@ def _with_recipe_of(weights: Path, config: DictConfig) -> DictConfig:
     """`config` with the network, image geometry and views that the checkpoint was trained with."""
     trained: Any = OmegaConf.load(weights.parent.parent / "config.yaml")
     kept = {"crop": trained.data.crop, "size": trained.data.size}
-    kept_names = ("seed", "threads", "model", "augment", "optim", "views", "split_scheme", "fold")
-    recipe = {name: trained[name] for name in (*kept_names, "folds", "split_seed")}
+    names = (
+        *("seed", "threads", "model", "augment", "optim", "views", "selection", "threshold"),
+        *("split_scheme", "fold", "folds", "split_seed"),
+    )
+    recipe = {name: trained[name] for name in names}
     data = OmegaConf.merge(config.data, kept)
     merged: Any = OmegaConf.merge(config, {name: None for name in recipe})
     OmegaConf.set_struct(merged, False)

@@ -16,12 +16,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def add_split_options(parser: argparse.ArgumentParser) -> None:
+def add_split_options(parser: argparse.ArgumentParser, scheme: str) -> None:
     """The options that name one split, as the keys of `leukocls.train` do."""
     add = parser.add_argument
-    add(
-        "--split-scheme", default="honest", help="challenge, honest, subject, lofo, cell, or a file"
-    )
+    add("--split-scheme", default=scheme, help="challenge, honest, subject, lofo, cell, or a file")
     add("--fold", type=int, help="the fold to hold out (default: the first)")
     add("--folds", type=int, default=5, help="how many")
     add("--split-seed", type=int, default=0, help="seed of the split, not of a run")
@@ -37,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("root", type=Path, metavar="ROOT", help="a data tree, or the CSV of a data set")
-    add_split_options(parser)
+    add_split_options(parser, scheme="honest")
     add("--out", type=Path, required=True, metavar="FILE.csv", help="where to write it")
     add("--partial", action="store_true", help="go on with an incomplete tree")
     add("--cache", type=Path, default=Path("outputs/store"), help="remembers unchanged files")
@@ -67,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from leukocls.data.splits import Choice, as_csv, make_split
     from leukocls.data.verify import checked_index
 
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     index = checked_index(arguments.root, partial=arguments.partial, cache=arguments.cache)
+    index = index.only(("train", "prelim"))
     choice = Choice(
         arguments.fold,
         arguments.folds,
@@ -79,7 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     table = split.table(index)
     atomic_write(arguments.out, as_csv(table))
     found = counts(table)
-    marks = [m for m, holds in (("SYNTHETIC", index.synthetic), ("LEAKY", split.leaky)) if holds]
+    partial = bool(index.incomplete(("train", "prelim")))
+    holds = {"SYNTHETIC": index.synthetic, "PARTIAL": partial, "LEAKY": split.leaky}
+    marks = [mark for mark, true in holds.items() if true]
     if arguments.json:
         told: dict[str, Any] = {"file": str(arguments.out), "scheme": split.scheme, "marks": marks}
         told |= {"selection": split.selection, "test": list(split.tests), "splits": found}

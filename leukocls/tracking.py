@@ -144,13 +144,13 @@ class Tracker(pl.Callback):
         wrongness = np.where(cells["label"] == 1, 1 - cells["prob"], cells["prob"])
         shown = cells.iloc[np.argsort(-wrongness, kind="stable")[:THUMBNAILS]]
         index = self.recorder.index.table
-        keys = zip(index["part"], index["cell"], strict=True)
+        # Final has cells of prelim's names, without a subject.
+        keys = zip(index["cell"], index["subject"], strict=True)
         row_of = {key: row for row, key in enumerate(keys)}
         step = max(images.shape[1] // 96, 1)
         rows = []
         for cell in shown.itertuples():
-            part = cell.split if cell.split in ("prelim", "final") else "train"
-            small = np.ascontiguousarray(images[row_of[part, cell.cell]][::step, ::step])
+            small = np.ascontiguousarray(images[row_of[cell.cell, cell.subject]][::step, ::step])
             image = self.wandb.Image(small)
             rows.append([image, cell.cell, cell.subject, cell.label, float(cell.prob)])
         return self.wandb.Table(columns=["image", "cell", "subject", "label", "prob"], data=rows)

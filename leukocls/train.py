@@ -81,7 +81,9 @@ def run_job(job: Job) -> None:
     if config.checkpoint:
         for override in job.overrides:
             if re.match(
-                r"[+~]*(model|augment|optim|views|seed|threads|data\.(crop|size))\b", override
+                r"[+~]*(model|augment|optim|views|seed|threads|threshold|selection|split_scheme"
+                r"|folds?|split_seed|data\.(crop|size|n_subjects|n_cells))\b",
+                override,
             ):
                 raise LeukoclsError(
                     f"{override}: a checkpoint is scored by the recipe it was trained with; leave"

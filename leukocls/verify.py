@@ -54,7 +54,8 @@ def text(found: Examination) -> str:
         rows.append((part, f"{one['cells']:,}", expected, subjects, words[one["as_published"]]))
     lines = [f"{told['root']} ({told['layout']} layout)", *_marked(told["marks"]), aligned(rows)]
     if known := _known(found):
-        lines += ["", "Duplicates that are known:", aligned(known), SCHEMES_ON_COPIES]
+        lines += ["", "Images that are there more than once, and are known to be:", aligned(known)]
+        lines += [SCHEMES_ON_COPIES]
     unknown = int((found.index.table["subject"] == "").sum())
     if unknown and found.index.layout == "table":
         lines += ["", f"{unknown:,} cells without a subject: only split_scheme=cell can split them"]

@@ -67,7 +67,7 @@ def read_image(path: Path, side: int | None = None) -> np.ndarray:
 def central(image: np.ndarray, crop: int) -> np.ndarray:
     """The central crop × crop pixels of uint8 [H, W, 3]; what lies outside the image is black.
 
-    An odd margin rounds half to even, as torchvision's CenterCrop does.
+    An odd margin rounds half to even.
     """
     out = np.zeros((crop, crop, 3), np.uint8)
     spans = []

@@ -21,10 +21,13 @@ TRAIN_NAME = re.compile(r"UID_(H?\d+)_(\d+)_(\d+)_(all|hem)\.bmp", re.IGNORECASE
 NUMBERED_NAME = re.compile(r"(\d+)\.bmp", re.IGNORECASE)
 LABELS = {"hem": 0, "all": 1}
 UNKNOWN = -1
+# What operating systems and archivers leave behind; names that begin with a dot are passed by too.
+LEFTOVERS = {"thumbs.db", "desktop.ini", "__macosx"}
 NOT_NUMBERED = "not a numbered image (1.bmp, 2.bmp, …)"
 FETCH = "fetch the original file"
 PARTS = ("train", "prelim", "final")
-COLUMNS = ["cell", "file", "part", "fold", "subject", "label", "image", "number", "group"]
+NAMED = ["cell", "file", "part", "fold", "subject", "label", "image", "number", "group"]
+COLUMNS = [*NAMED, "sha256", "pixels"]
 TABLE = "table"  # the layout of a data set that one CSV describes
 
 
@@ -62,7 +65,9 @@ class Index:
     `table` has the columns COLUMNS: `cell` (its name), `file` (path below `root`), `part`,
     `fold` (0-2, −1 outside C-NMC's train), `subject` (upper case, "" if unknown), `label` (ALL 1,
     HEM 0, −1 unknown), `image` and `number` (the field and the cell in it, −1 if unknown),
-    `group` (what splits keep together: the subject, or several that are one; "" if unknown).
+    `group` (what splits keep together: the subject, or several that are one; "" if unknown),
+    `sha256` and `pixels` (of the file, and what copies of an image share; "" until
+    `leukocls.data.verify` has read it).
     `layout` is a key of LAYOUTS, or TABLE. `absent` names the cells that a label file lists and
     the tree lacks; `labels` is C-NMC's label file or the CSV of another data set, `manifest` the
     file that marks a synthetic tree.
@@ -93,7 +98,10 @@ class Index:
     def declared(self, key: str) -> Any:
         """What a synthetic tree's manifest says: `counts`, `subjects` or `duplicates`."""
         assert self.manifest is not None
-        said = json.loads(self.manifest.read_text(encoding="utf-8"))
+        try:
+            said = json.loads(self.manifest.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise LeukoclsError(f"{self.manifest}: does not read ({error}); restore it.") from error
         if key not in said:
             raise LeukoclsError(
                 f"{self.manifest}: says no {key}, so an older version wrote it. Remove the tree"
@@ -104,7 +112,9 @@ class Index:
     def only(self, parts: Collection[str]) -> "Index":
         """The index of these parts alone; the rows of those that come first keep their numbers."""
         kept = self.table[self.table["part"].isin(parts)].reset_index(drop=True)
-        return replace(self, table=kept, absent=self.absent if "prelim" in parts else ())
+        # The label file that names absent cells is prelim's, or all parts' in a table.
+        stays = "prelim" in parts or self.layout == TABLE
+        return replace(self, table=kept, absent=self.absent if stays else ())
 
     def part_names(self) -> pd.Series:
         """The part of each row, with the official folds as fold_0, fold_1, fold_2."""
@@ -182,7 +192,10 @@ def scan(root: str | Path, layout: str = "auto") -> tuple[Index, list[Fault]]:
             " Unpack the archives again, or use data=synthetic."
         )
     # The mark holds as well for who names the folder inside a synthetic tree.
-    manifests = [folder / MANIFEST for folder in (given.resolve(), *base.resolve().parents[:2])]
+    manifests = [
+        folder / MANIFEST
+        for folder in (given.resolve(), base.resolve(), *base.resolve().parents[:2])
+    ]
     manifest = next((path for path in manifests if path.is_file()), None)
     file = base / paths.prelim_labels
     labels = file if file.is_file() else None
@@ -203,7 +216,7 @@ def build_index(root: str | Path, layout: str = "auto") -> Index:
 
 
 def _ordered(rows: list[tuple]) -> pd.DataFrame:
-    table = pd.DataFrame(rows, columns=COLUMNS)
+    table = pd.DataFrame(rows, columns=NAMED).assign(sha256="", pixels="")
     table["part"] = pd.Categorical(table["part"], categories=PARTS)
     table = table.sort_values(["part", "fold", "subject", "image", "number", "cell"])
     table = table.reset_index(drop=True)
@@ -217,14 +230,15 @@ def _find_layout(root: Path, layout: str) -> tuple[Path, str]:
     if layout != "auto" and layout not in LAYOUTS:
         raise LeukoclsError(f"data.layout={layout}: choose auto, {', '.join(LAYOUTS)}.")
     names = list(LAYOUTS) if layout == "auto" else [layout]
-    children = sorted(p for p in root.iterdir() if p.is_dir())
-    below = sorted(p for child in children for p in child.iterdir() if p.is_dir())
-    for base in (root, *children, *below):
-        for name in names:
-            paths = LAYOUTS[name]
-            wanted = [base / paths.train / f"fold_{k}" for k in range(3)]
-            if any(p.is_dir() for p in (*wanted, base / paths.prelim, base / paths.final)):
-                return base, name
+    level = [root]
+    for _ in range(3):
+        found = [(base, name) for base in level for name in names if _holds(base, LAYOUTS[name])]
+        if len({base for base, _ in found}) > 1:
+            bases = ", ".join(sorted({str(base) for base, _ in found}))
+            raise LeukoclsError(f"{root}: holds several copies of the data: {bases}. Name one.")
+        if found:
+            return found[0]
+        level = sorted(p for base in level for p in base.iterdir() if p.is_dir() and _ours(p))
     looked = " or ".join(f"{LAYOUTS[n].train}/fold_0 ({n})".removeprefix("./") for n in names)
     raise LeukoclsError(
         f"{root}: no C-NMC 2019 data here; looked for {looked}, here and two levels down."
@@ -232,17 +246,25 @@ def _find_layout(root: Path, layout: str) -> tuple[Path, str]:
     )
 
 
+def _holds(base: Path, layout: Layout) -> bool:
+    folds = [base / layout.train / f"fold_{k}" for k in range(3)]
+    return any(p.is_dir() for p in (*folds, base / layout.prelim, base / layout.final))
+
+
+def _ours(path: Path) -> bool:
+    return not path.name.startswith(".") and path.name.lower() not in LEFTOVERS
+
+
 def _strays(train: Path) -> list[Fault]:
-    """Folds and class folders that no index reads, and files beside the class folders."""
+    """Folds and class folders that no index reads, and images beside the class folders."""
     if not train.is_dir():
         return []
     folds = {f"fold_{k}" for k in range(3)}
-    found = [
-        p for p in train.iterdir() if p.name.lower().startswith("fold") and p.name not in folds
-    ]
+    like_folds = [p for p in train.iterdir() if p.name.lower().startswith("fold") and p.is_dir()]
+    found = [path for path in like_folds if path.name not in folds]
     for fold in folds:
         inside = (train / fold).iterdir() if (train / fold).is_dir() else ()
-        found += [p for p in inside if not (p.name.startswith(".") or p.name in LABELS)]
+        found += [path for path in inside if _ours(path) and path.name not in LABELS]
     remedy = "name folders fold_0 to fold_2, each with all/ and hem/; move anything else out"
     return [Fault(path, "does not belong here", remedy) for path in found]
 
@@ -254,7 +276,7 @@ def _images(folder: Path, faults: list[Fault]) -> list[Path]:
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         name = path.name.lower()
-        if name.startswith("."):
+        if not _ours(path):
             continue
         if not (name.endswith(".bmp") and path.is_file()):
             faults.append(Fault(path, "not a .bmp image", "move it out of the data tree"))

@@ -80,7 +80,7 @@ class SyntheticSpec:
     cells_per_subject: int = _option(13, 1, "mean over subjects, who vary about threefold")
     final_cells: int = _option(20, 4, "unlabelled cells, of four subjects")
     auroc_bayes: float = _option(
-        0.965, 0.5, "best AUROC that any classifier of single cells can reach", 0.999
+        0.965, 0.5, "best AUROC from one cell (of its true class, without the shortcut)", 0.999
     )
     icc_severity: float = _share(0.1, "share of severity's variance between subjects", 0.99)
     sd_nuisance_stain: float = _option(0.12, 0, "SD over subjects of log green intensity", 1)

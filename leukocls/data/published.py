@@ -5,6 +5,8 @@ measured on a genuine copy.
 """
 
 import functools
+import hashlib
+from collections.abc import Iterable
 from importlib import resources
 
 import pandas as pd
@@ -19,9 +21,8 @@ PART_DIGESTS = {
     "prelim": "015dbadc945fe2282f853ba30b03605a060f4477ee50ad46b5f2129f0b343ff8",
     "final": "7b792dafe865afeb937ecc75da8139dab174657b98413bf6fbe181471e8909f9",
 }
-# sha256 over the sorted lines `{new_names},{Patient_ID},{labels}\n` of the prelim label file, so
-# that line ends and the order of rows do not matter.
-LABELS_DIGEST = "caeca44705331f7e7e38143a656deec04c0a60262dbd95a601101c160f65e3d8"
+# By `labels_digest`, so that line ends and the order of rows do not matter.
+LABELS_DIGEST = "eb0f51381b19b50f6964ac1ebd1ce77513f48fedd2f170b59b1cdeb9d779ceb6"
 
 # "Subjects" with images in common are one subject in every split of ours: the transitive closure.
 MERGED = (("20", "21"), ("51", "75", "78"), ("H2", "H4", "H5", "H6"), ("H3", "H10"))
@@ -38,6 +39,12 @@ SHARED_IMAGES = {
     ("H10", "H10"): 5,
 }
 SAME_FINAL = (("972.bmp", "2217.bmp"), ("581.bmp", "914.bmp"))
+
+
+def labels_digest(rows: Iterable[tuple[str, str, int]]) -> str:
+    """sha256 over the sorted lines `{new_names},{Patient_ID},{labels}\\n`, in lower case."""
+    lines = sorted(f"{name},{original},{label}\n".casefold() for name, original, label in rows)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 @functools.cache

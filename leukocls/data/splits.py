@@ -16,7 +16,7 @@ from leukocls.data.index import UNKNOWN, Index
 from leukocls.errors import LeukoclsError
 from leukocls.prediction_files import listing, read_table
 
-COLUMNS = ["cell", "subject", "group", "label", "split"]
+COLUMNS = ["cell", "subject", "group", "label", "pixels", "split"]
 # Streams of one split seed, so that folds and subsets are independent.
 FOLD_STREAM, SUBSET_STREAM = 0, 1
 CANDIDATES = 200
@@ -46,7 +46,10 @@ class Split:
 
     def table(self, index: Index) -> pd.DataFrame:
         """One row a cell that is in the split, in the index's order, with COLUMNS."""
-        return _known(self, index)[COLUMNS].reset_index(drop=True)
+        known = _known(self, index)
+        # Enough to tell images apart, and short enough to read.
+        short = known["pixels"].str[:16]
+        return known.assign(pixels=short)[COLUMNS].reset_index(drop=True)
 
 
 @dataclass(frozen=True)
@@ -76,12 +79,14 @@ def challenge(index: Index, choice: Choice) -> Split:
     if choice.fold is not None:
         raise LeukoclsError("split_scheme=challenge has no folds: leave fold= out.")
     rows = {part: part_rows(index, part) for part in ("train", "prelim")}
+    _need_subjects(index, np.concatenate([*rows.values()]))
     return Split("challenge", rows, "prelim")
 
 
 def honest(index: Index, choice: Choice) -> Split:
     """Select on a subject-disjoint fold inside train; score prelim once: the headline."""
     prelim = part_rows(index, "prelim")
+    _need_subjects(index, prelim)
     inner = subject(index, choice)
     return Split("honest", {**inner.rows, "prelim": prelim}, "val", ("prelim",))
 
@@ -90,13 +95,18 @@ def subject(index: Index, choice: Choice) -> Split:
     """k folds over the merged subjects of train, balanced in cells and subjects of each class."""
     rows = part_rows(index, "train")
     table = index.table.iloc[rows]
-    if (table["group"] == "").any():
-        raise LeukoclsError(
-            f"{index.source}: {int((table['group'] == '').sum()):,} cells have no subject, so that"
-            " no split can keep subjects apart. Add them, or use split_scheme=cell (LEAKY)."
-        )
+    _need_subjects(index, rows)
     fold = balanced_folds(table["group"], table["label"], choice.folds, choice.seed)
     return _held_out("subject", rows, fold, choice.fold, choice.folds)
+
+
+def _need_subjects(index: Index, rows: np.ndarray) -> None:
+    unknown = int((index.table["group"].iloc[rows] == "").sum())
+    if unknown:
+        raise LeukoclsError(
+            f"{index.source}: {unknown:,} cells have no subject, so that no split can keep subjects"
+            " apart. Add them, or use split_scheme=cell (LEAKY)."
+        )
 
 
 def lofo(index: Index, choice: Choice) -> Split:
@@ -171,16 +181,16 @@ def make_split(index: Index, scheme: str, choice: Choice | None = None) -> Split
 
 
 def overlap(table: pd.DataFrame) -> pd.DataFrame:
-    """Cells of a split's table, outside train, whose group or pixels are in train as well.
+    """Cells of a split's table, outside train, whose group or pixels are in another split too.
 
-    Columns of `table`: `cell`, `group`, `split`, and `pixels` if they are known.
+    Columns of `table`: `cell`, `group`, `pixels` ("" where they are unknown), `split`.
     """
-    trains = table["split"] == "train"
     shared = pd.Series(False, index=table.index)
-    for column in {"group", "pixels"} & set(table.columns):
+    for column in ("group", "pixels"):
         known = table[column] != ""
-        shared |= known & ~trains & table[column].isin(table[column][trains & known])
-    return table[shared]
+        splits = table[known].groupby(column)["split"].transform("nunique")
+        shared |= known & (splits.reindex(table.index, fill_value=1) > 1)
+    return table[shared & (table["split"] != "train")]
 
 
 def part_rows(index: Index, part: str) -> np.ndarray:
@@ -255,7 +265,8 @@ def read_split(path: Path) -> pd.DataFrame:
         raise LeukoclsError(
             f"{path}: needs the columns cell and split (or fold); has {', '.join(map(str, table))}"
         )
-    return table.astype(str).apply(lambda column: column.str.strip())
+    table = table.astype(object).where(table.notna(), "").astype(str)
+    return table.apply(lambda column: column.str.strip())
 
 
 def _held_out(
@@ -291,7 +302,9 @@ def _from_file(index: Index, path: Path, choice: Choice) -> Split:
             f"{path}: the splits are train and val or prelim, not {', '.join(sorted(strange))}"
         )
     table = table[table["split"] != "final"]
-    row_of = {name: row for row, name in enumerate(index.table["cell"]) if name}
+    # Final has cells of prelim's names, and no labels to train or choose by.
+    labelled = index.table["cell"][index.table["part"] != "final"]
+    row_of = {name: row for row, name in labelled.items()}
     if (twice := table["cell"][table["cell"].duplicated()]).size:
         raise LeukoclsError(f"{path}: cells named twice: {listing(twice)}; keep one of each")
     if unknown := [name for name in table["cell"] if name not in row_of]:
@@ -306,7 +319,9 @@ def _from_file(index: Index, path: Path, choice: Choice) -> Split:
         raise LeukoclsError(f"{path}: needs val or prelim, to choose the epoch on")
     tests = ("prelim",) if chosen_on == "val" and "prelim" in found else ()
     split = Split(path.name, found, chosen_on, tests)
-    return replace(split, leaky=not overlap(_known(split, index)).empty)
+    known = _known(split, index)
+    # What is not known to be apart is not called so.
+    return replace(split, leaky=(known["group"] == "").any() or not overlap(known).empty)
 
 
 def _cut(split: Split, index: Index, choice: Choice) -> Split:

@@ -25,6 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from leukocls.data.latents import SyntheticSpec, draw_cells
+from leukocls.data.published import labels_digest
 from leukocls.data.render import SIDE, Cell, render, render_mask
 from leukocls.errors import LeukoclsError
 
@@ -170,6 +171,11 @@ def _manifest(
         "spec": asdict(spec),
         "masks": masks,
         "counts": dict(Counter(cell.part for cell in cells)),
+        "labels_sha256": labels_digest(
+            (path.name, cell.name, cell.label)
+            for cell, path in zip(cells, _paths(cells), strict=True)
+            if cell.part == "prelim"
+        ),
         "subjects": subjects,
         "duplicates": [[path_of[cell.duplicate_of], path_of[cell.name]] for cell in copies],
     }

@@ -13,11 +13,17 @@ from collections import Counter
 from pathlib import Path
 
 from leukocls.errors import Fault, LeukoclsError
-from leukocls.prediction_files import read_table
+from leukocls.prediction_files import cell_key, read_table
 
 REQUIRED = ("cell", "subject", "label", "path")
-WORDS = {"1": 1, "all": 1, "0": 0, "hem": 0}
-PART_OF_SPLIT = {"train": "train", "val": "train", "prelim": "prelim", "final": "final"}
+WORDS = {"1": 1, "1.0": 1, "all": 1, "0": 0, "0.0": 0, "hem": 0}
+PART_OF_SPLIT = {
+    "": "train",
+    "train": "train",
+    "val": "train",
+    "prelim": "prelim",
+    "final": "final",
+}
 
 
 def table_rows(path: Path, faults: list[Fault]) -> tuple[list[tuple], list[str]]:
@@ -35,7 +41,8 @@ def table_rows(path: Path, faults: list[Fault]) -> tuple[list[tuple], list[str]]
         raise LeukoclsError(
             f"{path}: {cause}; a data set is a CSV with {','.join(REQUIRED)} and maybe split"
         )
-    table = table.fillna("").astype(str).apply(lambda column: column.str.strip())
+    table = table.astype(object).where(table.notna(), "").astype(str)
+    table = table.apply(lambda column: column.str.strip())
     if "split" not in table:
         table["split"] = "train"
     seen: Counter[str] = Counter()
@@ -45,12 +52,12 @@ def table_rows(path: Path, faults: list[Fault]) -> tuple[list[tuple], list[str]]
         where = path.with_name(f"{path.name}, row {number}")
         part = PART_OF_SPLIT.get(row.split)
         label = WORDS.get(row.label.lower(), -1)
-        seen[row.cell] += 1
+        seen[cell_key(row.cell)] += 1
         cause = ""
-        if not row.cell or seen[row.cell] > 1:
+        if not row.cell or seen[cell_key(row.cell)] > 1:
             cause = f"the cell's name {row.cell!r} is empty or there twice"
         elif part is None:
-            cause = f"the split is {row.split!r}, none of {', '.join(PART_OF_SPLIT)}"
+            cause = f"the split is {row.split!r}, none of train, val, prelim, final"
         elif label < 0 and (row.label or part != "final"):
             cause = f"the label is {row.label!r}, none of 1, ALL, 0, HEM"
         elif not row.path:

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from itertools import combinations, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,20 @@ import numpy as np
 import pandas as pd
 
 from leukocls.data.images import image_sides, read_image
-from leukocls.data.index import TABLE, Index, read_official_labels, scan
+from leukocls.data.index import TABLE, UNKNOWN, Index, read_official_labels, scan
 from leukocls.data.published import (
     LABELS_DIGEST,
     PART_DIGESTS,
     SAME_FINAL,
     SHARED_IMAGES,
+    labels_digest,
 )
 from leukocls.errors import DataFault, Fault, report
 from leukocls.files import atomic_write, in_parallel, sha256_file
 from leukocls.prediction_files import listing
 
 CACHE_VERSION = 2  # raise it when an entry means something else
-FETCH = "fetch the part again from the original archive"
+AGAIN = "fetch the part again from the original archive"
 ACCEPT = "fetch what is missing, or accept it: verify --partial, data.partial=true (marked PARTIAL)"
 
 
@@ -34,7 +35,7 @@ class Duplicates:
     """Cells with the same pixels, up to quarter turns, flips and position in the frame.
 
     `kind` is "identical" (the files are) or "turned" (also: flipped, moved, saved anew);
-    `expected` says that a genuine copy (or a synthetic tree's manifest) has them.
+    `expected`: a genuine copy or a synthetic tree's manifest has them, or they do no harm.
     """
 
     rows: tuple[int, ...]
@@ -44,7 +45,7 @@ class Duplicates:
 
 @dataclass(frozen=True)
 class Examination:
-    """What was found. The table of `index` has the further columns `sha256` and `pixels`."""
+    """What was found; the table of `index` is filled in."""
 
     index: Index
     faults: list[Fault]
@@ -64,19 +65,26 @@ def examine(root: str | Path, layout: str, partial: bool, cache: Path) -> Examin
         LeukoclsError: `root` is missing or holds no known layout.
     """
     index, faults = scan(root, layout)
+    cache.mkdir(parents=True, exist_ok=True)
     index, damaged = _with_contents(index, cache)
     faults += damaged
-    if index.published and index.labels is not None:
-        faults += _labels(index.labels)
-    faults += _counts(index, partial)
+    # Without labels no prelim image has a row, and that has been told.
+    labels_read = not any(fault.path.suffix == ".csv" for fault in faults)
+    faults += _surplus(index)
+    if not partial:
+        faults += _shortage(index, labels_read)
     genuine = _genuine(index) if index.published else {}
     for part in (part for part, same in genuine.items() if not same):
-        folder = _folder(index, part)
-        if not any(fault.path.is_relative_to(folder) for fault in faults):
-            faults.append(Fault(folder, "its files are not those published (sha256)", FETCH))
+        files = {index.root / file for file in index.table["file"][index.part_names() == part]}
+        if files.isdisjoint(fault.path for fault in faults):
+            cause = "its files are not those published (sha256)"
+            faults.append(Fault(_folder(index, part), cause, AGAIN))
     duplicates = _duplicates(index, genuine)
+    faults += _copies(index, duplicates) + _shared(index) + _two_classes(index)
+    # A digest says that something is wrong, and not what: it comes where nothing else does.
+    if not any(_is_of_prelim(fault.path, index) for fault in faults):
+        faults += _labels(index)
     index = replace(index, table=index.table.assign(group=_merged(index.table, duplicates)))
-    faults += _copies(index, duplicates) + _shared(index)
     return Examination(index, faults, duplicates, genuine)
 
 
@@ -86,7 +94,7 @@ def checked_index(
     partial: bool = False,
     cache: Path = Path("outputs/store"),
 ) -> Index:
-    """The index of data that `examine` finds no fault with; its table has `sha256`, `pixels`.
+    """The index of data that `examine` finds no fault with.
 
     Raises:
         LeukoclsError: `root` is missing or holds no known layout.
@@ -132,7 +140,7 @@ def _with_contents(index: Index, cache: Path) -> tuple[Index, list[Fault]]:
     memory = cache / f"contents-{key}.json"
     try:
         stored = json.loads(memory.read_text())
-        known = stored["files"] if stored["version"] == CACHE_VERSION else {}
+        known = dict(stored["files"]) if stored["version"] == CACHE_VERSION else {}
     except (OSError, ValueError, KeyError, TypeError):
         known = {}
 
@@ -142,8 +150,9 @@ def _with_contents(index: Index, cache: Path) -> tuple[Index, list[Fault]]:
             status = os.stat(path)
             # The time of the inode's change moves even if somebody sets the other one back.
             stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-            if known.get(file, [])[:3] == stamp:
-                return known[file]
+            before = known.get(file)
+            if isinstance(before, list) and before[:3] == stamp and len(before) == 5:
+                return before
             pixels = pixel_digest(read_image(path, side))
             return [*stamp, sha256_file(path), pixels]
         except DataFault as error:
@@ -159,7 +168,6 @@ def _with_contents(index: Index, cache: Path) -> tuple[Index, list[Fault]]:
         if not isinstance(one, Fault)
     }
     if entries != known:
-        cache.mkdir(parents=True, exist_ok=True)
         atomic_write(memory, json.dumps({"version": CACHE_VERSION, "files": entries}))
     columns = {
         name: ["" if isinstance(one, Fault) else one[place] for one in found]
@@ -169,52 +177,66 @@ def _with_contents(index: Index, cache: Path) -> tuple[Index, list[Fault]]:
     return replace(index, table=index.table.assign(**columns)), faults
 
 
-def _labels(path: Path) -> list[Fault]:
-    unreadable: list[Fault] = []
-    truth = read_official_labels(path, unreadable)
-    if unreadable:
-        return []  # `scan` has told it
-    lines = sorted(f"{name},{row.original},{row.label}\n" for name, row in truth.items())
-    if hashlib.sha256("".join(lines).encode()).hexdigest() == LABELS_DIGEST:
+def _is_of_prelim(path: Path, index: Index) -> bool:
+    """Whether a fault lies in the label file, one of its lines, or a prelim image."""
+    of_labels = index.labels is not None and path.name.startswith(index.labels.name)
+    files = index.table["file"][index.table["part"] == "prelim"]
+    return of_labels or path in {index.root / file for file in files}
+
+
+def _labels(index: Index) -> list[Fault]:
+    """Whether prelim's names and labels are those published, or those that were drawn."""
+    if index.layout == TABLE or index.labels is None:
+        return []
+    truth = read_official_labels(index.labels, [])
+    wanted = index.declared("labels_sha256") if index.synthetic else LABELS_DIGEST
+    lines = ((name, row.original, row.label) for name, row in truth.items())
+    if labels_digest(lines) == wanted:
         return []
     cause = "names and labels are not those published, though each line agrees with itself"
-    return [Fault(path, cause, "fetch the original file")]
+    return [Fault(index.labels, cause, "fetch the original file")]
 
 
-def _counts(index: Index, partial: bool) -> list[Fault]:
-    """Parts with too few cells (unless `partial`), and subjects that are not theirs."""
+def _surplus(index: Index) -> list[Fault]:
+    """Subjects with more cells in a part than they have, or that are not of it at all."""
     faults = []
-    have, want = index.counts(), index.expected()
-    names, table = index.part_names(), index.table
-    subjects = index.expected_subjects()
-    for part, number in want.items():
-        here = table[names == part]
-        short: list[str] = []
-        published = subjects.get(part, {})
-        for subject, cells in here.groupby("subject") if published else ():
-            most = published.get(str(subject), 0)
-            if len(cells) > most:
-                cause = f"subject {subject} has {len(cells)} images in {part}, {most} are published"
-                path = index.root / cells["file"].iloc[-1]
-                faults.append(Fault(path, cause, "restore the original name or remove the file"))
-        counted = here["subject"].value_counts()
-        for subject, most in published.items():
-            if counted.get(subject, 0) < most:
-                short.append(f"subject {subject} has {counted.get(subject, 0)} of {most}")
-        # Final is needed for a submission only; half of it is a fault.
-        wanted = part != "final" or have.get("final", 0) > 0
-        too_few = have.get(part, 0) < number or (short and have.get(part, 0) == number)
-        if wanted and too_few and not partial:
-            cause = f"{part} has {have.get(part, 0):,} of {number:,} images"
-            if part == "prelim" and index.absent:
-                cause += f", without {listing(index.absent)}"
-            elif short and len(here):
-                cause += f": {listing(short)}"
-            faults.append(Fault(_folder(index, part), cause, ACCEPT))
-        if have.get(part, 0) > number and not published:
-            cause = f"{part} has {have[part]:,} images, {number:,} are published"
-            faults.append(Fault(_folder(index, part), cause, "remove what was added"))
-    if index.layout == TABLE and index.absent and not partial:
+    names, wanted = index.part_names(), index.expected_subjects()
+    for (part, subject), cells in index.table.groupby([names, "subject"]):
+        most = wanted.get(part, {}).get(subject, 0)
+        if part in wanted and len(cells) > most:
+            cause = f"subject {subject} has {len(cells)} images in {part}, {most} are published"
+            # Which of a subject's own cells is one too many cannot be told.
+            path = _folder(index, part) if most else index.root / cells["file"].iloc[-1]
+            faults.append(Fault(path, cause, "restore the original name or remove the file"))
+    have, total = index.counts().get("final", 0), index.expected().get("final", 0)
+    if index.layout != TABLE and have > total:
+        cause = f"final has {have:,} images, {total:,} are published"
+        faults.append(Fault(_folder(index, "final"), cause, "remove what was added"))
+    return faults
+
+
+def _shortage(index: Index, labels_read: bool) -> list[Fault]:
+    """Parts with too few cells. Final may be absent, for it serves a submission only."""
+    faults = []
+    have, names, subjects = index.counts(), index.part_names(), index.expected_subjects()
+    for part, number in index.expected().items():
+        here = have.get(part, 0)
+        excused = not here if part == "final" else part == "prelim" and not labels_read
+        if here >= number or excused:
+            continue
+        cause = f"{part} has {here:,} of {number:,} images"
+        counted = index.table["subject"][names == part].value_counts()
+        short = [
+            f"subject {subject} has {counted.get(subject, 0)} of {most}"
+            for subject, most in subjects.get(part, {}).items()
+            if counted.get(subject, 0) < most
+        ]
+        if part == "prelim" and index.absent:
+            cause += f", without {listing(index.absent)}"
+        elif short and here:
+            cause += f": {listing(short)}"
+        faults.append(Fault(_folder(index, part), cause, ACCEPT))
+    if index.layout == TABLE and index.absent:
         cause = f"images that the table lists are missing: {listing(index.absent)}"
         faults.append(Fault(index.source, cause, ACCEPT))
     return faults
@@ -251,30 +273,29 @@ def _duplicates(index: Index, genuine: dict[str, bool]) -> list[Duplicates]:
         if len(rows) > 1:
             kind = "identical" if len(set(table["sha256"][rows])) == 1 else "turned"
             certain = all(genuine.get(part, False) for part in names[rows])
-            expected = certain or _expected(index, table.loc[rows])
+            expected = certain or _expected(index, table.loc[rows], kind)
             found.append(Duplicates(tuple(rows), kind, expected))
     return found
 
 
-def _expected(index: Index, cells: pd.DataFrame) -> bool:
-    """Whether every two of these cells are known to be one image."""
+def _expected(index: Index, cells: pd.DataFrame, kind: str) -> bool:
+    """Whether these cells are known to be one image, or may be: in other data sets copies within
+    one part and class do no harm, since their subjects are merged."""
+    if index.layout == TABLE:
+        return len(set(cells["part"])) == len(set(cells["label"])) == 1
     if index.synthetic:
-        pairs = {
-            frozenset(Path(file).name for file in pair) for pair in index.declared("duplicates")
-        }
-        linked = {name for pair in pairs for name in pair}
-        return all(name in linked for name in cells["cell"])
-    if not index.published:
+        source = {Path(copy).name: Path(first).name for first, copy in index.declared("duplicates")}
+        return len({source.get(name, name) for name in cells["cell"]}) == 1
+    if kind != "identical":
         return False
-    pairs = {frozenset(pair) for pair in SHARED_IMAGES}
-    final = {frozenset(pair) for pair in SAME_FINAL}
+    if set(cells["part"]) == {"final"}:
+        return set(cells["cell"]) in map(set, SAME_FINAL)
     # Three subjects may share one image by two known pairs: 51 = 75 and 51 = 78.
-    chain = {subject for pair in pairs for subject in pair if pair <= set(cells["subject"])}
-    return all(
-        frozenset((a.cell, b.cell)) in final
-        if a.part == b.part == "final"
-        else a.part == b.part == "train" and {a.subject, b.subject} <= chain
-        for a, b in combinations(cells.itertuples(), 2)
+    subjects = sorted(cells["subject"])
+    linked = [pair for pair in SHARED_IMAGES if set(pair) <= set(subjects)]
+    twice = any(list(pair) == subjects for pair in SHARED_IMAGES if len(set(pair)) == 1)
+    return set(cells["part"]) == {"train"} and (
+        twice or sorted({subject for pair in linked for subject in pair}) == subjects
     )
 
 
@@ -299,15 +320,10 @@ def _merged(table: pd.DataFrame, duplicates: Iterable[Duplicates]) -> list[str]:
 
 
 def _copies(index: Index, duplicates: Iterable[Duplicates]) -> list[Fault]:
-    """Copies that nobody expects. In other data sets those of one part and class are merged."""
+    """Copies that nobody expects."""
     faults = []
-    for found in duplicates:
+    for found in (found for found in duplicates if not found.expected):
         cells = index.table.loc[list(found.rows)]
-        harmless = (
-            index.layout == TABLE and len(set(cells["part"])) == len(set(cells["label"])) == 1
-        )
-        if found.expected or harmless:
-            continue
         first, *others = (index.root / file for file in cells["file"])
         how = "the same file as" if found.kind == "identical" else "turned, flipped or moved:"
         cause = f"{how} {', '.join(map(str, others))}"
@@ -325,6 +341,24 @@ def _shared(index: Index) -> list[Fault]:
             path = index.root / cells["file"][cells["part"] == parts[-1]].iloc[0]
             cause = f"subject {group} is in {' and in '.join(parts)}"
             faults.append(Fault(path, cause, "keep a subject in one part; restore the names"))
+    return faults
+
+
+def _two_classes(index: Index) -> list[Fault]:
+    """Subjects with cells of both classes: a subject has one, and is scored by it.
+
+    C-NMC's names say so already.
+    """
+    faults: list[Fault] = []
+    if index.layout != TABLE:
+        return faults
+    known = index.table[(index.table["group"] != "") & (index.table["label"] != UNKNOWN)]
+    for group, cells in known.groupby("group"):
+        if len(set(cells["label"])) > 1:
+            rarer = cells["label"].value_counts().idxmin()
+            path = index.root / cells["file"][cells["label"] == rarer].iloc[0]
+            cause = f"subject {group} has cells of both classes, and a subject is ALL or HEM"
+            faults.append(Fault(path, cause, "correct the label, or leave these cells out"))
     return faults
 
 

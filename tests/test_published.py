@@ -1,0 +1,98 @@
+"""What ships as facts about C-NMC 2019 agrees with itself, with the sample and with the notes."""
+
+import csv
+import hashlib
+
+import numpy as np
+import pytest
+from conftest import SHARED
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from leukocls.data.published import (
+    LABELS_DIGEST,
+    MERGED,
+    PART_DIGESTS,
+    SAME_FINAL,
+    SHARED_IMAGES,
+    merged_subject,
+    published_counts,
+    published_subjects,
+)
+
+FOLDS = ("fold_0", "fold_1", "fold_2")
+
+
+@pytest.fixture(scope="module")
+def train_subjects():
+    subjects = published_subjects()
+    return sorted({subject for fold in FOLDS for subject in subjects[fold]})
+
+
+def test_merged_subjects_are_the_closure_of_the_shared_images(train_subjects):
+    place = {subject: number for number, subject in enumerate(train_subjects)}
+    pairs = np.array([[place[one], place[other]] for one, other in SHARED_IMAGES])
+    shape = (len(place), len(place))
+    graph = coo_array((np.ones(len(pairs)), pairs.T), shape)
+    number, component = connected_components(graph, directed=False)
+    sets = [{s for s in train_subjects if component[place[s]] == k} for k in range(number)]
+    assert {frozenset(group) for group in MERGED} == {frozenset(s) for s in sets if len(s) > 1}
+    names = {merged_subject(subject) for subject in train_subjects}
+    # RECIPES §1: 73 subjects become 66, 44 with ALL and 22 without.
+    assert (len(train_subjects), number, len(names)) == (73, 66, 66)
+    assert sum(name.startswith("H") for name in names) == 22
+
+
+def test_a_merged_subject_is_of_one_class_and_never_of_prelim(train_subjects):
+    for group in MERGED:
+        assert len({subject.startswith("H") for subject in group}) == 1
+        assert set(group) <= set(train_subjects)
+        assert {merged_subject(subject) for subject in group} == {"+".join(group)}
+    assert set(train_subjects).isdisjoint(published_subjects()["prelim"])
+    assert merged_subject("1") == "1"
+
+
+def test_there_are_106_pairs_of_identical_images():
+    assert sum(SHARED_IMAGES.values()) + len(SAME_FINAL) == 106
+
+
+def test_no_subject_shares_more_images_than_it_has():
+    of = {}
+    for fold in FOLDS:
+        of |= {subject: (fold, number) for subject, number in published_subjects()[fold].items()}
+    for (one, other), images in SHARED_IMAGES.items():
+        assert images <= min(of[one][1], of[other][1]) // (2 if one == other else 1)
+    # RECIPES §1 names the folds of each pair.
+    folds = {frozenset(pair): {of[subject][0] for subject in pair} for pair in SHARED_IMAGES}
+    assert folds[frozenset({"20", "21"})] == {"fold_0", "fold_2"}
+    assert folds[frozenset({"51", "75"})] == folds[frozenset({"51", "78"})] == {"fold_1", "fold_2"}
+    assert folds[frozenset({"H3", "H10"})] == {"fold_1", "fold_2"}
+    assert folds[frozenset({"H2", "H6"})] == {"fold_0", "fold_2"}
+    assert folds[frozenset({"H2", "H4"})] == folds[frozenset({"H2", "H5"})] == {"fold_2"}
+
+
+def test_the_genuine_label_file_has_the_published_digest_and_subjects(sample_root):
+    (path,) = sample_root.rglob("*_labels.csv")
+    content = path.read_bytes()
+    assert hashlib.sha256(content).hexdigest() == (
+        "3f5d770a51017f242db857e178de5341f294e38fff82c266a1a8d292c9fc3d0d"
+    )
+    rows = list(csv.DictReader(content.decode().splitlines()))
+    lines = sorted(f"{row['new_names']},{row['Patient_ID']},{row['labels']}\n" for row in rows)
+    lines = [line.lower() for line in lines]
+    assert hashlib.sha256("".join(lines).encode()).hexdigest() == LABELS_DIGEST
+    counted = {}
+    for row in rows:
+        subject = row["Patient_ID"].split("_")[1].upper()
+        counted[subject] = counted.get(subject, 0) + 1
+    assert counted == published_subjects()["prelim"]
+
+
+def test_digests_are_those_of_the_notes():
+    notes = SHARED.parent / "RECIPES.md"
+    if not notes.is_file():
+        pytest.skip(f"no notes at {notes}")
+    lines = notes.read_text(encoding="utf-8").splitlines()
+    assert PART_DIGESTS.keys() == published_counts().keys()
+    for part, digest in PART_DIGESTS.items():
+        assert any(line.strip() == f"- {part} `{digest}`" for line in lines), part
