@@ -33,6 +33,7 @@ OF_CHECK = {
     "subjects": "leaky",
     "cells": "leaky",
     "pixels": "leaky",
+    "mark": "leaky",
     "once": "broken",
     "complete": "broken",
     "labels": "broken",
@@ -69,6 +70,8 @@ def audit(
         _labels(predictions, table),
         _selection(predictions, table, record),
     ]
+    if "LEAKY" in (record.get("marks") or []):
+        findings.append(_finding("mark", False, "the run itself is marked LEAKY"))
     failed = [OF_CHECK[one["check"]] for one in findings if one["ok"] is False]
     unseen = any(one["ok"] is None for one in findings)
     worst = next((name for name in VERDICTS if name in failed), "unknown" if unseen else "honest")
@@ -129,7 +132,8 @@ def _side(split: pd.Series) -> pd.Series:
 
 def _overlaps(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Cells that are scored while their subject, name or pixels are trained on."""
-    scored = table[table["scored"]]
+    scored = table[table["scored"]].drop_duplicates("key")
+    trained = table[table["trains"]]
     found = []
     for check, column, what in (
         ("subjects", "group", "of subjects that were trained on"),
@@ -144,7 +148,7 @@ def _overlaps(table: pd.DataFrame) -> list[dict[str, Any]]:
             }[check]
             found.append(_finding(check, None, reason))
             continue
-        shared = known[_elsewhere(known, table[table["trains"]], column)]
+        shared = known[_elsewhere(known, trained, column)]
         values = sorted(set(shared[column]))
         share = len(shared) / len(scored)
         text = f"{len(shared):,} of {len(scored):,} scored cells ({share:.1%}) are {what}"
@@ -152,7 +156,7 @@ def _overlaps(table: pd.DataFrame) -> list[dict[str, Any]]:
             text += f": {len(values)} of {known[column].nunique()} subjects" if values else ""
             if len(known) < len(scored):
                 text += f"; of {len(scored) - len(known):,} cells the subject is unknown"
-        complete = len(known) == len(scored)
+        complete = len(known) == len(scored) and (trained[column] != "").all()
         ok = False if len(shared) else True if complete else None
         found.append(_finding(check, ok, text, shared["cell"], overlap=share, values=values))
     return found
@@ -307,7 +311,7 @@ def _own_split(directory: Path, record: dict[str, Any]) -> pd.DataFrame:
 
     path = directory / "split.csv"
     split = read_split(path)
-    if sha256_file(path) != record["identity"].get("sha256 of split"):
+    if sha256_file(path) != (record.get("identity") or {}).get("sha256 of split"):
         raise LeukoclsError(f"{path}: is not the split the run was trained on; restore it")
     if TRAIN not in set(split["split"]):
         raise LeukoclsError(

@@ -158,10 +158,10 @@ def best_threshold(label: npt.ArrayLike, prob: npt.ArrayLike) -> float:
     """The probability above which calling ALL gives the highest weighted F1; of equals the one
     nearest .5.
 
-    Halfway between neighbouring probabilities, and .5 itself.
+    Halfway between neighbouring probabilities, 0 and 1 among them, and .5 itself.
     """
     y, p = _labels(label), np.asarray(prob, np.float64)
-    distinct = np.unique(p)
+    distinct = np.unique(np.concatenate([[0.0], p, [1.0]]))
     candidates = np.append((distinct[1:] + distinct[:-1]) / 2, 0.5)
     n, positives = len(y), int(y.sum())
     # Cells above each candidate, of both classes and of ALL.

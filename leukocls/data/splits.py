@@ -70,7 +70,9 @@ class Choice:
     def __post_init__(self) -> None:
         for name, least in (("folds", 2), ("seed", 0), ("n_subjects", 2), ("n_cells", 2)):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int) and value >= least):
+            absent = value is None and name.startswith("n_")
+            if not absent and not (type(value) is int and least <= value < 2**64):
+                name = {"seed": "split_seed"}.get(name, name)
                 raise LeukoclsError(f"{name}={value}: choose a whole number, at least {least}.")
 
 
@@ -155,7 +157,7 @@ def make_split(index: Index, scheme: str, choice: Choice | None = None) -> Split
     choice = choice or Choice()
     if scheme in SCHEMES:
         split = SCHEMES[scheme](index, choice)
-    elif Path(scheme).suffix in (".csv", ".parquet"):
+    elif Path(str(scheme)).suffix in (".csv", ".parquet"):
         split = _from_file(index, Path(scheme), choice)
     else:
         raise LeukoclsError(
@@ -297,9 +299,10 @@ def _from_file(index: Index, path: Path, choice: Choice) -> Split:
     if choice.fold is not None:
         raise LeukoclsError(f"split_scheme={path}: a file has no folds; leave fold= out.")
     names = [name for name in ("train", "val", "prelim", "final") if name in set(table["split"])]
-    if (strange := set(table["split"]) - set(names) - {""}) or names[:1] != ["train"]:
+    if set(table["split"]) - {*names, ""} or names[:1] != ["train"]:
+        held = ", ".join(sorted(set(table["split"]))) or "nothing"
         raise LeukoclsError(
-            f"{path}: the splits are train and val or prelim, not {', '.join(sorted(strange))}"
+            f"{path}: its column split holds {held}; it takes train, and val or prelim or both"
         )
     table = table[table["split"] != "final"]
     # Final has cells of prelim's names, and no labels to train or choose by.
