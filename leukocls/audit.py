@@ -329,6 +329,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     source: Path = arguments.predictions
     predictions, record = _claims(source)
+    marks = list(record.get("marks") or [])
     if arguments.split is None:
         if not record:
             raise LeukoclsError(f"{source}: name its split with --split (CSV with cell,split)")
@@ -337,7 +338,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         split, record = read_split(arguments.split), {}
     pixels = _pixels(arguments.data, arguments.cache) if arguments.data else None
     found = audit(predictions, split, record, pixels)
-    marks = list(record.get("marks") or [])
     if arguments.json:
         print(json.dumps({"source": str(source), "marks": marks, **found}, indent=2))
     else:
