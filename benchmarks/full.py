@@ -68,7 +68,7 @@ def main() -> None:
             print(f"  {step:15} {one['seconds']:8.1f} s {one['peak_mib']:8.0f} MiB")
     if arguments.json:
         document = {
-            "command": " ".join(["python", *sys.argv]),
+            "command": f"python {sys.argv[0]} FOLDER --json {arguments.json}",
             "cores": os.cpu_count(),
             "versions": versions(),
             "synthetic": True,

@@ -139,17 +139,6 @@ def test_demo_learns(tmp_path: Path, train: Train) -> None:
     assert str(run.parent) in done.out
 
 
-def test_benchmark_times_its_four_pairs(small_tree: Path, tmp_path: Path) -> None:
-    """`make bench`, less the result that it would replace."""
-    written = tmp_path / "data.json"
-    command = [sys.executable, str(ROOT / "benchmarks/data.py"), str(small_tree)]
-    subprocess.run([*command, "--json", str(written)], check=True, capture_output=True)
-    result = json.loads(written.read_text())
-    assert len(result["pairs"]) == 4
-    assert all(pair["ratio"] > 0 for pair in result["pairs"].values())
-    assert result["versions"]["torch"]
-
-
 def test_own_network(small_tree: Path, tmp_path: Path) -> None:
     """The README's file and configuration, added to an installed package, train."""
     (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)

@@ -1,0 +1,58 @@
+"""Every benchmark runs; what it measures is recorded by hand, never judged here."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).parents[1]
+
+
+def benchmark(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_benchmark_times_its_four_pairs(small_tree: Path, tmp_path: Path) -> None:
+    """`make bench`, less the result that it would replace."""
+    written = tmp_path / "data.json"
+    command = [sys.executable, str(ROOT / "benchmarks/data.py"), str(small_tree)]
+    subprocess.run([*command, "--json", str(written)], check=True, capture_output=True)
+    result = json.loads(written.read_text())
+    assert len(result["pairs"]) == 4
+    assert all(pair["ratio"] > 0 for pair in result["pairs"].values())
+    assert result["versions"]["torch"]
+
+
+def test_full_times_every_step(tmp_path: Path) -> None:
+    """On sixty files instead of 15,114."""
+    found = benchmark("full").steps(tmp_path, "tiny", ["--cells-per-subject", "1"])
+    assert list(found) == ["synth", "index", "verify", "verify, again", "pack at 300 px"]
+    assert all(one["seconds"] > 0 and one["peak_mib"] > 20 for one in found.values())
+
+
+def test_likeness_compares_genuine_and_synthetic(sample_root: Path, tmp_path: Path) -> None:
+    written = tmp_path / "likeness.json"
+    command = [sys.executable, str(ROOT / "benchmarks/likeness.py"), str(sample_root)]
+    subprocess.run([*command, "--json", str(written)], check=True, capture_output=True)
+    measures = json.loads(written.read_text())["measures"]
+    assert all({"genuine", "synthetic"} <= values.keys() for values in measures.values())
+    shares = measures["zero background, ALL"]
+    assert 0.7 < shares["genuine"] < 0.95
+    assert abs(shares["genuine"] - shares["synthetic"]) < 0.05
+
+
+def test_recorded_results_name_what_they_were_measured_with() -> None:
+    results = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+    assert len(results) >= 4
+    for path in results:
+        result = json.loads(path.read_text())
+        assert result["command"].startswith("python benchmarks/")
+        assert result["versions"]["leukocls"]
+        assert "/work" not in path.read_text()
