@@ -24,6 +24,12 @@ RATES = (
     *("accuracy", "balanced_accuracy", "sensitivity", "specificity"),
     *("weighted_f1", "f1", "macro_f1", "weighted_precision", "weighted_recall"),
 )
+# Those of Prellberg & Kramer 2019's Table 2, which metrics.csv has for every epoch; the others are
+# `evaluate`'s.
+RECORDED = (
+    *("weighted_f1", "accuracy", "sensitivity", "specificity"),
+    *("weighted_precision", "weighted_recall"),
+)
 # Those that need more than a called class.
 GRADED = (
     *("auroc", "average_precision", "sensitivity_at_90_specificity"),
@@ -173,6 +179,13 @@ def best_threshold(label: npt.ArrayLike, prob: npt.ArrayLike) -> float:
     ]
     best = max(range(len(candidates)), key=lambda i: (values[i] or 0.0, -abs(candidates[i] - 0.5)))
     return float(candidates[best])
+
+
+def weighted_bce(label: npt.ArrayLike, logit: npt.ArrayLike, pos_weight: float) -> float:
+    """Mean binary cross-entropy with ALL weighted by `pos_weight`, as training has it."""
+    y, z = _labels(label), np.asarray(logit, np.float64)
+    softplus = np.logaddexp(0, -z)
+    return float(np.mean(pos_weight * y * softplus + (1 - y) * (z + softplus)))
 
 
 def brier(label: npt.ArrayLike, prob: npt.ArrayLike) -> float:

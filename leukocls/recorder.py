@@ -21,33 +21,8 @@ from leukocls import predictions
 from leukocls.data.index import Index
 from leukocls.errors import DataFault, LeukoclsError
 from leukocls.files import atomic_write
-from leukocls.metrics import RATES, auroc, best_threshold, by_split, sigmoid
-
-# Those of the paper's Table 2; the others are `evaluate`'s.
-RECORDED = [
-    "weighted_f1",
-    "accuracy",
-    "sensitivity",
-    "specificity",
-    "weighted_precision",
-    "weighted_recall",
-]
-assert set(RECORDED) <= set(RATES)
-
-
-def best_weighted_f1(history: list[float]) -> int:
-    """The first epoch of the highest weighted F1: a later one must be strictly greater."""
-    return max(range(len(history)), key=lambda epoch: (history[epoch], -epoch))
-
-
-def last(history: list[float]) -> int:
-    """The last epoch, whatever it scored."""
-    return len(history) - 1
-
-
-BEST_THRESHOLD = "best_weighted_f1"  # chosen on the selection set instead of a fixed one
-# Rules that choose an epoch from the selection set's weighted F1 by epoch (0 = before training).
-RULES = {"best_weighted_f1": best_weighted_f1, "last": last}
+from leukocls.metrics import RECORDED, auroc, best_threshold, by_split, sigmoid
+from leukocls.selection import RULES
 
 
 class Recorder(pl.Callback):

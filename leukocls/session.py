@@ -34,9 +34,10 @@ from leukocls.data.verify import checked_index
 from leukocls.errors import LeukoclsError
 from leukocls.files import atomic_write, sha256_file
 from leukocls.models.weights import load_weights
-from leukocls.recorder import BEST_THRESHOLD, Recorder
+from leukocls.recorder import Recorder
 from leukocls.run import Run, identity, scored_weights
 from leukocls.runs import read_record
+from leukocls.selection import BEST_THRESHOLD
 from leukocls.tracking import tracking
 
 # What Lightning says about choices that are ours.
@@ -88,6 +89,9 @@ class Session:
         self.parts = (part,) if part else ("train", "prelim")
         # What final holds, or whether it is there, is nothing to a run that trains.
         self.index = load_index(self.config).only(self.parts)
+        self.partial = bool(self.index.incomplete(self.parts))
+        if self.config.data.drop_h3:
+            self.index = self.index.without_h3()
         self.split = self._split()
         self.digest = data_digest(self.index)
 
@@ -149,9 +153,10 @@ class Session:
             chosen_on = self.split.selection
         marks = {
             "SYNTHETIC": self.index.synthetic,
-            "PARTIAL": bool(self.index.incomplete(self.parts)),
+            "PARTIAL": self.partial,
             "LIMITED": _is_limited(config.trainer),
             "LEAKY": self.split.leaky or trained,
+            "RECONSTRUCTION": self.config.reconstruction,
         }
         return {
             "device": None,

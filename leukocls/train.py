@@ -12,7 +12,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,14 @@ class Job:
             arm = f"score={self.config.score},{which}{arm}"
         return Path(self.config.outputs) / experiment / arm_name(arm, self.overrides) / seed
 
+    @property
+    def source(self) -> Path | None:
+        """The run whose view 0 this one is, if it is one."""
+        if self.config.view_0_of is None:
+            return None
+        own = [o for o in self.overrides if not re.match(r"[+~]*view_0_of\b", o)]
+        return replace(self, ablation=self.config.view_0_of, overrides=own).directory
+
 
 def run_job(job: Job) -> None:
     """Do one run: skip it if it is done, resume it if it stopped, else start it.
@@ -89,6 +97,8 @@ def run_job(job: Job) -> None:
                     f"{override}: a checkpoint is scored by the recipe it was trained with; leave"
                     " this out."
                 )
+    if config.view_0_of is not None:
+        config.views = 1  # whatever number the other run was scored with
     session = Session(config)
     run = session.run(job.directory)
     with run.locked():
@@ -97,11 +107,12 @@ def run_job(job: Job) -> None:
             print(f"{run.directory}: done already, nothing to do (force=true runs it again)")
             session.print_result(run)
             return
-        _do(session, run, resume=state == "stopped" and config.resume)
+        _do(session, run, job.source, resume=state == "stopped" and config.resume)
 
 
-def _do(session: Any, run: Any, resume: bool) -> None:
+def _do(session: Any, run: Any, source: Path | None, resume: bool) -> None:
     from leukocls.run import logged
+    from leukocls.view_zero import derive
 
     facts = session.facts()
     if resume:
@@ -110,7 +121,10 @@ def _do(session: Any, run: Any, resume: bool) -> None:
         run.start(session.config, **facts)
     with logged(run.directory / "log.txt"):
         try:
-            session.execute(run, resume)
+            if source:
+                derive(run, source, session.config.selection, session.config.threshold)
+            else:
+                session.execute(run, resume)
         except Interrupted as stop:
             run.end("interrupted", str(stop))
             raise

@@ -35,7 +35,7 @@ def test_all_commands_are_known() -> None:
         ["make", "test"],
         ["export", "LEUKOCLS_DATA=/data/C-NMC_Leukemia"],
     ]
-    assert len(VERBS) == 23
+    assert len(VERBS) == 25
 
 
 @pytest.fixture

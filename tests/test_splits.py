@@ -31,8 +31,10 @@ SAME_IMAGES = [
     ("20", "21", 71), ("51", "75", 10), ("51", "78", 11), ("H10", "H3", 1), ("H6", "H2", 1),
     ("H2", "H4", 3), ("H2", "H5", 2), ("H10", "H10", 5),
 ]  # fmt: skip
-APART = [scheme for scheme in SCHEMES if scheme != "cell"]
-FOLDED = [scheme for scheme in SCHEMES if scheme != "challenge"]
+# `all` trains on what there is, and holds nothing out.
+HOLDING = [scheme for scheme in SCHEMES if scheme != "all"]
+APART = [scheme for scheme in HOLDING if scheme != "cell"]
+FOLDED = [scheme for scheme in HOLDING if scheme != "challenge"]
 
 
 # --- data: C-NMC's published structure, and small ones of any shape
@@ -64,7 +66,8 @@ def persons(table):
 def published():
     """Every labelled cell of C-NMC, with the images it holds twice; grouped as the index groups."""
     rows = []
-    for known in subject_counts().itertuples():
+    # Train before prelim, as in every index.
+    for known in subject_counts().sort_values("split", ascending=False).itertuples():
         fold = -1 if known.split == "prelim" else int(known.fold)
         row = (known.split, fold, known.subject.upper(), int(known.label == "ALL"))
         rows += [row] * known.n_images
@@ -225,7 +228,7 @@ def test_a_cell_level_split_of_the_published_cells_is_always_leaky(published):
 def test_subjects_and_images_of_any_structure_are_on_one_side(index, seed, folds):
     train = index.table[index.table["part"] == "train"]
     fewest = train.groupby("label")["group"].nunique().min()
-    for scheme in SCHEMES:
+    for scheme in HOLDING:
         wanted = folds_of(scheme, folds)
         possible = [
             {"challenge": True, "cell": True, "lofo": both_classes(index, fold)}.get(
@@ -401,6 +404,8 @@ def test_published_folds_are_alike_in_class_and_size(published, folds):
     table = published.table[published.table["part"] == "train"]
     of_class = {label: (table["label"] == label).to_numpy() for label in (0, 1)}
     _, group = np.unique(table["group"].to_numpy(str), return_inverse=True)
+    largest = group == np.bincount(group).argmax()
+    its_fold = Counter()
     for seed in range(50):
         fold = splits.balanced_folds(table["group"], table["label"], folds, seed)
         for label, cells in of_class.items():
@@ -411,6 +416,10 @@ def test_published_folds_are_alike_in_class_and_size(published, folds):
             assert members.shape[1] == len(set(group[cells]))  # a group is in one fold
             subjects = np.bincount(members[1], minlength=folds)
             assert subjects.max() - subjects.min() <= 1, (seed, label, subjects)
+        its_fold.update(set(fold[largest]))
+    # No fold is the one where large subjects go: fold=0 is what most people will hold out.
+    assert len(its_fold) == folds
+    assert max(its_fold.values()) < 30
 
 
 @settings(deadline=None, max_examples=15, derandomize=True)
@@ -433,7 +442,7 @@ def text(index, scheme, *choice, **more):
     return as_csv(make_split(index, scheme, Choice(*choice, **more)).table(index))
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", HOLDING)
 def test_the_same_words_give_the_same_bytes(published, scheme):
     more = {"n_cells": 500, "n_subjects": 30}
     fold = None if scheme == "challenge" else 1
@@ -442,12 +451,17 @@ def test_the_same_words_give_the_same_bytes(published, scheme):
     )
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", HOLDING)
 def test_the_seed_of_the_split_changes_what_is_drawn_and_nothing_else(published, scheme):
     found = [text(published, scheme, None, 5, seed) for seed in range(3)]
     if scheme in ("challenge", "lofo"):
         assert len(set(found)) == 1
         found = [text(published, scheme, None, 5, seed, n_cells=500) for seed in range(3)]
+    assert len(set(found)) == 3
+
+
+def test_the_seed_of_the_split_draws_the_subjects_that_are_kept(published):
+    found = [text(published, "lofo", None, 5, seed, n_subjects=12) for seed in range(3)]
     assert len(set(found)) == 3
 
 
@@ -491,7 +505,7 @@ def written(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["own.csv", "own.parquet"])
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", HOLDING)
 def test_a_split_that_was_written_is_read_as_it_was(tiny, written, scheme, name):
     split = make_split(tiny, scheme, Choice(folds=3))
     again = make_split(tiny, str(written(scheme, name=name)))

@@ -116,6 +116,11 @@ class Index:
         stays = "prelim" in parts or self.layout == TABLE
         return replace(self, table=kept, absent=self.absent if stays else ())
 
+    def without_h3(self) -> "Index":
+        """Without the 36 cells whose subject H3 is written in lower case (RECIPES §2)."""
+        kept = self.table[~self.table["cell"].str.startswith("UID_h3_")].reset_index(drop=True)
+        return replace(self, table=kept)
+
     def part_names(self) -> pd.Series:
         """The part of each row, with the official folds as fold_0, fold_1, fold_2."""
         part, fold = self.table["part"], self.table["fold"]

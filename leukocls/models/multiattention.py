@@ -1,0 +1,135 @@
+"""EfficientNets with channel and spatial attention: a RECONSTRUCTION of Saeed et al. 2022.
+
+Electronics 11(19), 3168. No code was released; the abstract says that the last block was modified
+and layers were added. The chain of layers, and every number in it, is inferred.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from leukocls.errors import LeukoclsError
+from leukocls.models.timm_network import TimmNetwork
+
+
+class MultiAttention(TimmNetwork):
+    """Images [B, 3, S, S] in [0, 1] to logits [B, outputs] by what several maps look at.
+
+    Features → BatchNorm → channel attention (squeeze and excitation: Hu et al. 2018) → dropout →
+    1×1 convolutions → `maps` sigmoid masks; for each mask GAP(mask × features) / GAP(mask); all of
+    these → dropout → dense, ReLU → dropout → output.
+
+    Args:
+        backbone, pretrained, weights, outputs, mean, std, options: as of TimmNetwork; a backbone
+            with feature maps.
+        maps: spatial masks, each pooling the features for itself.
+        widths: of the 1×1 convolutions before the masks.
+        reduction: the channel attention's bottleneck has a `reduction`-th of the channels.
+        attention_dropout: before the 1×1 convolutions; the masks weigh undropped features.
+        dropout: before and after the dense layer.
+        dense: width of that layer.
+        attention: False is the plain TimmNetwork (its own pooling, one linear layer), without any
+            of the layers above.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        pretrained: bool = False,
+        weights: str | None = None,
+        outputs: int = 1,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        options: dict[str, Any] | None = None,
+        *,
+        maps: int = 4,
+        widths: Sequence[int] = (64, 16, 8),
+        reduction: int = 16,
+        attention_dropout: float = 0.5,
+        dropout: float = 0.25,
+        dense: int = 128,
+        attention: bool = True,
+    ) -> None:
+        super().__init__(backbone, pretrained, weights, outputs, mean, std, options)
+        self.attention = attention
+        if not attention:
+            return
+        for name, sizes in (
+            ("maps", [maps]), ("widths", widths), ("reduction", [reduction]), ("dense", [dense]),
+        ):  # fmt: skip
+            if any(size < 1 for size in sizes):
+                raise LeukoclsError(f"model.{name}: choose at least 1.")
+        for name, share in (("attention_dropout", attention_dropout), ("dropout", dropout)):
+            if not 0 <= share < 1:
+                raise LeukoclsError(f"model.{name}={share}: choose a number from 0 to below 1.")
+        # timm's way to feature maps: neither pooling nor classifier is left in the backbone.
+        self.backbone.reset_classifier(0, "")
+        channels = self.channels = self.backbone.num_features
+        squeezed = max(channels // reduction, 1)
+        self.norm = nn.BatchNorm2d(channels)
+        self.gates = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(channels, squeezed, 1),
+            nn.ReLU(),
+            nn.Conv2d(squeezed, channels, 1),
+            nn.Sigmoid(),
+        )
+        layers: list[nn.Module] = [nn.Dropout(attention_dropout)]
+        for before, after in zip([channels, *widths], widths, strict=False):
+            layers += [nn.Conv2d(before, after, 1), nn.ReLU()]
+        self.masks = nn.Sequential(*layers, nn.Conv2d([channels, *widths][-1], maps, 1))
+        self.head = nn.Sequential(
+            nn.Flatten(),
+            nn.Dropout(dropout),
+            nn.Linear(maps * channels, dense),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(dense, outputs),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.attention:
+            return super().forward(images)
+        return self.head(masked_pooling(*self._attend(images)))
+
+    def attention_maps(self, images: Tensor) -> Tensor:
+        """Where the network looks: [B, maps, h, w] in (0, 1), at the features' resolution.
+
+        Raises:
+            LeukoclsError: the network was built without attention.
+        """
+        if not self.attention:
+            raise LeukoclsError("model.attention=false: this network has no attention maps.")
+        return self._attend(images)[1].sigmoid()
+
+    def stages(self) -> dict[str, list[nn.Parameter]]:
+        """TimmNetwork's stages; `head` is all that was added to the backbone."""
+        stages = super().stages()
+        stages["head"] += [p for n, p in self.named_parameters() if not n.startswith("backbone.")]
+        return stages
+
+    def _attend(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Gated features [B, C, h, w] and the masks' logits [B, maps, h, w]."""
+        features = super().forward(images)
+        if features.ndim != 4 or features.shape[1] != self.channels:
+            raise LeukoclsError(
+                f"model.backbone: its features have shape {tuple(features.shape)}; attention needs"
+                f" maps [B, {self.channels}, h, w]. Choose a convolutional network."
+            )
+        features = self.norm(features)
+        features = features * self.gates(features)
+        return features, self.masks(features)
+
+
+def masked_pooling(features: Tensor, logits: Tensor) -> Tensor:
+    """GAP(mask × features) / GAP(mask) for mask = sigmoid(logits): [B, maps, C].
+
+    Args:
+        features: [B, C, h, w].
+        logits: [B, maps, h, w].
+    """
+    # exp(logsigmoid) is the mask, so softmax is mask / sum(mask): no mask is too dark to divide by.
+    weights = F.logsigmoid(logits).flatten(2).softmax(-1)
+    return weights.to(features.dtype) @ features.flatten(2).transpose(1, 2)

@@ -1,0 +1,110 @@
+"""A run without training: view 0 of a finished run, its epoch chosen by its own weighted F1.
+
+Prellberg & Kramer 2019 train NOROT again; view 0 of eight is the unrotated image, so the same runs
+hold it already.
+"""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from leukocls import evaluate
+from leukocls.errors import LeukoclsError
+from leukocls.files import atomic_write
+from leukocls.metrics import (
+    RECORDED,
+    auroc,
+    best_threshold,
+    by_split,
+    decide,
+    rates,
+    sigmoid,
+    weighted_bce,
+)
+from leukocls.predictions import view_columns, write
+from leukocls.run import Run
+from leukocls.selection import BEST_THRESHOLD, RULES
+
+# What may differ between the runs: everything else is the same training.
+OWN_KEYS = {"views", "view_0_of", "selection", "threshold"}
+
+
+def source_of(directory: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The predictions and the record of the finished run in `directory`.
+
+    Raises:
+        LeukoclsError: there is none, or it is not done.
+    """
+    advice = "run that first (the same command with its ablation), or view_0_of=null trains again"
+    if not (directory / "run.json").is_file():
+        raise LeukoclsError(f"{directory}: no run whose view 0 could be scored; {advice}.")
+    frame, record = evaluate.load(directory)
+    if record["status"] != "done":
+        raise LeukoclsError(f"{directory}: its run is {record['status']}, not done; {advice}.")
+    return frame, record
+
+
+def derive(run: Run, directory: Path, rule: str, threshold: float | str) -> None:
+    """Write `run` from view 0 of the run in `directory`: predictions, metrics, record.
+
+    Raises:
+        LeukoclsError: the other run was trained otherwise, or holds its test by its own epoch only.
+    """
+    frame, record = source_of(directory)
+    before = record["identity"]
+    differ = {k for k in before.keys() | run.what.keys() if before.get(k) != run.what.get(k)}
+    if strange := sorted(differ - OWN_KEYS):
+        raise LeukoclsError(f"{directory}: was trained otherwise: {', '.join(strange)} differ.")
+    frame = frame.drop(columns=view_columns(frame)[1:]).assign(logit=frame["view_0"])
+    frame["prob"] = sigmoid(frame["logit"])
+    rows = _rows(directory / "metrics.csv", frame, float(record["pos_weight"]))
+    chosen_on = record["selection"]["set"]
+    epoch = RULES[rule]([row[f"{chosen_on}_weighted_f1"] for row in rows])
+    selected = frame[frame["epoch"] == epoch]
+    if set(selected["split"]) != set(frame["split"]):
+        raise LeukoclsError(
+            f"{directory}: scored its test by epoch {record['selection']['epoch']} alone, and view"
+            f" 0 chooses epoch {epoch}; view_0_of=null trains it again."
+        )
+    on = selected[selected["split"] == chosen_on]
+    if threshold == BEST_THRESHOLD:
+        threshold = best_threshold(on["label"], on["prob"])
+    write(run.directory / "predictions.parquet", frame)
+    atomic_write(run.directory / "metrics.csv", _csv(rows))
+    (run.directory / "split.csv").write_bytes((directory / "split.csv").read_bytes())
+    run.end(
+        "done",
+        predictions_sha256=run.stored_hashes()["predictions_sha256"],
+        selection={"rule": rule, "set": chosen_on, "epoch": epoch},
+        threshold=threshold,
+        metrics=by_split(selected, float(threshold)),
+    )
+
+
+def _rows(path: Path, frame: pd.DataFrame, pos_weight: float) -> list[dict[str, Any]]:
+    """metrics.csv of the trained run, with what depends on the logit taken from view 0."""
+    with open(path, newline="", encoding="utf-8") as stream:
+        rows: list[dict[str, Any]] = list(csv.DictReader(stream))
+    for row in rows:
+        of_epoch = frame[frame["epoch"] == int(row["epoch"])]
+        for split, cells in of_epoch[of_epoch["label"] >= 0].groupby("split"):
+            label, logit = cells["label"].to_numpy(), cells["logit"].to_numpy()
+            called = decide(logit=logit)
+            counts = [int(((called == c) & (label == y)).sum()) for c, y in
+                      ((1, 1), (1, 0), (0, 0), (0, 1))]  # fmt: skip
+            values = dict(zip(("tp", "fp", "tn", "fn"), counts, strict=True)) | rates(*counts)
+            values |= {"loss": weighted_bce(label, logit, pos_weight), "auroc": auroc(label, logit)}
+            names = ("loss", "tp", "fp", "tn", "fn", *RECORDED, "auroc")
+            row |= {f"{split}_{name}": values[name] for name in names}
+    return rows
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
