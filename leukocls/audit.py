@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 TRAIN = "train"
 VERDICTS = {
-    "leaky": "LEAKY. What is scored was in part trained on: the numbers measure memory of these"
-    " subjects as well as signs of disease, and hold for no new subject.",
+    "leaky": "LEAKY. What is scored was in part trained on, or chose: the numbers measure memory of"
+    " these subjects as well as signs of disease, and hold for no new subject.",
     "broken": "BROKEN. The cells that are scored are not those of the split, each once: no metric"
     " of this file means what its name says.",
     "selection": "SELECTION. The reported set also chose the epoch or the threshold: its numbers"
@@ -45,7 +45,7 @@ def audit(
     predictions: pd.DataFrame,
     split: pd.DataFrame,
     record: dict[str, Any],
-    pixels: dict[str, str] | None,
+    images: dict[str, tuple[str, str]] | None,
 ) -> dict[str, Any]:
     """Judge predictions by their split.
 
@@ -54,7 +54,8 @@ def audit(
         split: `cell` and `split` (or `fold`: each fold is scored by what trained on the others),
             and `subject` and `label` where the file has them.
         record: the run's run.json; empty for other people's.
-        pixels: by cell, what two copies of an image share; None leaves it to the split's column.
+        images: by cell, what two copies of an image share and its group; None leaves both to the
+            split's columns.
 
     Returns:
         `verdict` (a key of VERDICTS), `words`, `findings`.
@@ -62,7 +63,7 @@ def audit(
     Raises:
         LeukoclsError: the split trains on nothing, or none of its cells is scored.
     """
-    table = _known(split, predictions, pixels)
+    table = _known(split, predictions, images)
     findings = [
         *_overlaps(table),
         _once(predictions),
@@ -79,7 +80,7 @@ def audit(
 
 
 def _known(
-    split: pd.DataFrame, predictions: pd.DataFrame, pixels: dict[str, str] | None
+    split: pd.DataFrame, predictions: pd.DataFrame, images: dict[str, tuple[str, str]] | None
 ) -> pd.DataFrame:
     """The split by `key`, with `group` and `pixels` ("" unknown) and `scored`, and `side`: the
     split's name, or the fold."""
@@ -87,17 +88,21 @@ def _known(
     from leukocls.prediction_files import cell_key, subject_of
 
     table = split.assign(key=split["cell"].map(cell_key))
-    folds = "split" not in table
-    table["side"] = "fold " + table["fold"] if folds else _side(table["split"])
-    table["trains"] = folds | (table["side"] == TRAIN)
+    scored = predictions
+    if "split" in predictions:  # what a run says of its own training cells is no claim
+        scored = predictions[_side(predictions["split"]) != TRAIN]
+    table["scored"] = table["key"].isin(scored["cell"].map(cell_key))
+    table["side"] = _side(table["split"]) if "split" in table else TRAIN
+    # Training cells that are scored are so by folds, where the table has them.
+    folds = "fold" in table and (table["scored"] & (table["side"] == TRAIN)).any()
+    table["trains"] = table["side"] == TRAIN
+    if folds:
+        table["side"] = table["side"].where(~table["trains"], "fold " + table.get("fold", ""))
     if not table["trains"].any() or (not folds and table["trains"].all()):
         raise LeukoclsError(
             "the split names no cell to train on, or none to score: its column split holds"
             f" {', '.join(sorted(set(table['side'])))}, and train must be one of several"
         )
-    scored = predictions
-    if "split" in predictions:  # what a run says of its own training cells is no claim
-        scored = predictions[_side(predictions["split"]) != TRAIN]
     told = dict(zip(predictions["cell"].map(cell_key), predictions["subject"], strict=True))
     own = table["subject"] if "subject" in table else [""] * len(table)
     named = [subject_of(cell) for cell in table["cell"]]
@@ -111,13 +116,16 @@ def _known(
         merged_subject(one.upper()) if name else one
         for one, name in zip(subject, named, strict=True)
     ]
-    if pixels is not None:
-        table["pixels"] = [pixels.get(key, "") for key in table["key"]]
-    elif "pixels" not in table:
-        table["pixels"] = ""
-    table["scored"] = table["key"].isin(scored["cell"].map(cell_key))
+    # What a run wrote of its groups, and what the images say, knows more merged subjects.
+    if images is None and "pixels" in split:
+        group = split["group"] if "group" in split else [""] * len(split)
+        known = zip(split["pixels"], group, strict=True)
+        images = dict(zip(table["key"], known, strict=True))
+    found = [(images or {}).get(key, ("", "")) for key in table["key"]]
+    table["pixels"] = [pixels for pixels, _ in found]
+    table["group"] = [group or own for (_, group), own in zip(found, table["group"], strict=True)]
     # Which training cells are not held against a cell: its own fold's.
-    table["own"] = table["side"] if folds else ""
+    table["own"] = table["side"].where(table["trains"] & bool(folds), "")
     if not table["scored"].any():
         raise LeukoclsError(
             "no cell of the split is in the predictions: cells are matched by name; check that the"
@@ -283,14 +291,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _pixels(root: Path, cache: Path) -> dict[str, str]:
+def _images(root: Path, cache: Path) -> dict[str, tuple[str, str]]:
     from leukocls.data.verify import examine
     from leukocls.prediction_files import cell_key
 
     table = examine(root, "auto", True, cache).index.table
     # A final cell may have a prelim cell's name; who audits final has no labels to leak.
     table = table[table["part"] != "final"]
-    return dict(zip(table["cell"].map(cell_key), table["pixels"], strict=True))
+    known = zip(table["pixels"], table["group"], strict=True)
+    return dict(zip(table["cell"].map(cell_key), known, strict=True))
 
 
 def _claims(source: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -325,6 +334,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Audit predictions; 0 if nothing was found. Raises LeukoclsError on what does not read."""
     arguments = _parser().parse_args(argv)
     from leukocls.data.splits import read_split
+    from leukocls.files import sha256_file
     from leukocls.prediction_files import listing
 
     source: Path = arguments.predictions
@@ -335,9 +345,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise LeukoclsError(f"{source}: name its split with --split (CSV with cell,split)")
         split = _own_split(source if source.is_dir() else source.parent, record)
     else:
-        split, record = read_split(arguments.split), {}
-    pixels = _pixels(arguments.data, arguments.cache) if arguments.data else None
-    found = audit(predictions, split, record, pixels)
+        split = read_split(arguments.split)
+        if sha256_file(arguments.split) != (record.get("identity") or {}).get("sha256 of split"):
+            record = {"marks": marks}  # what the run chose by is not of this split
+    images = _images(arguments.data, arguments.cache) if arguments.data else None
+    found = audit(predictions, split, record, images)
     if arguments.json:
         print(json.dumps({"source": str(source), "marks": marks, **found}, indent=2))
     else:

@@ -61,7 +61,9 @@ def heading(record: dict[str, Any], split: str | None, as_selected: bool) -> str
     chosen_on = (record.get("selection") or {}).get("set")
     if split == chosen_on:
         return "selection"
-    return "test" if chosen_on and as_selected else "unknown"
+    # What was in part trained on or chosen by is no test, whatever its name.
+    clean = chosen_on and as_selected and "LEAKY" not in (record.get("marks") or [])
+    return "test" if clean else "unknown"
 
 
 def parts(source: Path, choice: Choice, truth: Truth | None = None) -> list[Part]:
@@ -149,13 +151,13 @@ def load(source: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     if not (source.is_dir() or in_run):
         return prediction_files.read_predictions(source), {}
     record = read_record(directory)
-    frame = predictions.read(directory / "predictions.parquet")
     recorded = record.get("predictions_sha256")
     if not recorded:
         raise LeukoclsError(
             f"{directory}: run.json (status {record.get('status')}) has no predictions_sha256, so"
             " nothing vouches for the predictions; let the run finish"
         )
+    frame = predictions.read(directory / "predictions.parquet")
     if predictions.digest(frame) != recorded:
         raise LeukoclsError(
             f"{directory / 'predictions.parquet'}: these are not the predictions the run wrote"

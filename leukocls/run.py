@@ -177,6 +177,9 @@ class Run:
             raise LeukoclsError(
                 f"{path}: does not read ({error}); force=true (--force) starts the run again."
             ) from error
+        # A run that failed before it wrote anything holds nothing to keep.
+        if status == "failed" and not (self.directory / "predictions.parquet").is_file():
+            return "nothing"
         if record.get("config_hash") != self.hash:
             keys = [
                 f"{key} ({before.get(key)} → {self.what.get(key)})"

@@ -8,7 +8,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -18,13 +17,13 @@ from leukocls import evaluate
 from leukocls.build import build
 from leukocls.classifier import CellClassifier
 from leukocls.data.datamodule import CellDataModule
-from leukocls.data.index import Index
+from leukocls.data.index import TABLE, Index
 from leukocls.data.splits import (
     Choice,
     Split,
     as_csv,
     make_split,
-    overlap,
+    members,
     part_rows,
     read_split,
 )
@@ -34,6 +33,7 @@ from leukocls.data.verify import checked_index
 from leukocls.errors import LeukoclsError
 from leukocls.files import atomic_write, sha256_file
 from leukocls.models.weights import load_weights
+from leukocls.prediction_files import subject_of
 from leukocls.recorder import Recorder
 from leukocls.run import Run, identity, scored_weights
 from leukocls.runs import read_record
@@ -87,7 +87,7 @@ class Session:
         torch.set_num_threads(self.config.threads)
         part = self.config.score
         self.parts = (part,) if part else ("train", "prelim")
-        # What final holds, or whether it is there, is nothing to a run that trains.
+        # Whether final is there is nothing to a run that trains.
         self.index = load_index(self.config).only(self.parts)
         self.partial = bool(self.index.incomplete(self.parts))
         if self.config.data.drop_h3:
@@ -122,17 +122,29 @@ class Session:
         return as_csv(self.split.table(self.index))
 
     def _seen(self) -> tuple[bool, bool]:
-        """Whether scored cells, their subjects or images, were trained on, or chose the epoch."""
+        """Whether scored cells, their subjects or images, were trained on, or chose the epoch.
+
+        What is not known to be apart is not called so: cells without a subject count as seen, and
+        subjects of one name are one subject, unless only one side's cells have C-NMC's names.
+        """
         if not self.weights or self.config.score == "train":
             return False, False
         source = _record_of(self.weights)
-        before = read_split(self.weights.parent.parent / "split.csv").fillna("")
-        now = self.split.table(self.index).assign(split="now")
-        found = []
-        for name in ("train", source["selection"]["set"]):
-            both = pd.concat([before[before["split"] == name].assign(split="train"), now])
-            found.append(not overlap(both.reset_index(drop=True)).empty)
-        return found[0], found[1]
+        path = self.weights.parent.parent / "split.csv"
+        if sha256_file(path) != source["identity"].get("sha256 of split"):
+            raise LeukoclsError(f"{path}: is not the split the run was trained on; restore it.")
+        before, now = read_split(path), self.split.table(self.index)
+        now = now[now["label"] >= 0]
+        alike = before["cell"].map(subject_of).any() == (self.index.layout != TABLE)
+
+        def seen(split: str) -> bool:
+            there = before[before["split"] == split]
+            groups = members(there["group"]) & members(now["group"]) if alike else set()
+            unknown = "" in {*there["group"], *now["group"]} and len(now) > 0
+            images = set(there["pixels"]) & set(self.split.table(self.index)["pixels"])
+            return bool(groups - {""}) or unknown or bool(images - {""})
+
+        return seen("train"), seen(source["selection"]["set"])
 
     def pos_weight(self) -> float:
         """n_HEM / n_ALL of the training set (Prellberg & Kramer 2019, released code)."""

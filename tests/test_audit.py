@@ -244,7 +244,8 @@ def test_a_turned_copy_under_another_subject_is_found_with_the_images(judge, pic
     assert "--data" in found["pixels"]["text"]
     verdict, code, found = judge(predicted, split, "--data", data, "--cache", tmp_path / "cache")
     assert (verdict, code) == ("leaky", 1)
-    assert found["subjects"]["ok"] is True
+    # Subjects that share an image are one, so that all cells of both are.
+    assert found["subjects"]["ok"] is False
     assert found["pixels"]["ok"] is False
     assert found["pixels"]["cells"] == ["c5"]
     assert found["pixels"]["overlap"] == 0.25
@@ -622,3 +623,29 @@ def test_the_real_command_needs_no_torch_and_prints_one_document(tmp_path):
     assert missing.stdout == ""
     assert missing.stderr.startswith("error: gone.csv: no such file")
     assert len(missing.stderr.splitlines()) == 1
+
+
+def test_a_table_of_splits_and_folds_is_judged_by_its_folds(judge):
+    """Training cells that are scored are scored out of their fold."""
+    train = HONEST["split"] == "train"
+    fold = HONEST["cell"].str.contains("_H1_").map({True: "1", False: "0"}).where(train, "")
+    split = HONEST.assign(fold=fold)
+    predicted = scores(split, "train")
+    verdict, _, found = judge(predicted, split)
+    assert found["subjects"]["ok"] is True
+    assert found["cells"]["ok"] is True
+    assert verdict != "leaky"
+    shared = split.assign(fold=["0", "1"] * (len(split) // 2) + ["0"] * (len(split) % 2))
+    assert judge(predicted, shared)[0] == "leaky"
+
+
+def test_a_run_judged_by_its_own_split_is_what_it_is_without(run, told):
+    directory = run()
+    alone = told(directory)
+    assert alone[0] == "honest"
+    assert told(directory, "--split", directory / "split.csv")[:2] == alone[:2]
+    # By another split nothing is known of what the run chose by.
+    HONEST.to_csv(directory / "other.csv", index=False)
+    assert told(directory, "--split", directory / "other.csv")[0] != "honest"
+    marked = run(marks=["LEAKY"])
+    assert told(marked, "--split", directory / "other.csv")[0] == "leaky"

@@ -558,3 +558,99 @@ def test_marks_of_a_partial_and_leaky_run(folder, table, tmp_path, train):
     said = record(only_run(outputs))
     assert sorted(said["marks"]) == ["LEAKY", "PARTIAL"]
     assert said["split_scheme"] == "cell"
+
+
+@pytest.mark.parametrize("spelling", ["p10", "P010", "p0010"])
+def test_a_subject_spelt_otherwise_is_the_same(folder, told, spelling):
+    rows = [(*row, "train") for row in ROWS if row[0] != "P10-0"]
+    (moved,) = (row for row in ROWS if row[0] == "P10-0")
+    rows.append((moved[0], spelling, *moved[2:], "prelim"))
+    code, faults = told(write_csv(folder / "cells.csv", rows, [*HEADER, "split"]))
+    assert code == 1
+    assert {cause for _, cause in faults} == {"subject P10 is in train and in prelim"}
+
+
+@pytest.fixture(scope="module")
+def trained_here(images, tmp_path_factory):
+    """A run on the first eight subjects, and where it is."""
+    import sys
+
+    from leukocls.train import main
+
+    folder = tmp_path_factory.mktemp("trained_here")
+    rows = [row for row in ROWS if int(row[1][1:]) < 8]
+    for row in ROWS:
+        (folder / row[3]).parent.mkdir(exist_ok=True)
+        (folder / row[3]).hardlink_to(images / row[3])
+    table = write_csv(folder / "cells.csv", rows)
+    words = small(table, folder / "outputs")
+    words += ["split_scheme=subject", "folds=3", "data.crop=64", "trainer.max_epochs=1", "views=1"]
+    words.remove("views=4")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["leukocls.train", *words])
+        with pytest.raises(SystemExit) as stop:
+            main()
+    assert not stop.value.code
+    return only_run(folder / "outputs")
+
+
+def scored(run, table, tmp_path, train):
+    """Heading and marks of what a run says of the prelim cells of another table."""
+    outcome = train(
+        f"checkpoint={run}", "score=prelim", f"data.root={table}", "data.batch_size=8",
+        f"outputs={tmp_path / 'scored'}", f"data.cache={tmp_path / 'store'}", "data.partial=true",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    heading = next(w for w in ("TEST", "SELECTION", "UNKNOWN") if f"{w}   " in outcome.out)
+    return heading, record(only_run(tmp_path / "scored"))["marks"]
+
+
+def elsewhere(folder, subject_of):
+    """The last four subjects' cells as prelim, under the names of `subject_of`."""
+    rows = [row for row in ROWS if int(row[1][1:]) >= 8]
+    prelim = [(name, subject_of(who), label, path, "prelim") for name, who, label, path in rows]
+    return write_csv(folder / "other.csv", prelim, [*HEADER, "split"])
+
+
+@pytest.mark.parametrize(
+    ("subject_of", "said"),
+    [
+        (lambda who: f"lab2-{who}", ("TEST", [])),
+        (lambda who: f"P{int(who[1:]) - 8}", ("SELECTION", ["LEAKY"])),
+        (lambda who: "", ("SELECTION", ["LEAKY"])),
+    ],
+    ids=["other people", "people of the same names", "nobody knows"],
+)
+def test_cells_scored_later_are_a_test_only_if_known_to_be_apart(
+    trained_here, folder, tmp_path, train, subject_of, said
+):
+    table = elsewhere(folder, subject_of)
+    assert scored(trained_here, table, tmp_path, train) == said
+
+
+def test_a_merged_subject_is_known_by_its_members(trained_here, folder, tmp_path, train):
+    """A trained subject has another name beside its own in the data that is scored."""
+    split = pd.read_csv(trained_here / "split.csv", dtype=str)
+    who = split["subject"][(split["split"] == "train") & (split["label"] == "0")].iloc[0]
+    new = [row for row in ROWS if row[1] == "P8"]
+    rows = [(f"{name}-x", who, label, path, "prelim") for name, _, label, path in new]
+    rows += [(name, "P100", label, path, "prelim") for name, _, label, path in new]
+    rows += [(name, "Q9", *rest, "prelim") for name, known, *rest in ROWS if known == "P9"]
+    table = write_csv(folder / "other.csv", rows, [*HEADER, "split"])
+    groups = set(checked_index(table, cache=tmp_path / "store").table["group"])
+    assert groups == {f"{who}+P100", "Q9"}
+    assert scored(trained_here, table, tmp_path, train) == ("SELECTION", ["LEAKY"])
+
+
+def test_a_leaky_file_has_no_test(folder, tmp_path, train):
+    """Its prelim shares subjects with val, which chose the epoch."""
+    side = {"P8": ("val", "prelim"), "P9": ("val", "prelim")}
+    rows = [(name, side.get(who, ("train",) * 2)[int(name[-1]) % 2]) for name, who, _, _ in ROWS]
+    split = write_csv(folder / "split.csv", rows, ["cell", "split"])
+    table = write_csv(folder / "cells.csv", ROWS)
+    words = [*small(table, tmp_path / "outputs"), f"split_scheme={split}", "trainer.max_epochs=1"]
+    outcome = train(*words)
+    assert outcome.code == 0, outcome.err
+    assert "*** LEAKY ***" in outcome.out
+    assert "TEST   " not in outcome.out
+    assert "SELECTION   " in outcome.out

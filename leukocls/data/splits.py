@@ -204,6 +204,11 @@ def overlap(table: pd.DataFrame) -> pd.DataFrame:
     return table[shared & (table["split"] != "train")]
 
 
+def members(group: Iterable[str]) -> set[str]:
+    """The subjects in groups: merged ones are named by their members, joined with +."""
+    return {subject for one in group for subject in one.split("+")}
+
+
 def part_rows(index: Index, part: str) -> np.ndarray:
     """Rows int64 [n] of one part of the data, in the index's order.
 

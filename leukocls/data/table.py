@@ -9,6 +9,7 @@
 | `split` | train (default), val, prelim, final; val is of train to all but split_scheme=this file |
 """
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from leukocls.prediction_files import cell_key, read_table
 
 REQUIRED = ("cell", "subject", "label", "path")
 WORDS = {"1": 1, "1.0": 1, "all": 1, "0": 0, "0.0": 0, "hem": 0}
+# P07 and p7 are one person: to keep two apart by mistake would leak.
+LEADING_ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
 PART_OF_SPLIT = {
     "": "train",
     "train": "train",
@@ -67,5 +70,6 @@ def table_rows(path: Path, faults: list[Fault]) -> tuple[list[tuple], list[str]]
         elif not (path.parent / row.path).is_file():
             missing.append(row.cell)
         else:
-            rows.append((row.cell, row.path, part, -1, row.subject, label, -1, -1, row.subject))
+            group = LEADING_ZEROS.sub("", row.subject.upper())
+            rows.append((row.cell, row.path, part, -1, row.subject, label, -1, -1, group))
     return rows, missing
