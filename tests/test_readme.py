@@ -139,6 +139,12 @@ def test_demo_learns(tmp_path: Path, train: Train) -> None:
     assert str(run.parent) in done.out
 
 
+def test_make_verify_takes_the_data_from_its_line() -> None:
+    make = ["make", "-n", "-C", str(ROOT), "verify", "DATA=/data/C-NMC"]
+    printed = subprocess.run(make, capture_output=True, text=True, check=True).stdout
+    assert '-m leukocls.verify "/data/C-NMC"' in printed
+
+
 def test_own_network(small_tree: Path, tmp_path: Path) -> None:
     """The README's file and configuration, added to an installed package, train."""
     (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
