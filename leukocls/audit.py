@@ -97,7 +97,7 @@ def _known(
     folds = "fold" in table and (table["scored"] & (table["side"] == TRAIN)).any()
     table["trains"] = table["side"] == TRAIN
     if folds:
-        table["side"] = table["side"].where(~table["trains"], "fold " + table.get("fold", ""))
+        table["side"] = table["side"].where(~table["trains"], "fold " + table["fold"])
     if not table["trains"].any() or (not folds and table["trains"].all()):
         raise LeukoclsError(
             "the split names no cell to train on, or none to score: its column split holds"
@@ -221,10 +221,10 @@ def _complete(predictions: pd.DataFrame, table: pd.DataFrame) -> dict[str, Any]:
 
 
 def _labels(predictions: pd.DataFrame, table: pd.DataFrame) -> dict[str, Any]:
+    from leukocls.data.table import WORDS
     from leukocls.prediction_files import cell_key
 
-    words = {"1": 1, "0": 0, "1.0": 1, "0.0": 0, "ALL": 1, "HEM": 0}
-    stated = table["label"].str.upper().map(words) if "label" in table else table["key"].map({})
+    stated = table["label"].str.lower().map(WORDS) if "label" in table else table["key"].map({})
     of_split = dict(zip(table["key"], stated, strict=True))
     given = predictions["cell"].map(cell_key).map(of_split)
     both = given.notna() & (predictions["label"] >= 0)
@@ -243,14 +243,15 @@ def _selection(
     chosen_on = (record.get("selection") or {}).get("set")
     choosing = [chosen_on] if chosen_on else [side for side in sides if side not in reported]
     others = [side for side in reported if side not in choosing]
-    if (chosen_on and not others) or table["own"].any():
+    if chosen_on and not others:
         text = f"the epoch was chosen on {chosen_on}, which is reported"
-        if not chosen_on:
-            text = "every fold is reported: ask on what each fold's epoch and threshold were chosen"
-        return _finding("selection", False if chosen_on else None, text)
-    if several := not chosen_on and "epoch" in predictions and len(set(predictions["epoch"])) > 1:
+        return _finding("selection", False, text)
+    if table["own"].any():
+        text = "folds are reported: ask on what each fold's epoch and threshold were chosen"
+        return _finding("selection", None, text)
+    if not chosen_on and "epoch" in predictions and len(set(predictions["epoch"])) > 1:
         text = "several epochs are scored on the reported set, and nothing says what chose among"
-        return _finding("selection", not several, f"{text} them")
+        return _finding("selection", False, f"{text} them")
     chose = table[table["side"].isin(choosing)]
     shared = table[table["side"].isin(others)]
     known = shared[["group", "key", "pixels"]].ne("") & shared[["group", "key", "pixels"]].isin(
@@ -302,17 +303,6 @@ def _images(root: Path, cache: Path) -> dict[str, tuple[str, str]]:
     return dict(zip(table["cell"].map(cell_key), known, strict=True))
 
 
-def _claims(source: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Predictions and, if a run of ours made them and they are unchanged, its record."""
-    from leukocls import evaluate
-    from leukocls.prediction_files import read_predictions
-
-    in_run = source.name == "predictions.parquet" and (source.parent / "run.json").exists()
-    if source.is_dir() or in_run:
-        return evaluate.load(source)
-    return read_predictions(source, unique=False), {}
-
-
 def _own_split(directory: Path, record: dict[str, Any]) -> pd.DataFrame:
     """The split.csv that a run wrote, unchanged."""
     from leukocls.data.splits import read_split
@@ -333,12 +323,13 @@ def _own_split(directory: Path, record: dict[str, Any]) -> pd.DataFrame:
 def main(argv: Sequence[str] | None = None) -> int:
     """Audit predictions; 0 if nothing was found. Raises LeukoclsError on what does not read."""
     arguments = _parser().parse_args(argv)
+    from leukocls import evaluate
     from leukocls.data.splits import read_split
     from leukocls.files import sha256_file
     from leukocls.prediction_files import listing
 
     source: Path = arguments.predictions
-    predictions, record = _claims(source)
+    predictions, record = evaluate.load(source, unique=False)
     marks = list(record.get("marks") or [])
     if arguments.split is None:
         if not record:

@@ -139,8 +139,9 @@ def write_submission(path: Path, part: Part) -> None:
     print(f"{path}: {len(called)} cells", file=sys.stderr)
 
 
-def load(source: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Predictions, and the run.json beside them; empty if no run of ours made them.
+def load(source: Path, unique: bool = True) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Predictions, and the run.json beside them; empty if no run of ours made them. Other people's
+    may hold a cell twice if `unique` is false.
 
     Raises LeukoclsError unless they are those that the run wrote.
     """
@@ -149,7 +150,7 @@ def load(source: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     directory = source if source.is_dir() else source.parent
     in_run = source.name == "predictions.parquet" and (directory / "run.json").exists()
     if not (source.is_dir() or in_run):
-        return prediction_files.read_predictions(source), {}
+        return prediction_files.read_predictions(source, unique), {}
     record = read_record(directory)
     recorded = record.get("predictions_sha256")
     if not recorded:

@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     index = checked_index(arguments.root, partial=arguments.partial, cache=arguments.cache)
     # A run that trains has a store of the labelled parts alone.
-    index = index.only(("final",) if arguments.final else ("train", "prelim"))
+    parts = ("final",) if arguments.final else ("train", "prelim")
+    index = index.only(parts)
     digest = data_digest(index)
     size = arguments.crop if arguments.size is None else arguments.size
     images = open_store(index, digest, arguments.cache, arguments.crop, size)
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "shape": list(images.shape),
         "data_digest": digest,
         "counts": index.counts(),
-        "incomplete": index.incomplete(),
+        "incomplete": index.incomplete(parts),
         "marks": ["SYNTHETIC"] if index.synthetic else [],
     }
     if arguments.json:

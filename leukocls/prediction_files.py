@@ -77,6 +77,13 @@ def read_table(path: Path) -> pd.DataFrame:
     return _csv(content, path) if isinstance(content, str) else content
 
 
+def read_words(path: Path) -> pd.DataFrame:
+    """A CSV or parquet file as stripped text; what is missing is ""."""
+    table = read_table(path)
+    table = table.astype(object).where(table.notna(), "").astype(str)
+    return table.apply(lambda column: column.str.strip())
+
+
 def read_truth(path: Path) -> Truth:
     """Truth as `cell,label[,subject]` or as the official `Patient_ID,new_names,labels`."""
     table = read_table(path)

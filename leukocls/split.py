@@ -30,8 +30,8 @@ def add_split_options(parser: argparse.ArgumentParser, scheme: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m leukocls.split",
-        description="Write one split of a data set as CSV: cell, subject, group, label, split."
-        " Training takes the file as split_scheme=FILE.",
+        description="Write one split of a data set as CSV: cell, subject, group, label, pixels,"
+        " split. Training takes the file as split_scheme=FILE.",
     )
     add = parser.add_argument
     add("root", type=Path, metavar="ROOT", help="a data tree, or the CSV of a data set")

@@ -1,4 +1,5 @@
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -328,3 +329,15 @@ def test_crop_and_size_out_of_range_are_refused(pristine, tmp_path, crop, size, 
 @pytest.mark.parametrize("crop", [1, 450])
 def test_ends_of_the_range_are_allowed(pristine, tmp_path, crop):
     assert open_store(build_index(pristine), "d" * 64, tmp_path, crop, 1).shape == (6, 1, 1, 3)
+
+
+@pytest.mark.parametrize(("more", "parts"), [([], {"train", "prelim"}), (["--final"], {"final"})])
+def test_pack_calls_partial_what_it_packs_and_lacks(small_tree, tmp_path, capsys, more, parts):
+    """Not the parts that it leaves to another store."""
+    from leukocls import pack
+
+    assert pack.main([str(small_tree), "--cache", str(tmp_path), "--json", *more]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {part.split("_")[0].replace("fold", "train") for part in told["counts"]} == parts
+    assert told["incomplete"] == ""
+    assert told["shape"][0] == sum(told["counts"].values())

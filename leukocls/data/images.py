@@ -8,9 +8,9 @@ from PIL import Image
 
 from leukocls.data.bmp import read_crop, read_header
 from leukocls.data.index import TABLE, Index
+from leukocls.data.published import FINAL_SIDE, SIDE
 from leukocls.errors import DataFault, Fault
 
-SIDE, FINAL_SIDE = 450, 600  # px, RECIPES: final images are larger
 FORMATS = {"BMP": {".bmp"}, "PNG": {".png"}, "TIFF": {".tif", ".tiff"}, "JPEG": {".jpg", ".jpeg"}}
 LARGEST = 8192  # px; more is a slide, not a cell, and is refused before it is decoded
 

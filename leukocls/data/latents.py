@@ -16,10 +16,8 @@ cells outside the central 300 px (RECIPES.md §1); SDs of size, colour, outline 
 genuine images.
 """
 
-import csv
 from collections import defaultdict
 from dataclasses import dataclass, field, fields, replace
-from importlib import resources
 from itertools import zip_longest
 from math import pi, sqrt
 from typing import Any, NamedTuple
@@ -28,12 +26,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri, pdtrik
 
-from leukocls.data.render import SIDE, Cell, random_numbers
+from leukocls.data.published import FINAL_CELLS, SIDE, subject_counts
+from leukocls.data.random import random_numbers
+from leukocls.data.render import Cell
 from leukocls.errors import LeukoclsError
 
 CENTRAL = 300  # px; `outside` is what reaches beyond this square
 FIRST_SUBJECT = 101  # above every genuine number, whose known duplicates are merged by name
-FINAL_SUBJECTS, FINAL_CELLS = (9, 8), 2586  # ALL and HEM; published without their names
+FINAL_SUBJECTS = (9, 8)  # ALL and HEM; published without their names
 NAMING = ("name", "part", "subject", "image", "label")  # what a duplicate keeps of its own
 
 # Where `fold_shift` moves the means, in its own units: prelim lies 1 from the mean of train.
@@ -151,12 +151,10 @@ def _subjects(spec: SyntheticSpec) -> list[Subject]:
     rng = random_numbers(spec.seed, 0)
     subjects = []
     if spec.scale == "full":
-        table = resources.files("leukocls.data").joinpath("cnmc_subject_counts.csv")
-        with table.open(encoding="utf-8") as stream:
-            rows = sorted(csv.DictReader(stream), key=lambda row: row["split"] == "prelim")
+        rows = sorted(subject_counts().itertuples(), key=lambda row: row.split == "prelim")
         for row in rows:
-            part = "prelim" if row["split"] == "prelim" else f"fold_{row['fold']}"
-            subjects.append(Subject(part, int(row["label"] == "ALL"), int(row["n_images"])))
+            part = "prelim" if row.split == "prelim" else f"fold_{row.fold:.0f}"
+            subjects.append(Subject(part, int(row.label == "ALL"), int(row.n_images)))
         final, final_cells = FINAL_SUBJECTS, FINAL_CELLS
     else:
         train = (spec.train_subjects_all, spec.train_subjects_hem)

@@ -11,6 +11,7 @@ from importlib import resources
 
 import pandas as pd
 
+SIDE, FINAL_SIDE = 450, 600  # px; final images are larger
 FINAL_CELLS = 2586  # its labels and subjects are not published, its size is
 
 # sha256 over the sorted lines `{sha256 of the file}  {file name}\n` of a part.

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 from scipy import ndimage
 
-SIDE = 450  # px
+from leukocls.data.published import SIDE
+from leukocls.data.random import random_numbers
+
 CYTOPLASM, NUCLEUS = 1, 2  # in masks; 0 is background and what is attached
 
 NUCLEUS_RGB = np.array([66, 25, 75], np.float32)
@@ -95,11 +97,6 @@ class Shapes(NamedTuple):
     body: NDArray[np.float64]
     nucleus: NDArray[np.float64]
     piece: NDArray[np.float64] | None
-
-
-def random_numbers(seed: int, stream: int) -> np.random.Generator:
-    """Generator of one stream of one seed, independent of all others."""
-    return np.random.Generator(np.random.Philox(key=np.array([seed, stream], dtype=np.uint64)))
 
 
 def _directions(angles: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 
 from leukocls.data.index import UNKNOWN, Index
+from leukocls.data.random import random_numbers
 from leukocls.errors import LeukoclsError
-from leukocls.prediction_files import listing, read_table
+from leukocls.prediction_files import listing, read_words
 
 COLUMNS = ["cell", "subject", "group", "label", "pixels", "split"]
 # Streams of one split seed, so that folds and subsets are independent.
@@ -141,7 +142,9 @@ def cell(index: Index, choice: Choice) -> Split:
     """k folds over the cells, whoever they are from: what inflates published numbers. LEAKY."""
     rows = part_rows(index, "train")
     table = index.table.iloc[rows]
-    draw = pd.Series(_rng(choice.seed, FOLD_STREAM).permutation(len(table)), index=table.index)
+    draw = pd.Series(
+        random_numbers(choice.seed, FOLD_STREAM).permutation(len(table)), index=table.index
+    )
     fold = draw.groupby(table["label"]).rank(method="first").to_numpy(np.int64) % choice.folds
     return replace(_held_out("cell", rows, fold, choice.fold, choice.folds), leaky=True)
 
@@ -249,7 +252,7 @@ def balanced_folds(group: pd.Series, label: pd.Series, folds: int, seed: int) ->
             f"folds={folds}: the smaller class has {fewest} to divide. Choose fewer folds."
         )
     shares = np.hstack([cells / cells.sum(0), (cells > 0) / (cells > 0).sum(0)])
-    rng = _rng(seed, FOLD_STREAM)
+    rng = random_numbers(seed, FOLD_STREAM)
     best, least = np.zeros(len(names), np.int64), np.inf
     for _ in range(CANDIDATES):
         order = np.argsort(-cells.sum(1) * (0.5 + rng.random(len(names))), kind="stable")
@@ -276,13 +279,12 @@ def read_split(path: Path) -> pd.DataFrame:
     Raises:
         LeukoclsError: not such a file.
     """
-    table = read_table(path)
+    table = read_words(path)
     if "cell" not in table or not {"split", "fold"} & set(table):
         raise LeukoclsError(
             f"{path}: needs the columns cell and split (or fold); has {', '.join(map(str, table))}"
         )
-    table = table.astype(object).where(table.notna(), "").astype(str)
-    return table.apply(lambda column: column.str.strip())
+    return table
 
 
 def _held_out(
@@ -366,12 +368,8 @@ def nested(names: Iterable[str], label: Iterable[int], n: int, seed: int, key: s
     table = pd.DataFrame({"name": list(names), "label": list(label)}).sort_values("name")
     if n > len(table):
         raise LeukoclsError(f"{key}={n}: the training set has {len(table):,}. Choose fewer.")
-    table["draw"] = _rng(seed, SUBSET_STREAM).random(len(table))
+    table["draw"] = random_numbers(seed, SUBSET_STREAM).random(len(table))
     of_class = table.groupby("label")["draw"]
     # The first of each class come first, the last of each last: every beginning is balanced.
     table["place"] = (of_class.rank(method="first") - 1) / of_class.transform("size")
     return set(table.sort_values(["place", "label"])["name"].iloc[:n])
-
-
-def _rng(seed: int, stream: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=np.array([seed, stream], np.uint64)))

@@ -13,8 +13,9 @@ import numpy as np
 from PIL import Image
 
 from leukocls.data.bmp import read_crop
-from leukocls.data.images import SIDE, central, image_sides, read_image
+from leukocls.data.images import central, image_sides, read_image
 from leukocls.data.index import TABLE, Index
+from leukocls.data.published import SIDE
 from leukocls.errors import LeukoclsError
 from leukocls.files import in_parallel
 

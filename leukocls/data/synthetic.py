@@ -25,15 +25,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from leukocls.data.latents import SyntheticSpec, draw_cells
-from leukocls.data.published import labels_digest
-from leukocls.data.render import SIDE, Cell, render, render_mask
+from leukocls.data.published import FINAL_SIDE, SIDE, labels_digest
+from leukocls.data.render import Cell, render, render_mask
 from leukocls.errors import LeukoclsError
 
 GENERATOR_VERSION = 2  # raise it whenever the same spec would give other bytes
 MANIFEST = "synthetic.json"
 TRUTH = "truth.parquet"
 MASKS = Path("masks")
-FINAL_SIDE = 600  # px
 PIXELS_PER_METRE = (3779, 3779)  # as in every genuine file
 
 TRAIN = Path("C-NMC_Leukemia/training_data")

@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 from leukocls.errors import Fault, LeukoclsError
-from leukocls.prediction_files import cell_key, read_table
+from leukocls.prediction_files import cell_key, read_words
 
 REQUIRED = ("cell", "subject", "label", "path")
 WORDS = {"1": 1, "1.0": 1, "all": 1, "0": 0, "0.0": 0, "hem": 0}
@@ -37,15 +37,13 @@ def table_rows(path: Path, faults: list[Fault]) -> tuple[list[tuple], list[str]]
     Raises:
         LeukoclsError: the file is no CSV or parquet with the columns REQUIRED.
     """
-    table = read_table(path)
+    table = read_words(path)
     lacking = [column for column in REQUIRED if column not in table]
     if lacking or table.empty:
         cause = f"no column {', '.join(lacking)}" if lacking else "no rows"
         raise LeukoclsError(
             f"{path}: {cause}; a data set is a CSV with {','.join(REQUIRED)} and maybe split"
         )
-    table = table.astype(object).where(table.notna(), "").astype(str)
-    table = table.apply(lambda column: column.str.strip())
     if "split" not in table:
         table["split"] = "train"
     seen: Counter[str] = Counter()

@@ -81,9 +81,7 @@ def examine(root: str | Path, layout: str, partial: bool, cache: Path) -> Examin
             faults.append(Fault(_folder(index, part), cause, AGAIN))
     duplicates = _duplicates(index, genuine)
     faults += _copies(index, duplicates) + _shared(index) + _two_classes(index)
-    # A digest says that something is wrong, and not what: it comes where nothing else does.
-    if not any(_is_of_prelim(fault.path, index) for fault in faults):
-        faults += _labels(index)
+    faults += _labels(index, faults)
     index = replace(index, table=index.table.assign(group=_merged(index.table, duplicates)))
     return Examination(index, faults, duplicates, genuine)
 
@@ -177,16 +175,17 @@ def _with_contents(index: Index, cache: Path) -> tuple[Index, list[Fault]]:
     return replace(index, table=index.table.assign(**columns)), faults
 
 
-def _is_of_prelim(path: Path, index: Index) -> bool:
-    """Whether a fault lies in the label file, one of its lines, or a prelim image."""
-    of_labels = index.labels is not None and path.name.startswith(index.labels.name)
-    files = index.table["file"][index.table["part"] == "prelim"]
-    return of_labels or path in {index.root / file for file in files}
+def _labels(index: Index, told: list[Fault]) -> list[Fault]:
+    """Whether prelim's names and labels are those published, or those that were drawn.
 
-
-def _labels(index: Index) -> list[Fault]:
-    """Whether prelim's names and labels are those published, or those that were drawn."""
+    A digest says that something is wrong, and not what: it comes where no fault of prelim, of the
+    label file or of one of its lines has been told.
+    """
     if index.layout == TABLE or index.labels is None:
+        return []
+    files = {index.root / f for f in index.table["file"][index.table["part"] == "prelim"]}
+    name = index.labels.name
+    if any(fault.path in files or fault.path.name.startswith(name) for fault in told):
         return []
     truth = read_official_labels(index.labels, [])
     wanted = index.declared("labels_sha256") if index.synthetic else LABELS_DIGEST
@@ -267,24 +266,26 @@ def _genuine(index: Index) -> dict[str, bool]:
 def _duplicates(index: Index, genuine: dict[str, bool]) -> list[Duplicates]:
     table = index.table
     names = index.part_names()
+    declared = index.declared("duplicates") if index.synthetic else []
+    source = {Path(copy).name: Path(first).name for first, copy in declared}
     sets = table.index[table["pixels"] != ""].to_series().groupby(table["pixels"])
     found = []
     for _, rows in sets:
         if len(rows) > 1:
             kind = "identical" if len(set(table["sha256"][rows])) == 1 else "turned"
             certain = all(genuine.get(part, False) for part in names[rows])
-            expected = certain or _expected(index, table.loc[rows], kind)
+            expected = certain or _expected(index, table.loc[rows], kind, source)
             found.append(Duplicates(tuple(rows), kind, expected))
     return found
 
 
-def _expected(index: Index, cells: pd.DataFrame, kind: str) -> bool:
+def _expected(index: Index, cells: pd.DataFrame, kind: str, source: dict[str, str]) -> bool:
     """Whether these cells are known to be one image, or may be: in other data sets copies within
-    one part and class do no harm, since their subjects are merged."""
+    one part and class do no harm, since their subjects are merged. `source` names what each copy
+    in a synthetic tree is of."""
     if index.layout == TABLE:
         return len(set(cells["part"])) == len(set(cells["label"])) == 1
     if index.synthetic:
-        source = {Path(copy).name: Path(first).name for first, copy in index.declared("duplicates")}
         return len({source.get(name, name) for name in cells["cell"]}) == 1
     if kind != "identical":
         return False

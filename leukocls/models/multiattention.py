@@ -22,8 +22,7 @@ class MultiAttention(TimmNetwork):
     these → dropout → dense, ReLU → dropout → output.
 
     Args:
-        backbone, pretrained, weights, outputs, mean, std, options: as of TimmNetwork; a backbone
-            with feature maps.
+        backbone, outputs, network: as of TimmNetwork; a backbone with feature maps.
         maps: spatial masks, each pooling the features for itself.
         widths: of the 1×1 convolutions before the masks.
         reduction: the channel attention's bottleneck has a `reduction`-th of the channels.
@@ -37,13 +36,8 @@ class MultiAttention(TimmNetwork):
     def __init__(
         self,
         backbone: str,
-        pretrained: bool = False,
-        weights: str | None = None,
-        outputs: int = 1,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        options: dict[str, Any] | None = None,
         *,
+        outputs: int = 1,
         maps: int = 4,
         widths: Sequence[int] = (64, 16, 8),
         reduction: int = 16,
@@ -51,8 +45,9 @@ class MultiAttention(TimmNetwork):
         dropout: float = 0.25,
         dense: int = 128,
         attention: bool = True,
+        **network: Any,
     ) -> None:
-        super().__init__(backbone, pretrained, weights, outputs, mean, std, options)
+        super().__init__(backbone, outputs=outputs, **network)
         self.attention = attention
         if not attention:
             return
