@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import timm
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from leukocls.errors import LeukoclsError
 from leukocls.models.weights import load_weights
+
+NORMALISATION = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 class TimmNetwork(nn.Module):
@@ -24,6 +26,10 @@ class TimmNetwork(nn.Module):
         weights: a safetensors file or state dict to start from instead.
         outputs: 1 (logit of ALL) or 2 (logits of HEM and ALL).
         mean, std: per channel, subtracted and divided first; None leaves pixels in [0, 1].
+        frozen: None trains everything; "weights" trains the last layer and the backbone's
+            normalisation (Howard & Gugger's freeze in fastai 1); "all" the last layer alone, and
+            keeps the backbone in evaluation mode, so that no BatchNorm statistic moves.
+        early: how many of timm's coarse groups of layers are the stage `early`.
         options: passed to `timm.create_model` as they are.
 
     Raises:
@@ -39,9 +45,14 @@ class TimmNetwork(nn.Module):
         outputs: int = 1,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        frozen: str | None = None,
+        early: int = 2,
         options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        if frozen not in (None, "weights", "all"):
+            raise LeukoclsError(f"model.frozen={frozen}: choose null, weights or all.")
+        self.frozen, self.early = frozen, early
         download = pretrained and weights is None
         self.backbone: Any = _create(
             backbone, download, {"num_classes": outputs, **(options or {})}
@@ -65,6 +76,8 @@ class TimmNetwork(nn.Module):
                 f"model.backbone={backbone}: timm does not say which of its layers are stages and"
                 " which are the head, so no stage can have a rate of its own. Choose another."
             )
+        if frozen:
+            self._freeze()
 
     @property
     def classifier_names(self) -> tuple[str, ...]:
@@ -76,6 +89,20 @@ class TimmNetwork(nn.Module):
         if self.normalises:
             images = (images - self.mean) / self.std
         return self.backbone(images)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.frozen == "all":
+            self.backbone.eval()
+        return self
+
+    def constants(self) -> set[str]:
+        """Names in the state dict of what training never changes."""
+        if self.frozen != "all":
+            return set()
+        prefixes = tuple(f"backbone.{name}." for name in self.classifier_names)
+        names = (name for name in self.state_dict() if name.startswith("backbone."))
+        return {name for name in names if not name.startswith(prefixes)}
 
     def stages(self) -> dict[str, list[nn.Parameter]]:
         """Every parameter once: `early` (stem and first stage), `late` (other stages), `head`.
@@ -93,11 +120,21 @@ class TimmNetwork(nn.Module):
         ]
         parameters = dict(self.backbone.named_parameters())
         names = {
-            "early": [name for group in body[:2] for name in group],
-            "late": [name for group in body[2:] for name in group],
+            "early": [name for group in body[: self.early] for name in group],
+            "late": [name for group in body[self.early :] for name in group],
             "head": head,
         }
         return {stage: [parameters[name] for name in chosen] for stage, chosen in names.items()}
+
+    def _freeze(self) -> None:
+        stages = TimmNetwork.stages(self)
+        body = {id(p) for p in (*stages["early"], *stages["late"])}
+        for module in self.backbone.modules():
+            if self.frozen == "weights" and isinstance(module, NORMALISATION):
+                continue
+            for parameter in module.parameters(recurse=False):
+                if id(parameter) in body:
+                    parameter.requires_grad_(False)
 
 
 def _create(backbone: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
