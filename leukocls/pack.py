@@ -16,7 +16,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("root", type=Path, metavar="ROOT", help="data tree in any of the three layouts")
-    add("--crop", type=int, default=300, help="side in pixels of the central square to keep")
+    side = "side in pixels of the central square to keep, or box: the cell's own"
+    add("--crop", type=lambda text: text if text == "box" else int(text), default=300, help=side)
     add("--size", type=int, help="resize the crop to this side (default: keep it)")
     add("--final", action="store_true", help="the final part, which runs with score=final read")
     add("--partial", action="store_true", help="go on with an incomplete tree")
@@ -36,8 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parts = ("final",) if arguments.final else ("train", "prelim")
     index = index.only(parts)
     digest = data_digest(index)
-    size = arguments.crop if arguments.size is None else arguments.size
-    images = open_store(index, digest, arguments.cache, arguments.crop, size)
+    images = open_store(index, digest, arguments.cache, arguments.crop, arguments.size)
     packed = {
         "store": str(images.filename),
         "shape": list(images.shape),
@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json:
         print(json.dumps(packed, indent=2))
     else:
-        print(f"{packed['store']}: {len(images):,} images of {size}×{size} pixels")
+        number, side = images.shape[:2]
+        print(f"{packed['store']}: {number:,} images of {side}×{side} pixels")
         if packed["incomplete"]:
             print(f"PARTIAL: {packed['incomplete']}")
         if index.synthetic:

@@ -265,8 +265,7 @@ class Session:
 
     def _datamodule(self) -> CellDataModule:
         data = self.config.data
-        size = data.crop if data.size is None else data.size
-        store = open_store(self.index, self.digest, Path(data.cache), data.crop, size)
+        store = open_store(self.index, self.digest, Path(data.cache), data.crop, data.size)
         return CellDataModule(
             self.index,
             store,

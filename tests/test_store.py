@@ -15,8 +15,9 @@ from PIL import Image
 
 from leukocls.data import store, verify
 from leukocls.data.index import build_index
-from leukocls.data.store import data_digest, open_store
+from leukocls.data.store import boxes, data_digest, open_store
 from leukocls.data.synthetic import encode_bmp
+from leukocls.data.verify import checked_index
 from leukocls.errors import DataFault, LeukoclsError
 
 FILES = {
@@ -341,3 +342,58 @@ def test_pack_calls_partial_what_it_packs_and_lacks(small_tree, tmp_path, capsys
     assert {part.split("_")[0].replace("fold", "train") for part in told["counts"]} == parts
     assert told["incomplete"] == ""
     assert told["shape"][0] == sum(told["counts"].values())
+
+
+def non_black(image):
+    """Tight extent, half open, of what is not black: by Pillow's own bounding box."""
+    left, top, right, bottom = Image.fromarray(image).getbbox()
+    return [top, left, bottom, right]
+
+
+@pytest.mark.parametrize("root", ["sample_root", "small_tree"])
+def test_boxes_are_the_extents_of_the_non_black_pixels(root, request, tmp_path):
+    index = checked_index(request.getfixturevalue(root), partial=True, cache=tmp_path)
+    whole = open_store(index, "d" * 64, tmp_path, 450, 450)
+    files = [np.asarray(Image.open(index.root / file)) for file in index.table["file"]]
+    extents = [non_black(image) for image in files]
+    assert index.table[["top", "left", "bottom", "right"]].to_numpy().tolist() == extents
+    assert index.table[["height", "width"]].to_numpy().tolist() == [
+        list(image.shape[:2]) for image in files
+    ]
+    of_stored = np.array([non_black(image) for image in whole])
+    assert boxes(index, 450) == pytest.approx(2 * of_stored / 450 - 1, abs=1e-6)
+
+
+def test_a_box_is_cut_where_the_crop_cuts_the_cell(sample_root, tmp_path):
+    index = checked_index(sample_root, partial=True, cache=tmp_path)
+    index = index.only(("train", "prelim"))
+    cropped = open_store(index, "d" * 64, tmp_path, 160, 160)
+    found = boxes(index, 160)
+    assert (np.abs(found).max(1) == 1).any()
+    tight = 2 * np.array([non_black(image) for image in cropped]) / 160 - 1
+    # A cell that the crop cuts may be narrower inside it than at its widest.
+    whole = (np.abs(found) < 1).all(1)
+    assert found[whole] == pytest.approx(tight[whole], abs=1e-6)
+    assert (found[:, :2] <= tight[:, :2] + 1e-6).all()
+    assert (found[:, 2:] >= tight[:, 2:] - 1e-6).all()
+
+
+def test_crop_box_keeps_the_smallest_square_around_each_cell(small_tree, tmp_path):
+    index = checked_index(small_tree, cache=tmp_path)
+    images = open_store(index, "d" * 64, tmp_path, "box", 128)
+    for row, file in enumerate(index.table["file"]):
+        image = Image.open(index.root / file)
+        left, top, right, bottom = image.getbbox()
+        side = max(right - left, bottom - top)
+        first = ((left + right - side) // 2, (top + bottom - side) // 2)
+        square = image.crop((*first, first[0] + side, first[1] + side))
+        wanted = square.resize((128, 128), Image.Resampling.BILINEAR) if side != 128 else square
+        assert np.array_equal(images[row], wanted)
+    found = boxes(index, "box")
+    assert (found[:, 2:] - found[:, :2]).max(1) == pytest.approx(2)
+    assert (np.abs(found[:, :2] + found[:, 2:]) < 0.02).all()
+
+
+def test_crop_box_needs_a_size(small_tree, tmp_path):
+    with pytest.raises(LeukoclsError, match=r"data\.crop=box.*choose data\.size"):
+        open_store(checked_index(small_tree, cache=tmp_path), "d" * 64, tmp_path, "box", None)

@@ -1105,10 +1105,10 @@ def memory(cache):
 @pytest.mark.parametrize(
     "damage",
     [
-        b"", b"{", b"null", b"[]", b"\xff\xfe\0", b'{"version": 2}',
-        b'{"version": 2, "files": null}', b'{"version": 2, "files": []}',
-        b'{"version": 2, "files": {"fold_0/all/UID_1_1_1_all.bmp": null}}',
-        b'{"version": 2, "files": {"fold_0/all/UID_1_1_1_all.bmp": 3}}',
+        b"", b"{", b"null", b"[]", b"\xff\xfe\0", b'{"version": 3}',
+        b'{"version": 3, "files": null}', b'{"version": 3, "files": []}',
+        b'{"version": 3, "files": {"fold_0/all/UID_1_1_1_all.bmp": null}}',
+        b'{"version": 3, "files": {"fold_0/all/UID_1_1_1_all.bmp": 3}}',
     ],
 )  # fmt: skip
 def test_a_damaged_memory_is_ignored(tree, tmp_path, read_files, damage):
@@ -1129,7 +1129,7 @@ def test_a_memory_of_another_version_is_ignored_and_one_of_this_is_believed(tree
     first = pixels(tree, cache)
     stored = json.loads(memory(cache).read_text())
     stored["version"] -= older
-    stored["files"][ONE][-1] = "0" * 64
+    stored["files"][ONE][4] = "0" * 64
     memory(cache).write_text(json.dumps(stored))
     assert pixels(tree, cache)[ONE] == (first[ONE] if older else "0" * 64)
 

@@ -64,16 +64,35 @@ def read_image(path: Path, side: int | None = None) -> np.ndarray:
         raise fault(f"does not decode ({error})") from error
 
 
+def extent(image: np.ndarray) -> tuple[int, int, int, int]:
+    """Top, left, bottom, right (half open, px) of the pixels of uint8 [H, W, 3] that are not black.
+
+    Raises:
+        ValueError: all pixels are black.
+    """
+    flat = image.reshape(len(image), -1)
+    rows = np.flatnonzero(flat.any(1))
+    columns = np.flatnonzero(flat.any(0).reshape(-1, 3).any(1))
+    if not len(rows):
+        raise ValueError("all pixels are black: there is no cell in it")
+    return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
+
+
 def central(image: np.ndarray, crop: int) -> np.ndarray:
     """The central crop × crop pixels of uint8 [H, W, 3]; what lies outside the image is black.
 
     An odd margin rounds half to even.
     """
-    out = np.zeros((crop, crop, 3), np.uint8)
+    height, width = image.shape[:2]
+    return cut(image, round((height - crop) / 2), round((width - crop) / 2), crop)
+
+
+def cut(image: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
+    """The square of `side` pixels of uint8 [H, W, 3] that begins at (top, left); black outside."""
+    out = np.zeros((side, side, 3), np.uint8)
     spans = []
-    for length in image.shape[:2]:
-        first = round((length - crop) / 2)
-        start, stop = max(first, 0), min(first + crop, length)
+    for first, length in zip((top, left), image.shape, strict=False):
+        start, stop = max(first, 0), min(first + side, length)
         spans.append((slice(start, stop), slice(start - first, stop - first)))
     (rows, to_rows), (columns, to_columns) = spans
     out[to_rows, to_columns] = image[rows, columns]

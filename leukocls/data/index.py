@@ -27,7 +27,8 @@ NOT_NUMBERED = "not a numbered image (1.bmp, 2.bmp, …)"
 FETCH = "fetch the original file"
 PARTS = ("train", "prelim", "final")
 NAMED = ["cell", "file", "part", "fold", "subject", "label", "image", "number", "group"]
-COLUMNS = [*NAMED, "sha256", "pixels"]
+BOX = ["top", "left", "bottom", "right"]
+COLUMNS = [*NAMED, "sha256", "pixels", *BOX, "height", "width"]
 TABLE = "table"  # the layout of a data set that one CSV describes
 
 
@@ -66,8 +67,9 @@ class Index:
     `fold` (0-2, −1 outside C-NMC's train), `subject` (upper case, "" if unknown), `label` (ALL 1,
     HEM 0, −1 unknown), `image` and `number` (the field and the cell in it, −1 if unknown),
     `group` (what splits keep together: the subject, or several that are one; "" if unknown),
-    `sha256` and `pixels` (of the file, and what copies of an image share; "" until
-    `leukocls.data.verify` has read it).
+    and, once `leukocls.data.verify` has read the file ("" or 0 before), `sha256`, `pixels` (what
+    copies of an image share), BOX (the tight extent of what is not black, half open, px), and the
+    image's `height` and `width` in px.
     `layout` is a key of LAYOUTS, or TABLE. `absent` names the cells that a label file lists and
     the tree lacks; `labels` is C-NMC's label file or the CSV of another data set, `manifest` the
     file that marks a synthetic tree.
@@ -221,7 +223,8 @@ def build_index(root: str | Path, layout: str = "auto") -> Index:
 
 
 def _ordered(rows: list[tuple]) -> pd.DataFrame:
-    table = pd.DataFrame(rows, columns=NAMED).assign(sha256="", pixels="")
+    unread = {"sha256": "", "pixels": "", **dict.fromkeys([*BOX, "height", "width"], 0)}
+    table = pd.DataFrame(rows, columns=NAMED).assign(**unread)
     table["part"] = pd.Categorical(table["part"], categories=PARTS)
     table = table.sort_values(["part", "fold", "subject", "image", "number", "cell"])
     table = table.reset_index(drop=True)

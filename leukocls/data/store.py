@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from leukocls.data.bmp import read_crop
-from leukocls.data.images import central, image_sides, read_image
-from leukocls.data.index import TABLE, Index
+from leukocls.data.images import central, cut, image_sides, read_image
+from leukocls.data.index import BOX, TABLE, Index
 from leukocls.data.published import SIDE
 from leukocls.errors import LeukoclsError
 from leukocls.files import in_parallel
@@ -33,23 +33,54 @@ def data_digest(index: Index) -> str:
     return digest.hexdigest()
 
 
-def open_store(index: Index, digest: str, cache: Path, crop: int, size: int) -> np.memmap:
+def windows(index: Index, crop: int | str) -> np.ndarray:
+    """Top, left and side (px of the file) of the square that `open_store` keeps: int64 [N, 3]."""
+    table = index.table
+    if crop == "box":
+        box = table[BOX].to_numpy()
+        side = (box[:, 2:] - box[:, :2]).max(1)
+        return np.column_stack([(box[:, :2] + box[:, 2:] - side[:, None]) // 2, side])
+    margin = table[["height", "width"]].to_numpy() - int(crop)
+    first = np.round(margin / 2).astype(np.int64)
+    return np.column_stack([first, np.full(len(table), int(crop))])
+
+
+def boxes(index: Index, crop: int | str) -> np.ndarray:
+    """Each cell's box in its stored image: float32 [N, 4], top, left, bottom, right in [-1, 1].
+
+    The index's tight extent, cut where the crop cuts the cell.
+    """
+    window = windows(index, crop)
+    first = np.tile(window[:, :2], 2)
+    box = 2 * (index.table[BOX].to_numpy() - first) / window[:, 2:] - 1
+    return box.clip(-1, 1).astype(np.float32)
+
+
+def open_store(
+    index: Index, digest: str, cache: Path, crop: int | str, size: int | None
+) -> np.memmap:
     """The images of the index as a read-only memory map uint8 [N, size, size, 3], packed if needed.
 
     Args:
         digest: `data_digest(index)`.
         crop: side in pixels of the central square that is kept, 1-450 (other data sets: 1-2048,
-            with black around images that are smaller).
-        size: side in pixels to which the crop is resized (Pillow, bilinear with antialiasing).
+            with black around images that are smaller); or "box", the smallest square around the
+            cell's own box.
+        size: side in pixels to which the crop is resized (Pillow, bilinear with antialiasing);
+            None keeps it.
 
     Raises:
         LeukoclsError: crop or size out of range.
         DataFault: a file that does not read, named.
     """
     most = LARGEST if index.layout == TABLE else SIDE
-    for key, side, limit in (("crop", crop, most), ("size", size, LARGEST)):
-        if not isinstance(side, int) or not 1 <= side <= limit:
-            raise LeukoclsError(f"data.{key}={side}: choose a side of 1 to {limit} pixels.")
+    if crop != "box" and not (isinstance(crop, int) and 1 <= crop <= most):
+        raise LeukoclsError(f"data.crop={crop}: choose a side of 1 to {most} pixels, or box.")
+    if crop == "box" and size is None:
+        raise LeukoclsError("data.crop=box: cells differ in size; choose data.size too.")
+    size = int(crop) if size is None else size
+    if not isinstance(size, int) or not 1 <= size <= LARGEST:
+        raise LeukoclsError(f"data.size={size}: choose a side of 1 to {LARGEST} pixels.")
     path = cache / f"{digest[:16]}-crop{crop}-size{size}.npy"
     if not path.is_file():
         _pack(index, path, crop, size)
@@ -57,7 +88,7 @@ def open_store(index: Index, digest: str, cache: Path, crop: int, size: int) -> 
     return images
 
 
-def _pack(index: Index, path: Path, crop: int, size: int) -> None:
+def _pack(index: Index, path: Path, crop: int | str, size: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     shape = (len(index.table), size, size, 3)
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
@@ -73,11 +104,17 @@ def _pack(index: Index, path: Path, crop: int, size: int) -> None:
             except OSError as error:
                 raise OSError(error.errno, error.strerror, str(path)) from error
 
+            own = windows(index, crop) if crop == "box" else None
+
             def pack(item: tuple[int, tuple[Path, int | None]]) -> None:
                 row, (file, side) = item
-                # Only the rows of the crop are read where the format is known beforehand.
-                image = read_crop(file, side, crop) if side else central(read_image(file), crop)
-                if size != crop:
+                if own is not None:
+                    image = cut(read_image(file, side), *own[row])
+                elif side:  # only the rows of the crop are read where the format is known
+                    image = read_crop(file, side, int(crop))
+                else:
+                    image = central(read_image(file), int(crop))
+                if len(image) != size:
                     resample = Image.Resampling.BILINEAR
                     image = np.asarray(Image.fromarray(image).resize((size, size), resample))
                 # Not through a memory map, whose pages would count as this process's memory.

@@ -12,8 +12,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from leukocls.data.images import image_sides, read_image
-from leukocls.data.index import TABLE, UNKNOWN, Index, read_official_labels, scan
+from leukocls.data.images import extent, image_sides, read_image
+from leukocls.data.index import (
+    COLUMNS,
+    NAMED,
+    TABLE,
+    UNKNOWN,
+    Index,
+    read_official_labels,
+    scan,
+)
 from leukocls.data.published import (
     LABELS_DIGEST,
     PART_DIGESTS,
@@ -25,7 +33,8 @@ from leukocls.errors import DataFault, Fault, report
 from leukocls.files import atomic_write, in_parallel, sha256_file
 from leukocls.prediction_files import listing
 
-CACHE_VERSION = 2  # raise it when an entry means something else
+READ = COLUMNS[len(NAMED) :]  # what of the index only the file's content tells
+CACHE_VERSION = 3  # raise it when an entry means something else
 AGAIN = "fetch the part again from the original archive"
 ACCEPT = "fetch what is missing, or accept it: verify --partial, data.partial=true (marked PARTIAL)"
 
@@ -114,12 +123,8 @@ def pixel_digest(image: np.ndarray) -> str:
     Raises:
         ValueError: all pixels are black.
     """
-    flat = image.reshape(len(image), -1)
-    rows = np.flatnonzero(flat.any(1))
-    columns = np.flatnonzero(flat.any(0).reshape(-1, 3).any(1))
-    if not len(rows):
-        raise ValueError("all pixels are black: there is no cell in it")
-    tight = np.ascontiguousarray(image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+    top, left, bottom, right = extent(image)
+    tight = np.ascontiguousarray(image[top:bottom, left:right])
 
     def digest(pixels: np.ndarray) -> str:
         state = hashlib.sha256(f"{pixels.shape[0]} {pixels.shape[1]}\n".encode())
@@ -130,7 +135,7 @@ def pixel_digest(image: np.ndarray) -> str:
 
 
 def _with_contents(index: Index, cache: Path) -> tuple[Index, list[Fault]]:
-    """The index with `sha256` and `pixels` of each file, decoded whole; "" where that fails.
+    """The index with what each file holds, decoded whole (`Index`); as unread where that fails.
 
     A file whose size and time of change are as they were is not read again.
     """
@@ -149,10 +154,11 @@ def _with_contents(index: Index, cache: Path) -> tuple[Index, list[Fault]]:
             # The time of the inode's change moves even if somebody sets the other one back.
             stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
             before = known.get(file)
-            if isinstance(before, list) and before[:3] == stamp and len(before) == 5:
+            if isinstance(before, list) and before[:3] == stamp and len(before) == 3 + len(READ):
                 return before
-            pixels = pixel_digest(read_image(path, side))
-            return [*stamp, sha256_file(path), pixels]
+            image = read_image(path, side)
+            pixels = pixel_digest(image)
+            return [*stamp, sha256_file(path), pixels, *extent(image), *image.shape[:2]]
         except DataFault as error:
             return error.args[0]
         except (OSError, ValueError) as error:
@@ -167,12 +173,11 @@ def _with_contents(index: Index, cache: Path) -> tuple[Index, list[Fault]]:
     }
     if entries != known:
         atomic_write(memory, json.dumps({"version": CACHE_VERSION, "files": entries}))
-    columns = {
-        name: ["" if isinstance(one, Fault) else one[place] for one in found]
-        for place, name in ((3, "sha256"), (4, "pixels"))
-    }
-    faults = [one for one in found if isinstance(one, Fault)]
-    return replace(index, table=index.table.assign(**columns)), faults
+    table = index.table.copy()
+    read = [not isinstance(one, Fault) for one in found]
+    for place, name in enumerate(READ, start=3):
+        table.loc[read, name] = [entries[file][place] for file in table["file"][read]]
+    return replace(index, table=table), [one for one in found if isinstance(one, Fault)]
 
 
 def _labels(index: Index, told: list[Fault]) -> list[Fault]:
