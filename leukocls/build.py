@@ -17,6 +17,7 @@ ALLOWED = {
     "torch.optim.SGD",
     "torch.optim.lr_scheduler.StepLR",
     "torch.optim.lr_scheduler.ConstantLR",
+    "torch.optim.lr_scheduler.OneCycleLR",
 }
 
 

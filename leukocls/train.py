@@ -50,20 +50,56 @@ class Job:
     experiment: str
     ablation: str
     overrides: list[str]
+    link: str | None = None  # of a chain, all but its last
 
     @property
     def directory(self) -> Path:
         """`outputs/<experiment>/<arm>/seed_<nnn>`. Raises LeukoclsError: no such checkpoint."""
-        from leukocls.run import arm_name, scored_weights
+        from leukocls.run import arm_name, weights_of
 
         experiment, arm, seed = self.experiment, self.ablation, f"seed_{self.config.seed:03d}"
         if self.config.checkpoint:
             # A scored run stands beside the run that was trained.
-            weights = scored_weights(self.config.checkpoint).resolve()
+            weights = weights_of(self.config.checkpoint).resolve()
             experiment, arm, seed = weights.parent.parent.parts[-3:]
             which = "" if weights.stem == "best" else f"{weights.stem},"
             arm = f"score={self.config.score},{which}{arm}"
+        elif self.link:
+            arm = f"link={self.link},{arm}"
         return Path(self.config.outputs) / experiment / arm_name(arm, self.overrides) / seed
+
+    def chain(self, last: str | None) -> list["Job"]:
+        """The runs that make this one, in order: one by default, each link of `config.chain` else.
+
+        Every link is composed anew, so that what the command line says goes for all of them.
+
+        Args:
+            last: the link to end with; None for the chain's own last.
+
+        Raises:
+            LeukoclsError: a link that is not in the chain, or that continues none before it.
+        """
+        links = list(self.config.chain)
+        if last is not None and last not in links:
+            raise LeukoclsError(f"link={last}: the chain has {', '.join(links) or 'no links'}.")
+        if not links or self.config.checkpoint:
+            return [self]
+        if self.config.view_0_of:
+            raise LeukoclsError(
+                "view_0_of: not for a chain of runs; `evaluate RUN --views 0` scores its view 0."
+            )
+        jobs: dict[str, Job] = {}
+        for link, before in self.config.chain.items():
+            config = hydra.compose("train", [*self.overrides, f"link={link}"])
+            jobs[link] = job = replace(
+                self, config=config, link=link if link != links[-1] else None
+            )
+            if before is not None and before not in list(jobs)[:-1]:
+                raise LeukoclsError(f"chain.{link}={before}: choose a link that comes before it.")
+            job.config.continue_from = str(jobs[before].directory) if before else None
+            if link == last:
+                break
+        return list(jobs.values())
 
     @property
     def source(self) -> Path | None:
@@ -196,7 +232,8 @@ def main() -> None:
         overrides = list(HydraConfig.get().overrides.task)
         job = Job(config, choices["experiment"] or "default", choices["ablation"], overrides)
         try:
-            run_job(job)
+            for one in job.chain(choices["link"]):
+                run_job(one)
             codes.append(0)
         except Exception as error:
             # One failed job leaves the others of a sweep alone.

@@ -10,20 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from leukocls import evaluate
 from leukocls.errors import LeukoclsError
 from leukocls.files import atomic_write
-from leukocls.metrics import (
-    RECORDED,
-    auroc,
-    best_threshold,
-    by_split,
-    decide,
-    rates,
-    sigmoid,
-    weighted_bce,
-)
+from leukocls.losses import CellLoss
+from leukocls.metrics import RECORDED, auroc, best_threshold, by_split, decide, rates, sigmoid
 from leukocls.predictions import view_columns, write
 from leukocls.run import Run
 from leukocls.selection import BEST_THRESHOLD, RULES
@@ -60,7 +53,7 @@ def derive(run: Run, directory: Path, rule: str, threshold: float | str) -> None
         raise LeukoclsError(f"{directory}: was trained otherwise: {', '.join(strange)} differ.")
     frame = frame.drop(columns=view_columns(frame)[1:]).assign(logit=frame["view_0"])
     frame["prob"] = sigmoid(frame["logit"])
-    rows = _rows(directory / "metrics.csv", frame, float(record["pos_weight"]))
+    rows = _rows(directory / "metrics.csv", frame, _loss_of(record))
     chosen_on = record["selection"]["set"]
     epoch = RULES[rule]([row[f"{chosen_on}_weighted_f1"] for row in rows])
     selected = frame[frame["epoch"] == epoch]
@@ -84,7 +77,13 @@ def derive(run: Run, directory: Path, rule: str, threshold: float | str) -> None
     )
 
 
-def _rows(path: Path, frame: pd.DataFrame, pos_weight: float) -> list[dict[str, Any]]:
+def _loss_of(record: dict[str, Any]) -> CellLoss:
+    """The loss that the run in this record was trained with."""
+    chosen = {k.removeprefix("loss."): v for k, v in record["identity"].items() if "loss." in k}
+    return CellLoss(**{**chosen, "pos_weight": record["pos_weight"]})
+
+
+def _rows(path: Path, frame: pd.DataFrame, loss: CellLoss) -> list[dict[str, Any]]:
     """metrics.csv of the trained run, with what depends on the logit taken from view 0."""
     with open(path, newline="", encoding="utf-8") as stream:
         rows: list[dict[str, Any]] = list(csv.DictReader(stream))
@@ -96,7 +95,8 @@ def _rows(path: Path, frame: pd.DataFrame, pos_weight: float) -> list[dict[str, 
             counts = [int(((called == c) & (label == y)).sum()) for c, y in
                       ((1, 1), (1, 0), (0, 0), (0, 1))]  # fmt: skip
             values = dict(zip(("tp", "fp", "tn", "fn"), counts, strict=True)) | rates(*counts)
-            values |= {"loss": weighted_bce(label, logit, pos_weight), "auroc": auroc(label, logit)}
+            mean = float(loss(torch.tensor(logit).double(), torch.tensor(label)))
+            values |= {"loss": mean, "auroc": auroc(label, logit)}
             names = ("loss", "tp", "fp", "tn", "fn", *RECORDED, "auroc")
             row |= {f"{split}_{name}": values[name] for name in names}
     return rows

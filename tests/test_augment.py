@@ -1,3 +1,4 @@
+import hashlib
 import math
 
 import kornia.augmentation as K
@@ -5,14 +6,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy import stats
+from scipy import ndimage, stats
+from skimage.measure import regionprops
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.transforms.functional import hflip, resized_crop
 
 from leukocls.data.augment import (
     AUGMENT_STREAM,
+    HOLES_STREAM,
+    MIXUP_STREAM,
     ORDER_STREAM,
+    STEPS_STREAM,
     Augmentation,
+    extent,
     generator,
+    view_count,
+    view_weights,
     views,
 )
 from leukocls.data.bmp import read_crop
@@ -21,6 +30,7 @@ from leukocls.data.index import build_index
 from leukocls.errors import LeukoclsError
 
 SIZE = 300
+STREAMS = (AUGMENT_STREAM, ORDER_STREAM, STEPS_STREAM, HOLES_STREAM, MIXUP_STREAM)
 PAPER = {"vertical_flip": 0.5, "horizontal_flip": 0.5, "rotation": 180, "translation": 0.2}
 # PIL walks along a row in steps of 1/65536 pixel, so that at an odd angle its last pixels may be
 # their neighbours: 0.13 % of pixels measured, at 33.3°.
@@ -58,14 +68,14 @@ def augmented(images, angle=0.0, shift=(0, 0), vertical=False, horizontal=False)
 
     class Given(Augmentation):
         def draw(self, seed, epoch, cells, size):
-            return {
+            return super().draw(seed, epoch, cells, size) | {
                 "vertical": torch.full((cells,), vertical),
                 "horizontal": torch.full((cells,), horizontal),
                 "angle": torch.full((cells,), float(angle), dtype=torch.float64),
                 "shift": torch.tensor([shift] * cells, dtype=torch.float64),
             }
 
-    given = Given()
+    given = Given(**PAPER)
     return given(images, given.plan(0, 0, len(images), images.shape[-1]))
 
 
@@ -235,7 +245,7 @@ def test_a_cells_draw_does_not_depend_on_how_many_cells_follow():
     for name in few:
         assert torch.equal(few[name], many[name][:10])
     plans = [Augmentation(**PAPER).plan(3, 2, cells, SIZE) for cells in (10, 1000)]
-    assert torch.equal(plans[0], plans[1][:10])
+    assert torch.equal(plans[0].theta, plans[1].theta[:10])
 
 
 def test_draws_differ_between_cells_epochs_and_seeds_and_repeat_otherwise():
@@ -256,12 +266,19 @@ def test_drawing_leaves_the_global_generators_alone():
     assert after == (torch.rand(1), np.random.rand())  # noqa: NPY002
 
 
-def test_the_order_stream_shares_nothing_with_the_augmentation_stream():
-    order, pixels = (generator(5, 3, stream).random(100_000) for stream in (0, 1))
-    assert {AUGMENT_STREAM, ORDER_STREAM} == {0, 1}
+def test_streams_share_nothing():
+    assert len({*STREAMS}) == 5
+    numbers = [generator(5, 3, stream).random(100_000) for stream in STREAMS]
     # Two streams that overlap at any offset would have values in common.
-    assert len(np.intersect1d(order, pixels)) == 0
-    assert abs(np.corrcoef(order, pixels)[0, 1]) < 0.02
+    assert len(np.unique(np.concatenate(numbers))) == 5 * 100_000
+    assert np.abs(np.corrcoef(numbers) - np.eye(5)).max() < 0.02
+
+
+def test_later_steps_draw_from_a_stream_of_their_own():
+    drawn = Augmentation(rotation=1, zoom=2, warp=0.25).draw(0, 0, 1000, SIZE)
+    later = [drawn["zoom"][:, None] * 2 - 3, drawn["focus"], drawn["warp"] * 4]
+    numbers = torch.cat([drawn["angle"][:, None], *later], 1).numpy().round(12)
+    assert len(np.unique(numbers)) == numbers.size
 
 
 # The parameters
@@ -279,14 +296,421 @@ def test_the_order_stream_shares_nothing_with_the_augmentation_stream():
         ("translation", 1.5),
         ("translation", -0.2),
         ("interpolation", "bicubic"),
+        ("padding", "border"),
+        ("affine_p", 1.1),
+        ("lighting_p", -0.1),
+        ("zoom", 0.9),
+        ("zoom", float("inf")),
+        ("warp", 0.31),
+        ("warp", -0.1),
+        ("lighting", 1),
+        ("lighting", -0.1),
+        ("holes", -1),
+        ("holes", 1.5),
+        ("hole_side", (0.2, 0.05)),
+        ("hole_side", (0.2, 1.05)),
+        ("hole_side", (0.2,)),
+        ("mixup", -0.4),
+        ("mixup", float("nan")),
     ],
 )
 def test_parameters_out_of_range_are_refused_by_name(name, value):
-    with pytest.raises(LeukoclsError, match=f"augment.{name}=.*choose"):
+    with pytest.raises(LeukoclsError, match=f"^augment.{name}=.*: choose"):
         Augmentation(**{name: value})
 
 
 def test_only_an_augmentation_without_any_step_is_the_identity():
     assert Augmentation().is_identity
-    for name, value in PAPER.items():
-        assert not Augmentation(**{name: value}).is_identity
+    assert Augmentation(affine_p=0.5, lighting_p=0.5, padding="reflection").is_identity
+    still = {"lighting": 0.2, "holes": 1, "mixup": 0.4}
+    for name, value in (PAPER | FASTAI | still).items():
+        if name != "affine_p":
+            assert not Augmentation(**{name: value}).is_identity
+            assert Augmentation(**{name: value}).is_geometric == (name not in still)
+
+
+# The steps of fastai 1
+
+
+def alone(name, value, **changes):
+    """An augmentation of one step, and what it draws for six cells of SIZE pixels."""
+    ours = Augmentation(**{name: value, "interpolation": "bilinear", **changes})
+    return ours, ours.draw(7, 1, 6, SIZE)
+
+
+def smooth(count=6, size=SIZE):
+    """Images float [count, 3, size, size] of waves longer than 20 pixels, inside (0.1, 0.9)."""
+    random = np.random.default_rng(3)
+    grid = np.linspace(-1, 1, size)
+    phase = random.uniform(0, 6, (count, 3, 1, 1))
+    wave = random.uniform(-6, 6, (2, count, 3, 1, 1))
+    waves = np.sin(phase + wave[0] * grid[:, None] + wave[1] * grid)
+    return torch.from_numpy(0.5 + 0.4 * waves).float()
+
+
+def by_scipy(image, target_to_source, padding="zeros", order=1):
+    """Image [C, S, S] warped in double precision by a homography in ±1, edges of the image."""
+    size = image.shape[-1]
+    unit = (2 * np.arange(size) + 1) / size - 1
+    x, y = np.meshgrid(unit, unit)
+    target = np.stack([x.ravel(), y.ravel(), np.ones(size * size)])
+    x, y, w = np.asarray(target_to_source) @ target
+    pixels = [((y / w + 1) * size - 1) / 2, ((x / w + 1) * size - 1) / 2]
+    mode = {"zeros": "grid-constant", "reflection": "reflect"}[padding]
+    warped = [
+        ndimage.map_coordinates(channel, pixels, order=order, mode=mode)
+        for channel in np.asarray(image, np.float64)
+    ]
+    return np.stack(warped).reshape(-1, size, size)
+
+
+def fastai_affine(drawn, cell):
+    """fastai 1's rotate and zoom, target to source: `affine_mat @ rotate @ zoom`."""
+    angle = -math.radians(drawn["angle"][cell])  # its positive angle is anticlockwise
+    rotate = [
+        [math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1]
+    ]  # fmt: skip
+    s = 1 - 1 / drawn["zoom"][cell]
+    column, row = ((drawn["focus"][cell] + 1) / 2).tolist()
+    zoom = [[1 - s, 0, s * (2 * column - 1)], [0, 1 - s, s * (2 * row - 1)], [0, 0, 1]]
+    return np.array(rotate) @ np.array(zoom)
+
+
+def fastai_warp(m):
+    """fastai 1's symmetric_warp: the eight equations that take `targ_pts` to `orig_pts`."""
+    plain = [[-1, -1], [-1, 1], [1, -1], [1, 1]]
+    moved = [
+        [-1 - m[3], -1 - m[1]], [-1 - m[2], 1 + m[1]], [1 + m[3], -1 - m[0]], [1 + m[2], 1 + m[0]]
+    ]  # fmt: skip
+    rows = []
+    for (x, y), (u, v) in zip(moved, plain, strict=True):
+        rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
+    return np.r_[np.linalg.solve(np.array(rows), np.ravel(plain)), 1].reshape(3, 3)
+
+
+def fastai_dihedral(image, drawn, cell):
+    """Image [C, S, S] flipped, then transposed."""
+    axes = [axis for axis, name in ((1, "vertical"), (2, "horizontal")) if drawn[name][cell]]
+    image = image.flip(axes)
+    return image.transpose(1, 2) if drawn["transpose"][cell] else image
+
+
+def test_dihedral_is_exactly_one_of_the_eight_symmetries_each_as_often():
+    ours = Augmentation(dihedral=True)
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    n = 4000
+    drawn = ours.draw(0, 0, n, 32)
+    found = ours(image.expand(64, -1, -1, -1), ours.plan(0, 0, n, 32)[torch.arange(64)])
+    for cell in range(64):
+        assert torch.equal(found[cell], fastai_dihedral(image[0], drawn, cell))
+    assert len({f.numpy().tobytes() for f in found}) == 8
+    names = ("vertical", "horizontal", "transpose")
+    which = sum(drawn[name].long() << bit for bit, name in enumerate(names))
+    assert stats.chisquare(np.bincount(which, minlength=8)).pvalue > 1e-3
+
+
+def test_zoom_shows_a_window_that_torchvision_enlarges_the_same():
+    # A window of whole pixels: factor 1.25 of 300 leaves 240, at 60 · column and 60 · row.
+    class Given(Augmentation):
+        def draw(self, seed, epoch, cells, size):
+            focus = torch.tensor([[-1.0, 0.5]], dtype=torch.float64)
+            zoom = torch.tensor([1.25], dtype=torch.float64)
+            return super().draw(seed, epoch, cells, size) | {"zoom": zoom, "focus": focus}
+
+    ours, image = Given(zoom=2, interpolation="bilinear"), smooth(1)
+    found = ours(image, ours.plan(0, 0, 1, SIZE))
+    theirs = resized_crop(image, 45, 0, 240, 240, [SIZE, SIZE], antialias=False)
+    # At its edges torchvision's window knows no neighbours.
+    assert (found - theirs)[..., 2:-2, 2:-2].abs().max() < 1e-5
+
+
+def test_zoomed_windows_lie_inside_the_image_anywhere():
+    ours = Augmentation(zoom=1.5)
+    theta = ours.plan(0, 0, 20_000, SIZE).theta.double()
+    scale, reach = theta[:, 0, 0], theta[:, :, 2]
+    assert torch.equal(scale, theta[:, 1, 1])
+    assert (reach.abs() + scale[:, None]).max() <= 1 + 1e-6
+    assert stats.kstest(1 / scale, stats.uniform(1, 0.5).cdf).pvalue > 1e-3
+    for axis in (0, 1):
+        place = (reach[:, axis] / (1 - scale)).numpy()
+        assert stats.kstest(place, stats.uniform(-1, 2).cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("padding", ["zeros", "reflection"])
+@pytest.mark.parametrize("warp", [0.05, 0.3])
+def test_warp_is_fastais_symmetric_warp_replayed(warp, padding):
+    ours, drawn = alone("warp", warp, padding=padding)
+    images = smooth()
+    found = ours(images, ours.plan(7, 1, 6, SIZE))
+    for cell in range(6):
+        theirs = by_scipy(images[cell], fastai_warp(drawn["warp"][cell].tolist()), padding)
+        assert np.abs(found[cell].numpy() - theirs).max() < 2e-4
+
+
+def test_warped_corners_go_where_they_are_said_to():
+    drawn = Augmentation(warp=0.2).draw(0, 0, 5, SIZE)["warp"]
+    theta = Augmentation(warp=0.2).plan(0, 0, 5, SIZE).theta.double()
+    for cell, (right, left, lower, upper) in enumerate(1 + drawn):
+        for target, source in (
+            ((-upper, -left), (-1, -1)), ((upper, -right), (1, -1)),
+            ((-lower, left), (-1, 1)), ((lower, right), (1, 1)),
+        ):  # fmt: skip
+            x, y, w = theta[cell] @ torch.tensor([*target, 1], dtype=torch.float64)
+            assert (float(x / w), float(y / w)) == pytest.approx(source, abs=1e-5)
+
+
+FASTAI = {"dihedral": True, "rotation": 40, "zoom": 1.5, "warp": 0.2, "affine_p": 0.75}
+
+
+@pytest.mark.parametrize("padding", ["zeros", "reflection"])
+def test_all_steps_as_one_warp_are_fastais_flow_replayed(padding):
+    ours = Augmentation(**FASTAI, interpolation="bilinear", padding=padding)
+    images, drawn = smooth(12), ours.draw(5, 0, 12, SIZE)
+    found = ours(images, ours.plan(5, 0, 12, SIZE))
+    for cell in range(12):
+        flow = fastai_affine(drawn, cell) @ fastai_warp(drawn["warp"][cell].tolist())
+        theirs = by_scipy(fastai_dihedral(images[cell], drawn, cell), flow, padding)
+        assert np.abs(found[cell].numpy() - theirs).max() < 5e-4
+
+
+def test_one_warp_equals_the_steps_in_turn_up_to_interpolation():
+    whole = Augmentation(**FASTAI, translation=0.1, interpolation="bilinear")
+    images, drawn = smooth(), whole.draw(5, 0, 6, SIZE)
+
+    def only(*names):
+        """The same draws, of which all but `names` are without effect."""
+
+        class Given(Augmentation):
+            def draw(self, seed, epoch, cells, size):
+                still = {name: torch.zeros_like(value) for name, value in drawn.items()}
+                still |= {name: torch.ones_like(drawn[name]) for name in ("zoom", "contrast")}
+                return still | {name: drawn[name] for name in names}
+
+        given = Given(**FASTAI, translation=0.1, interpolation="bilinear")
+        return lambda images: given(images, given.plan(0, 0, 6, SIZE))
+
+    inside = torch.ones_like(images)
+    in_turn = images
+    for names in (
+        ("vertical", "horizontal", "transpose"), ("angle",), ("shift",), ("zoom", "focus"),
+        ("warp",),
+    ):  # fmt: skip
+        in_turn, inside = only(*names)(in_turn), only(*names)(inside)
+    found = whole(images, whole.plan(5, 0, 6, SIZE))
+    inside = inside > 0.999
+    assert inside.float().mean() > 0.4
+    assert (found - in_turn)[inside].abs().max() < 0.01
+
+
+def test_every_step_happens_as_often_as_its_probability_says():
+    n = 20_000
+    ours = Augmentation(**FASTAI | {"affine_p": 0.3}, lighting=0.2, lighting_p=0.75)
+    drawn = ours.draw(0, 0, n, SIZE)
+    happened = {
+        "angle": (drawn["angle"] != 0, 0.3),
+        "zoom": (drawn["zoom"] != 1, 0.3),
+        "warp": ((drawn["warp"] != 0).all(1), 0.3),
+        "brightness": (drawn["brightness"] != 0, 0.75),
+        "contrast": (drawn["contrast"] != 1, 0.75),
+    }
+    for name, (seen, rate) in happened.items():
+        assert abs(seen.double().mean() - rate) < 4 * math.sqrt(rate * (1 - rate) / n), name
+    seen = np.corrcoef(np.stack([seen.double().numpy() for seen, _ in happened.values()]))
+    assert np.abs(seen - np.eye(5)).max() < 0.03
+    # All four or none of the warp.
+    assert ((drawn["warp"] != 0).any(1) == (drawn["warp"] != 0).all(1)).all()
+
+
+def test_magnitudes_are_distributed_as_fastais():
+    drawn = Augmentation(warp=0.2, lighting=0.2).draw(0, 0, 20_000, SIZE)
+    for magnitude in drawn["warp"].T:
+        assert stats.kstest(magnitude, stats.uniform(-0.2, 0.4).cdf).pvalue > 1e-3
+    change = torch.sigmoid(drawn["brightness"])
+    assert stats.kstest(change, stats.uniform(0.4, 0.2).cdf).pvalue > 1e-3
+    assert stats.kstest(drawn["contrast"], stats.loguniform(0.8, 1.25).cdf).pvalue > 1e-3
+
+
+def test_lighting_is_fastais_formula_and_leaves_black_and_white(stored):
+    ours, drawn = alone("lighting", 0.2)
+    images = to_images(stored)
+    found = ours(images, ours.plan(7, 1, 6, SIZE)).double()
+    for cell in range(6):
+        pixels = images[cell].double().clamp(1e-7, 1 - 1e-7)
+        logit = -(1 / pixels - 1).log() + drawn["brightness"][cell]
+        theirs = 1 / (1 + torch.exp(-logit * drawn["contrast"][cell]))
+        assert (found[cell] - theirs).abs().max() < 1e-5
+    assert found[images == 0].max() < 1e-5
+    assert (found - images).abs().max() > 0.02
+
+
+def test_lighting_comes_before_the_warp_so_that_what_it_brings_in_is_black():
+    ours = Augmentation(rotation=180, lighting=0.5)
+    plan = ours.plan(1, 0, 6, 64)
+    found = ours(torch.full((6, 3, 64, 64), 0.5), plan)
+    assert (found == 0).any((1, 2, 3)).all()
+    assert plan.light[:, 0].abs().min() > 0
+
+
+@pytest.mark.parametrize("sides", [(0.05, 0.2), (0.2, 0.2)])
+def test_holes_are_black_squares_of_the_drawn_place_and_side(sides):
+    ours = Augmentation(holes=5, hole_side=sides)
+    plan, drawn = ours.plan(0, 0, 200, 100), ours.draw(0, 0, 200, 100)["hole"]
+    found = ours(torch.ones(200, 1, 100, 100), plan)[:, 0]
+    for cell in range(200):
+        theirs = np.ones((100, 100))
+        for row, column, side in drawn[cell].tolist():
+            top, left = row - side // 2, column - side // 2
+            theirs[max(top, 0) : top + side, max(left, 0) : left + side] = 0
+        assert np.array_equal(found[cell], theirs)
+    side = drawn[..., 2].unique().tolist()
+    assert side == ([20] if sides[0] == 0.2 else list(range(5, 20)))
+    centres = drawn[..., :2].flatten()
+    assert centres.min() == 0
+    assert centres.max() == 99
+    assert stats.chisquare(np.bincount(centres, minlength=100)).pvalue > 1e-3
+
+
+def test_new_steps_leave_the_first_draws_where_they_were():
+    many = FASTAI | {"rotation": 180, "affine_p": 1, "lighting": 0.2, "holes": 3, "mixup": 0.4}
+    few, more = (Augmentation(**PAPER | changes) for changes in ({}, many | {"dihedral": False}))
+    before, after = (ours.draw(3, 2, 50, SIZE) for ours in (few, more))
+    for name in ("vertical", "horizontal", "angle", "shift"):
+        assert torch.equal(before[name], after[name])
+    other = more.draw(3, 3, 50, SIZE)
+    for name in ("zoom", "focus", "warp", "brightness", "contrast", "hole"):
+        assert not torch.equal(after[name], other[name])
+
+
+def test_the_papers_draws_and_pixels_are_those_of_the_first_version():
+    ours = Augmentation(**PAPER)
+    drawn, plan = ours.draw(7, 3, 64, 32), ours.plan(7, 3, 64, 32)
+    names = ("vertical", "horizontal", "angle", "shift")
+    noise = np.random.Generator(np.random.Philox(0)).integers(0, 256, (64, 3, 32, 32), np.uint8)
+    pixels = ours(torch.from_numpy(noise).float() / 255, plan)
+    for numbers, digest in (
+        (b"".join(drawn[name].numpy().tobytes() for name in names), "3d0f4c8ffca71783312d6525"),
+        (to_stored(pixels).transpose(0, 3, 1, 2).tobytes(), "355ef903e78248a887f30f33"),
+    ):
+        assert hashlib.sha256(numbers).hexdigest().startswith(digest)
+    assert plan.theta.shape == (64, 2, 3)
+    assert (plan.light, plan.holes) == (None, None)
+
+
+# Boxes
+
+
+def test_an_extent_is_what_scikit_image_finds():
+    random = np.random.default_rng(0)
+    masks = random.random((50, 17, 17)) < 0.01
+    masks[0] = False
+    masks[1] = True
+    for box, mask in zip(extent(torch.from_numpy(masks)), masks, strict=True):
+        top, left, bottom, right = (0, 0, 17, 17)
+        if mask.any():
+            top, left, bottom, right = regionprops(mask.astype(int))[0].bbox
+        expected = [2 * edge / 17 - 1 for edge in (top, left, bottom, right)]
+        assert box.dtype == torch.float32
+        assert box.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("padding", ["zeros", "reflection"])
+def test_boxes_are_extents_of_masks_that_another_implementation_warps(stored, padding):
+    ours = Augmentation(**FASTAI, padding=padding, holes=5)
+    mask = torch.from_numpy((stored > 0).any(-1))
+    drawn, plan = ours.draw(2, 0, 6, SIZE), ours.plan(2, 0, 6, SIZE)
+    found = extent(ours.warp_mask(mask[:, None], plan)[:, 0])
+    theirs = np.empty((6, 4))
+    for cell in range(6):
+        flow = fastai_affine(drawn, cell) @ fastai_warp(drawn["warp"][cell].tolist())
+        source = fastai_dihedral(mask[cell][None].float(), drawn, cell)
+        moved = by_scipy(source, flow, order=0)[0] > 0.5
+        top, left, bottom, right = regionprops(moved.astype(int))[0].bbox
+        theirs[cell] = [2 * edge / SIZE - 1 for edge in (top, left, bottom, right)]
+    # Rounding may move an edge by a pixel.
+    assert np.abs(found.numpy() - theirs).max() <= 2.01 / SIZE
+    assert (np.abs(found.numpy() - theirs) < 1e-5).mean() > 0.8
+    plain = extent(mask)
+    assert (found - plain).abs().max() > 0.1
+
+
+def test_a_turned_cells_box_is_tighter_than_its_turned_corners():
+    ours = Augmentation(rotation=180)
+    y, x = np.mgrid[:100, :100] - 49.5
+    mask = torch.from_numpy(x**2 + y**2 < 30**2)[None].expand(20, -1, -1)
+    found = extent(ours.warp_mask(mask[:, None], ours.plan(0, 0, 20, 100))[:, 0])
+    assert (found.abs() - 0.6).abs().max() <= 0.021
+
+
+def test_without_a_geometric_step_a_mask_stays_as_it_is():
+    ours = Augmentation(lighting=0.2, holes=5)
+    mask = torch.rand(4, 1, 9, 9) > 0.5
+    assert ours.warp_mask(mask, ours.plan(0, 0, 4, 9)) is mask
+
+
+# Mixup
+
+
+def test_mixup_mixes_each_image_with_one_other_and_keeps_its_own_part_the_greater():
+    count = 500
+    # Image i is one-hot, so that a mixture tells its parts.
+    images = torch.eye(count).reshape(count, count, 1, 1)
+    label = torch.arange(count) % 2
+    mixed, target = Augmentation(mixup=0.4).mix(images, label, 3, 11)
+    parts = mixed[:, :, 0, 0]
+    assert target.dtype == torch.float32
+    assert torch.allclose(parts.sum(1), torch.ones(count))
+    assert ((parts > 0).sum(1) <= 2).all()
+    own = parts.diagonal()
+    assert own.min() >= 0.5
+    # Each image is the partner of exactly one.
+    partners = (parts - torch.diag(own)).argmax(1)[own < 1]
+    assert len(partners.unique()) == len(partners)
+    assert torch.allclose(target, parts @ label.float(), atol=1e-6)
+    theirs = stats.beta(0.4, 0.4)
+    folded = stats.kstest(own[own < 1], lambda x: theirs.cdf(x) - theirs.cdf(1 - x))
+    assert folded.pvalue > 1e-3
+
+
+def test_mixup_depends_on_seed_and_step_alone_and_not_on_global_generators():
+    ours = Augmentation(mixup=0.4)
+    images, label = torch.rand(8, 3, 4, 4), torch.arange(8) % 2
+    state = torch.get_rng_state()
+    first = ours.mix(images, label, 0, 5)
+    assert all(torch.equal(a, b) for a, b in zip(first, ours.mix(images, label, 0, 5), strict=True))
+    assert torch.equal(torch.get_rng_state(), state)
+    for seed, step in ((0, 6), (1, 5), (5, 0)):
+        assert not torch.equal(ours.mix(images, label, seed, step)[0], first[0])
+
+
+# Corners, counts, weights
+
+
+def test_corner_views_are_torchvisions_enlarged_corners_in_fastais_order():
+    size, part = 276, 240  # 276 / 1.15 is 240
+    images = smooth(2, size)
+    found = list(views(images, "corners"))
+    assert len(found) == view_count("corners") == 9
+    assert found[0] is images
+    for i, view in enumerate(found[1:]):
+        top, left = (size - part) * (i & 1), (size - part) * (i >> 1 & 1)
+        theirs = resized_crop(images, top, left, part, part, [size, size], antialias=False)
+        theirs = hflip(theirs) if i & 4 else theirs
+        # At its edges torchvision's window knows no neighbours.
+        assert (view - theirs)[..., 2:-2, 2:-2].abs().max() < 1e-5
+        assert (view - theirs).abs().max() < 0.01
+
+
+def test_weights_are_equal_for_rotations_and_marzahls_for_corners():
+    assert view_weights(8) == [1 / 8] * 8
+    assert view_weights("corners") == pytest.approx([0.4] + [0.6 / 8] * 8)
+    assert [view_count(n) for n in (1, 8)] == [1, 8]
+    for plan in (1, 7, "corners"):
+        assert sum(view_weights(plan)) == pytest.approx(1)
+        assert len(view_weights(plan)) == view_count(plan)
+
+
+@pytest.mark.parametrize("plan", [0, -1, 1.5, True, None, "corner", "8"])
+def test_views_that_are_no_plan_are_refused(plan):
+    for function in (view_count, view_weights, lambda plan: views(smooth(1, 8), plan)):
+        with pytest.raises(LeukoclsError, match=r"^views=.*: choose .* or corners\.$"):
+            function(plan)

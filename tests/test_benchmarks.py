@@ -4,8 +4,17 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
+
+import pytest
+from conftest import only_run, record
+
+from leukocls.data.synthetic import SyntheticSpec
+from leukocls.errors import LeukoclsError
+from leukocls.files import sha256_file
+from leukocls.models.weights import weights_file
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,6 +55,27 @@ def test_likeness_compares_genuine_and_synthetic(sample_root: Path, tmp_path: Pa
     shares = measures["zero background, ALL"]
     assert 0.7 < shares["genuine"] < 0.95
     assert abs(shares["genuine"] - shares["synthetic"]) < 0.05
+
+
+def test_transfer_trains_the_same_cells_from_both_weights(
+    small_spec: SyntheticSpec, tmp_path: Path
+) -> None:
+    """One seed and epoch of a tiny tree; the arms differ in nothing but their weights."""
+    try:
+        lite0 = sha256_file(weights_file("lite0"))
+    except LeukoclsError as error:
+        pytest.skip(str(error))
+    tree = [f"data.synthetic.{name}={value}" for name, value in asdict(small_spec).items()]
+    result = benchmark("transfer").measure(
+        tmp_path, 1, ["trainer.max_epochs=1", "data.size=32", *tree]
+    )
+    identities = {arm: record(only_run(tmp_path / arm))["identity"] for arm in ("lite0", "random")}
+    assert [identities[arm].pop("sha256 of weights") for arm in identities] == [lite0, None]
+    assert identities["lite0"] == identities["random"]
+    gain = result["gain"]["auroc"]
+    ours, theirs = (result["arms"][arm]["mean"]["auroc"] for arm in identities)
+    assert gain["by_seed"] == [gain["mean"]] == [ours - theirs]
+    assert "SYNTHETIC" in benchmark("transfer").table(result)
 
 
 def test_recorded_results_name_what_they_were_measured_with() -> None:

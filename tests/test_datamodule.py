@@ -10,7 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from leukocls.data.augment import ORDER_STREAM, Augmentation, generator
+from leukocls.data.augment import ORDER_STREAM, Augmentation, extent, generator
 from leukocls.data.datamodule import CellDataModule, Cells
 from leukocls.data.index import Index
 from leukocls.data.splits import Split
@@ -18,6 +18,10 @@ from leukocls.errors import LeukoclsError
 
 TRAIN, PRELIM, SIZE = 22, 11, 24
 PAPER = Augmentation(0.5, 0.5, 180, 0.2)
+ALL_STEPS = Augmentation(
+    dihedral=True, rotation=10, zoom=1.5, warp=0.2, lighting=0.15, holes=5, mixup=0.4,
+    affine_p=0.75, lighting_p=0.75, interpolation="bilinear", padding="reflection",
+)  # fmt: skip
 FEEDING = {"batch_size": 4, "eval_batch_size": 4, "residence": "mmap", "workers": 0}
 
 
@@ -30,15 +34,16 @@ def store(tmp_path_factory):
     return np.load(path, mmap_mode="r")
 
 
-def feed(store, rank=0, ranks=1, train=range(TRAIN), seed=3, **feeding):
-    """A data module and the little of a Trainer that it looks at."""
-    label = np.arange(len(store)) % 2
+def feed(store, rank=0, ranks=1, train=range(TRAIN), seed=3, augment=PAPER, every=2, **feeding):
+    """A data module and the little of a Trainer that it looks at; one cell of `every` is HEM."""
+    label = (np.arange(len(store)) % every > 0).astype(np.int64)
     index = Index(Path(), "tcia", pd.DataFrame({"label": label}), (), None, None)
     rows = {"train": np.array(train), "prelim": np.arange(TRAIN, TRAIN + PRELIM)}
     split = Split("challenge", rows, "prelim")
-    module = CellDataModule(index, store, split, PAPER, seed=seed, **(FEEDING | feeding))
+    module = CellDataModule(index, store, split, augment, seed=seed, **(FEEDING | feeding))
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=-1))
     module.trainer = SimpleNamespace(
-        training=True, current_epoch=0, global_rank=rank, world_size=ranks
+        training=True, current_epoch=0, global_rank=rank, world_size=ranks, fit_loop=loop
     )
     return module
 
@@ -49,7 +54,22 @@ def epochs(module, count=2):
     for epoch in range(count):
         module.trainer.current_epoch = epoch
         loader.sampler.set_epoch(epoch)
-        yield [module.on_after_batch_transfer(batch, 0) for batch in loader]
+        yield [transferred(module, batch) for batch in loader]
+
+
+def transferred(module, batch):
+    """The batch as Lightning gets it, which counts it then."""
+    found = module.on_after_batch_transfer(batch, 0)
+    module.trainer.fit_loop.epoch_loop.total_batch_idx += 1
+    return found
+
+
+def same(batches, others):
+    """Whether two lists of batches are equal in every name and number."""
+    return len(batches) == len(others) and all(
+        one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+        for one, two in zip(batches, others, strict=True)
+    )
 
 
 def pixels(module, count=2):
@@ -83,6 +103,7 @@ def evaluated(module):
         {"batch_size": 7},
         {"batch_size": 7, "residence": "device"},
         {"train": range(3, TRAIN, 2)},
+        {"sampler": "balanced"},
     ],
     ids=str,
 )
@@ -145,6 +166,157 @@ def test_lightning_itself_asks_for_another_order_each_epoch(store):
     assert watch.seen == expected
 
 
+# Oversampling
+
+
+@pytest.mark.parametrize("every", [2, 4, 5, 11])
+def test_a_balanced_epoch_has_as_many_cells_of_either_class(store, every):
+    module = feed(store, every=every, sampler="balanced", batch_size=1)
+    label = module.index.table["label"].to_numpy()
+    majority, minority = (np.flatnonzero(label[:TRAIN] == value) for value in (1, 0))
+    whole, rest = divmod(len(majority), len(minority))
+    seen = []
+    for batches in epochs(module, 4):
+        times = np.bincount(np.concatenate(rows(batches)), minlength=TRAIN)
+        assert len(batches) == len(module.train_dataloader()) == 2 * len(majority)
+        assert (times[majority] == 1).all()
+        assert set(times[minority]) <= {whole, whole + 1}
+        assert (times[minority] == whole + 1).sum() == rest
+        assert all(batch["label"] == label[batch["row"]] for batch in batches)
+        seen.append(np.concatenate(rows(batches)).tolist())
+    assert len({tuple(order) for order in seen}) == 4
+    assert rest == 0 or len({tuple(sorted(order)) for order in seen}) > 1
+
+
+def test_copies_of_a_cell_differ_and_the_first_is_that_of_the_plain_sampler(store):
+    plain = set(pixels(feed(store, every=5, batch_size=1), 1).values())
+    balanced = feed(store, every=5, sampler="balanced", batch_size=1)
+    found = [
+        hashlib.sha256(batch["image"].numpy().tobytes()).hexdigest()
+        for batch in next(epochs(balanced))
+    ]
+    assert len(found) == len(set(found)) == 2 * 17
+    assert plain < set(found)
+
+
+@pytest.mark.parametrize("feeding", [{"residence": "ram"}, {"residence": "device"}])
+def test_balanced_mixed_batches_with_boxes_are_the_same_from_anywhere(store, feeding):
+    usual = {"every": 5, "sampler": "balanced", "augment": ALL_STEPS, "boxes": whole(store)}
+    assert same(next(epochs(feed(store, **usual))), next(epochs(feed(store, **usual, **feeding))))
+
+
+def test_training_cells_of_one_class_cannot_be_balanced_but_can_be_shuffled(store):
+    odd = range(1, TRAIN, 2)
+    assert len(feed(store, train=odd).train_dataloader()) == 2
+    with pytest.raises(LeukoclsError, match=r"sampler=balanced: .* one class.*; choose"):
+        feed(store, train=odd, sampler="balanced")
+
+
+def test_evaluation_knows_no_balance(store):
+    module = feed(store, every=5, sampler="balanced")
+    assert np.concatenate(rows(evaluated(module))).tolist() == list(range(TRAIN, TRAIN + PRELIM))
+
+
+# Boxes
+
+
+def whole(store):
+    """The boxes of images without black pixels, had somebody made each a little smaller."""
+    return np.tile(np.float32([-0.9, -0.8, 0.7, 0.6]), (len(store), 1))
+
+
+@pytest.fixture(scope="module")
+def discs():
+    """Noisy discs on black, of several places and sizes."""
+    random = np.random.default_rng(1)
+    y, x = np.mgrid[:64, :64]
+    images = random.integers(1, 256, (TRAIN + PRELIM, 64, 64, 3), dtype=np.uint8)
+    for image in images:
+        row, column, radius = random.uniform(24, 40), random.uniform(24, 40), random.uniform(8, 20)
+        image[(y - row) ** 2 + (x - column) ** 2 > radius**2] = 0
+    return images
+
+
+def test_boxes_are_given_as_they_are_where_nothing_moves(store):
+    boxes = whole(store) + np.arange(len(store), dtype=np.float32)[:, None] / 1000
+    modules = [feed(store, boxes=boxes, augment=a) for a in (Augmentation(), Augmentation(holes=3))]
+    for batches in (*(next(epochs(module)) for module in modules), evaluated(modules[0])):
+        for batch in batches:
+            assert batch["box"].dtype == torch.float32
+            assert np.array_equal(batch["box"], boxes[batch["row"]])
+    assert "box" not in next(epochs(feed(store)))[0]
+
+
+def test_boxes_follow_the_cells_and_not_what_else_is_in_the_pixels(discs):
+    plain, misleading = (
+        Augmentation(0.5, 0.5, 180, 0.2, padding=padding, **more)
+        for padding, more in (("zeros", {}), ("reflection", {"holes": 5, "lighting": 0.2}))
+    )
+    boxes = np.zeros((len(discs), 4), np.float32)
+    seen, hidden = (next(epochs(feed(discs, boxes=boxes, augment=a))) for a in (plain, misleading))
+    for one, two in zip(seen, hidden, strict=True):
+        # Nearest neighbour and black padding: the pixels themselves tell.
+        assert torch.equal(one["box"], extent((one["image"] > 0).any(1)))
+        assert torch.equal(two["box"], one["box"])
+        assert not torch.equal(two["box"], extent((two["image"] > 1e-4).any(1)))
+
+
+# Mixup
+
+
+def test_mixup_makes_labels_floats_keeps_boxes_and_leaves_evaluation_alone(discs):
+    boxes = np.zeros((len(discs), 4), np.float32)
+    plain, mixed = (
+        feed(discs, boxes=boxes, augment=Augmentation(rotation=45, mixup=alpha), every=3)
+        for alpha in (0, 0.4)
+    )
+    for step, (one, two) in enumerate(zip(next(epochs(plain)), next(epochs(mixed)), strict=True)):
+        image, label = mixed.augmentation.mix(one["image"], one["label"], mixed.seed, step)
+        assert torch.equal(two["image"], image)
+        assert torch.equal(two["label"], label)
+        for name in ("row", "box"):
+            assert torch.equal(one[name], two[name])
+        assert two["label"].dtype == torch.float32
+        assert ((two["label"] - one["label"]).abs() <= 0.5).all()
+    assert same(evaluated(plain), evaluated(mixed))
+    assert evaluated(mixed)[0]["label"].dtype == torch.int64
+
+
+def test_a_resumed_fit_mixes_the_same(store, tmp_path):
+    class Watch(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.seen = torch.nn.Linear(1, 1), []
+
+        def training_step(self, batch, batch_idx):
+            self.seen.append(batch)
+            return self.layer(batch["image"].mean().reshape(1, 1)).sum()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    def fit(max_epochs, checkpoint=None, accumulate=1):
+        watch = Watch()
+        trainer = pl.Trainer(
+            accelerator="cpu", max_epochs=max_epochs, accumulate_grad_batches=accumulate,
+            limit_val_batches=0, logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(watch, feed(store, augment=ALL_STEPS), ckpt_path=checkpoint)
+        trainer.save_checkpoint(tmp_path / "stopped.ckpt")
+        return watch.seen
+
+    straight = fit(3)
+    assert same(fit(3, accumulate=2), straight)
+    stopped = fit(1)
+    resumed = fit(3, tmp_path / "stopped.ckpt")
+    assert len(stopped) == 5
+    assert same([*stopped, *resumed], straight)
+    # Steps are counted from 0.
+    module = feed(store, augment=ALL_STEPS)
+    assert same([batch for batches in epochs(module, 3) for batch in batches], straight)
+
+
 # Evaluation
 
 
@@ -185,10 +357,11 @@ def test_the_length_of_a_loader_is_that_of_its_batches(store):
         ("eval_batch_size", 0),
         ("workers", -1),
         ("residence", "disk"),
+        ("sampler", "oversampled"),
     ],
 )
 def test_values_that_cannot_be_are_refused_by_name(store, name, value):
-    with pytest.raises(LeukoclsError, match=rf"data\.{name}={value}: .*choose"):
+    with pytest.raises(LeukoclsError, match=rf"(data\.)?{name}={value}: .*choose"):
         feed(store, **{name: value})
 
 
@@ -199,7 +372,8 @@ def test_a_pickled_memory_map_is_its_file_name(store):
     assert len(stream.getvalue()) < store.nbytes / 20
     copy = pickle.loads(stream.getvalue())
     assert isinstance(copy.images, np.memmap)
-    picked = np.array([5, 1])
+    picked = np.array([5, 1, 3 * len(store) + 2])
+    assert copy[picked]["row"].tolist() == [5, 1, 2]
     for name, tensor in copy[picked].items():
         assert torch.equal(tensor, cells[picked][name])
 

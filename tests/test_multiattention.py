@@ -264,7 +264,7 @@ def test_sizes_that_cannot_be_are_refused_by_name(wrong, said):
 
 
 def test_a_backbone_without_feature_maps_is_refused():
-    with pytest.raises(LeukoclsError, match=r"attention needs maps.*convolutional"):
+    with pytest.raises(LeukoclsError, match=r"needs maps.*convolutional"):
         MultiAttention("test_vit").eval()(images(size=160))
 
 

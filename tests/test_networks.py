@@ -6,15 +6,12 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from omegaconf import OmegaConf
 from safetensors.torch import save_file
-from torch import nn
 
 import leukocls
 from leukocls.errors import LeukoclsError
 from leukocls.models.timm_network import TimmNetwork
 from leukocls.models.weights import load_weights, read_state_dict
-from leukocls.optim import configure, parameter_groups
 
 PACKAGE = Path(leukocls.__file__).parent
 TINY = "test_resnet"
@@ -351,68 +348,14 @@ def test_mean_and_std_are_taken_off_first_and_stay_out_of_the_state_dict(tiny):
         assert not torch.allclose(network(images), tiny(images))
 
 
+@pytest.mark.parametrize("backbone", ["tf_efficientnet_lite0", "legacy_seresnext50_32x4d", TINY])
+def test_a_fresh_head_is_torchs_own(backbone):
+    network = TimmNetwork(backbone)
+    (head,) = (network.backbone.get_submodule(name) for name in network.classifier_names)
+    bound = head.in_features**-0.5
+    assert 0.9 * bound < head.weight.abs().max() <= bound
+
+
 @pytest.mark.parametrize("outputs", [1, 2])
 def test_a_network_has_as_many_outputs_as_asked_for(outputs):
     assert TimmNetwork(TINY, outputs=outputs)(torch.zeros(3, 3, 32, 32)).shape == (3, outputs)
-
-
-# Optimiser groups
-
-RATES = {"early": 1e-6, "late": 1e-4, "head": 1e-2}
-
-
-def paper():
-    path = PACKAGE.parent / "conf" / "optim" / "prellberg2019.yaml"
-    return OmegaConf.to_container(OmegaConf.load(path))
-
-
-def test_the_papers_optimiser_has_a_rate_for_each_stage_and_no_decay(seresnext):
-    optimizer, _ = configure(seresnext, paper())
-    assert type(optimizer) is torch.optim.Adam
-    found = {
-        g["name"]: (g["lr"], len(g["params"]), g["weight_decay"]) for g in optimizer.param_groups
-    }
-    assert found == {"early": (1e-6, 45, 0), "late": (1e-4, 178, 0), "head": (1e-2, 2, 0)}
-
-
-def test_rates_over_six_epochs_are_the_papers(tiny):
-    optimizer, schedule = configure(tiny, paper())
-    for factor in (1, 1, 0.1, 0.1, 0.01, 0.01):
-        found = {group["name"]: group["lr"] for group in optimizer.param_groups}
-        assert found == pytest.approx({name: rate * factor for name, rate in RATES.items()})
-        optimizer.step()
-        schedule.step()
-
-
-def test_one_rate_is_given_to_each_stage(tiny):
-    optimizer, schedule = configure(tiny, {**paper(), "lr": 1e-3})
-    assert {group["name"]: group["lr"] for group in optimizer.param_groups} == dict.fromkeys(
-        RATES, 1e-3
-    )
-    assert len(schedule.base_lrs) == 3
-
-
-@pytest.mark.parametrize(
-    "lr", [{"early": 1e-3}, {**RATES, "neck": 1e-3}, {"stem": 1, "body": 1, "head": 1}, {}]
-)
-def test_rates_must_name_the_networks_stages(tiny, lr):
-    with pytest.raises(LeukoclsError, match="the network's stages are early, late, head"):
-        parameter_groups(tiny, lr)
-
-
-def test_frozen_parameters_are_in_no_group_and_a_frozen_network_is_refused(tiny):
-    for group in (tiny.stages()["early"], tiny.stages()["late"]):
-        for parameter in group:
-            parameter.requires_grad_(False)
-    groups = parameter_groups(tiny, RATES)
-    assert [(group["name"], len(group["params"])) for group in groups] == [("head", 2)]
-    with pytest.raises(LeukoclsError, match="nothing to train"):
-        parameter_groups(tiny.requires_grad_(False), RATES)
-
-
-def test_a_network_without_stages_is_one_group():
-    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 1))
-    groups = parameter_groups(network, 1e-3)
-    assert [(g["name"], g["lr"], len(g["params"])) for g in groups] == [("all", 1e-3, 2)]
-    with pytest.raises(LeukoclsError, match="the network's stages are all"):
-        parameter_groups(network, RATES)

@@ -13,7 +13,6 @@ from leukocls.data.index import build_index
 from leukocls.data.published import subject_counts
 from leukocls.data.splits import Choice, make_split
 from leukocls.errors import LeukoclsError
-from leukocls.metrics import weighted_bce
 
 
 @pytest.fixture(scope="module")
@@ -178,15 +177,3 @@ def test_a_reconstruction_is_marked(small_tree: Path, tmp_path: Path, train: Tra
         "RECONSTRUCTION",
     ]
     assert "*** SYNTHETIC RECONSTRUCTION ***" in done.out
-
-
-def test_the_loss_is_torchs() -> None:
-    torch = pytest.importorskip("torch")
-    generator = torch.Generator().manual_seed(0)
-    logit = torch.randn(200, generator=generator, dtype=torch.float64) * 20
-    label = (torch.rand(200, generator=generator) < 0.7).double()
-    theirs = torch.nn.functional.binary_cross_entropy_with_logits(
-        logit, label, pos_weight=torch.tensor(0.466, dtype=torch.float64)
-    )
-    ours = weighted_bce(label.numpy(), logit.numpy(), 0.466)
-    assert ours == pytest.approx(float(theirs), rel=1e-12)

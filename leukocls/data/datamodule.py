@@ -1,6 +1,6 @@
 """The LightningDataModule: batches of cells from the store, augmented on the device."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,30 +11,40 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from leukocls.data.augment import ORDER_STREAM, Augmentation, generator
+from leukocls.data.augment import (
+    ORDER_STREAM,
+    Augmentation,
+    Plan,
+    extent,
+    generator,
+    to_images,
+)
 from leukocls.data.index import Index
 from leukocls.data.splits import Split
 from leukocls.errors import LeukoclsError
 
 RESIDENCES = ("mmap", "ram", "device")
+SAMPLERS = ("shuffle", "balanced")
 
 
 @dataclass(frozen=True)
 class Cells(Dataset):
-    """Whole batches by rows of the index.
+    """Whole batches by positions: position p is copy p // N of cell p % N of the index's N.
 
-    A batch holds `row` int64 [B], `label` int64 [B] (ALL 1, HEM 0, −1 unknown) and, unless the
-    images are resident on the device, `image` uint8 [B, S, S, 3]. Names are in the index.
+    A batch holds `position` int64 [B], `row` int64 [B] (that of the index), `label` int64 [B] (ALL
+    1, HEM 0, −1 unknown) and, unless the images are resident on the device, `image` uint8
+    [B, S, S, 3]. Names are in the index.
     """
 
     images: np.ndarray | None
     label: np.ndarray
 
-    def __getitem__(self, rows: np.ndarray) -> dict[str, Tensor]:
-        batch = {"row": torch.from_numpy(rows), "label": torch.from_numpy(self.label[rows])}
+    def __getitem__(self, position: np.ndarray) -> dict[str, Tensor]:
+        row = position % len(self.label)
+        numbers = {"position": position, "row": row, "label": self.label[row]}
         if self.images is not None:
-            batch["image"] = torch.from_numpy(self.images[rows])
-        return batch
+            numbers["image"] = self.images[row]
+        return {name: torch.from_numpy(value) for name, value in numbers.items()}
 
     def __getstate__(self) -> dict[str, Any]:
         # A pickled memory map would carry every pixel to every worker.
@@ -49,54 +59,76 @@ class Cells(Dataset):
 
 
 class Batches(Sampler[np.ndarray]):
-    """Rows of each batch of one rank; shuffled ones in an order that (seed, epoch) decides.
+    """Positions of each batch of one rank; shuffled ones in an order that (seed, epoch) decides.
 
     Shuffled epochs drop the last incomplete batch; the others give every row exactly once over
-    all ranks, without padding.
+    all ranks, without padding. Of several groups of rows the smaller ones are oversampled to the
+    size of the largest: each row as often as fits, the rest drawn without replacement.
     """
 
     def __init__(
         self,
-        rows: np.ndarray,
+        groups: Sequence[np.ndarray],
+        cells: int,
         size: int,
         shuffle_seed: int | None = None,
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
-        self.rows, self.size, self.seed = rows, size, shuffle_seed
+        self.groups, self.cells, self.size, self.seed = groups, cells, size, shuffle_seed
         self.rank, self.ranks, self.epoch = rank, ranks, 0
+        self.most = max(len(rows) for rows in groups)
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before each epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
+        total = len(self.groups) * self.most
         if self.seed is not None:
-            return len(self.rows) // (self.size * self.ranks)
-        return -(-len(self.rows[self.rank :: self.ranks]) // self.size)
+            return total // (self.size * self.ranks)
+        return -(-len(range(self.rank, total, self.ranks)) // self.size)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        rows = self.rows
+        (positions, *_) = self.groups
         if self.seed is not None:
-            rows = generator(self.seed, self.epoch, ORDER_STREAM).permutation(rows)
-        rows = rows[self.rank :: self.ranks]
+            random = generator(self.seed, self.epoch, ORDER_STREAM)
+            parts = [part for rows in self.groups for part in self._oversampled(rows, random)]
+            positions = random.permutation(np.concatenate(parts))
+        positions = positions[self.rank :: self.ranks]
         for start in range(0, len(self) * self.size, self.size):
-            yield rows[start : start + self.size]
+            yield positions[start : start + self.size]
+
+    def _oversampled(self, rows: np.ndarray, random: np.random.Generator) -> Iterator[np.ndarray]:
+        copies, rest = divmod(self.most, len(rows))
+        for copy in range(copies):
+            yield rows + copy * self.cells
+        if rest:
+            yield random.choice(rows, rest, replace=False) + copies * self.cells
 
 
 class CellDataModule(pl.LightningDataModule):
     """Feeds every classifier.
 
+    A batch holds `row` int64 [B] (of the index), `label` [B] (int64; a float after mixup), `image`
+    float32 [B, 3, S, S] in [0, 1] and, with `boxes`, `box` float32 [B, 4].
+
     Args:
-        index, store, split: the cells, their images uint8 [N, S, S, 3], and who does what.
+        index, store, split: the cells, their images uint8 [N, S, S, 3], and who does what. Instead
+            of images frozen features float32 [N, V, F], of each view; `image` is then those of
+            view 0 [B, F] while training, and of all [B, V, F] at evaluation.
         augmentation: applied to training batches on the device.
         seed: of the order and of the augmentation.
         batch_size, eval_batch_size: images a step.
         residence: where the images live: "mmap" (file), "ram", "device". The same batches.
         workers: processes that read batches; 0 is fastest from the store.
+        sampler: "shuffle" (each training cell once an epoch) or "balanced" (the smaller class
+            oversampled to the size of the larger, each copy with an augmentation of its own).
+        boxes: top, left, bottom, right of the stored cells in [-1, 1], float32 [N, 4]; they follow
+            the augmentation. None for networks that want no boxes.
 
     Raises:
-        LeukoclsError: a size or residence out of range.
+        LeukoclsError: a size, residence or sampler out of range; nothing to balance.
     """
 
     def __init__(
@@ -111,6 +143,8 @@ class CellDataModule(pl.LightningDataModule):
         eval_batch_size: int,
         residence: str,
         workers: int,
+        sampler: str = "shuffle",
+        boxes: np.ndarray | None = None,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -120,38 +154,60 @@ class CellDataModule(pl.LightningDataModule):
         ):
             if not isinstance(value, int) or value < least:
                 raise LeukoclsError(f"data.{name}={value}: choose at least {least}.")
-        if residence not in RESIDENCES:
-            raise LeukoclsError(f"data.residence={residence}: choose one of {RESIDENCES}.")
-        training = len(split.rows.get("train", ()))
-        if 0 < training < batch_size and split.scored != ["train"]:
-            raise LeukoclsError(
-                f"data.batch_size={batch_size}: only {training} training cells,"
-                " so no full batch; choose a smaller one."
-            )
+        for name, choice, choices in (
+            ("data.residence", residence, RESIDENCES),
+            ("sampler", sampler, SAMPLERS),
+        ):
+            if choice not in choices:
+                raise LeukoclsError(f"{name}={choice}: choose one of {', '.join(choices)}.")
         self.index, self.store, self.split = index, store, split
         self.scored = split.scored
         self.augmentation, self.seed = augmentation, seed
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.residence, self.workers = residence, workers
         self._resident: Tensor | None = None
-        self._plan: tuple[int, Tensor] = (-1, torch.empty(0))
+        self._boxes = None if boxes is None else torch.from_numpy(np.array(boxes))
+        self._plan: tuple[int, Plan] = (-1, Plan())
         images = {"mmap": lambda: store, "ram": lambda: np.array(store), "device": lambda: None}
         self.cells = Cells(images[residence](), index.table["label"].to_numpy())
+        self.groups = self._groups(sampler)
+
+    def _groups(self, sampler: str) -> list[np.ndarray]:
+        """Training rows that get an equal share of an epoch."""
+        rows = self.split.rows.get("train", np.empty(0, np.int64))
+        if not len(rows) or self.split.scored == ["train"]:
+            return [rows]
+        groups = [rows]
+        if sampler == "balanced":
+            groups = [rows[self.cells.label[rows] == label] for label in (0, 1)]
+            if not all(len(group) for group in groups):
+                raise LeukoclsError(
+                    "sampler=balanced: the training cells are of one class, so nothing can be"
+                    " balanced; choose shuffle."
+                )
+        training = len(groups) * max(len(group) for group in groups)
+        if training < self.batch_size:
+            raise LeukoclsError(
+                f"data.batch_size={self.batch_size}: only {training} training cells,"
+                " so no full batch; choose a smaller one."
+            )
+        return groups
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled training batches."""
-        return self._loader(self.split.rows["train"], self.batch_size, self.seed)
+        return self._loader(self.groups, self.batch_size, self.seed)
 
     def val_dataloader(self) -> list[DataLoader]:
         """One loader for each split of `scored`, in that order."""
         return [
-            self._loader(self.split.rows[name], self.eval_batch_size, None) for name in self.scored
+            self._loader([self.split.rows[name]], self.eval_batch_size, None)
+            for name in self.scored
         ]
 
-    def _loader(self, rows: np.ndarray, size: int, shuffle_seed: int | None) -> DataLoader:
+    def _loader(self, groups: list[np.ndarray], size: int, shuffle_seed: int | None) -> DataLoader:
         assert self.trainer is not None
         rank, ranks = self.trainer.global_rank, self.trainer.world_size
-        batches = Batches(rows, size, shuffle_seed, rank, ranks)
+        batches = Batches(groups, len(self.index.table), size, shuffle_seed, rank, ranks)
         return DataLoader(
             self.cells,
             sampler=batches,
@@ -165,23 +221,51 @@ class CellDataModule(pl.LightningDataModule):
     def on_after_batch_transfer(
         self, batch: dict[str, Tensor], dataloader_idx: int
     ) -> dict[str, Tensor]:
-        """Add `image` as float32 [B, 3, S, S] in [0, 1], augmented while training."""
-        row = batch["row"]
-        if self.residence == "device":
-            if self._resident is None or self._resident.device != row.device:
-                self._resident = torch.from_numpy(np.array(self.store)).to(row.device)
-            stored = self._resident[row]
-        else:
-            stored = batch["image"]
-        image = stored.permute(0, 3, 1, 2).float() / 255
+        """Turn what the loader gave into a batch as described above, augmented while training."""
+        stored = self._stored(batch)
         assert self.trainer is not None
+        if stored.ndim == 3:
+            image = stored[:, 0] if self.trainer.training else stored
+        else:
+            image = to_images(stored)
+        done = {"row": batch["row"], "label": batch["label"], "image": image}
+        if self._boxes is not None:
+            self._boxes = self._boxes.to(image.device)
+            done["box"] = self._boxes[batch["row"]]
         if self.trainer.training and not self.augmentation.is_identity:
-            image = self.augmentation(image, self._theta(self.trainer.current_epoch, row))
-        return {"row": row, "label": batch["label"], "image": image}
+            self._augment(done, stored, self._epoch_plan(image.device)[batch["position"]])
+        return done
 
-    def _theta(self, epoch: int, row: Tensor) -> Tensor:
+    def _stored(self, batch: dict[str, Tensor]) -> Tensor:
+        """Images as they are stored, uint8 [B, S, S, 3]."""
+        if self.residence != "device":
+            return batch["image"]
+        row = batch["row"]
+        if self._resident is None or self._resident.device != row.device:
+            self._resident = torch.from_numpy(np.array(self.store)).to(row.device)
+        return self._resident[row]
+
+    def _augment(self, batch: dict[str, Tensor], stored: Tensor, plan: Plan) -> None:
+        assert self.trainer is not None
+        if "box" in batch and self.augmentation.is_geometric:
+            mask = (stored > 0).any(-1)[:, None]
+            batch["box"] = extent(self.augmentation.warp_mask(mask, plan)[:, 0])
+        batch["image"] = self.augmentation(batch["image"], plan)
+        if self.augmentation.mixup:
+            # Lightning counts a batch only after it was transferred.
+            step = self.trainer.fit_loop.epoch_loop.total_batch_idx + 1
+            batch["image"], batch["label"] = self.augmentation.mix(
+                batch["image"], batch["label"], self.seed, step
+            )
+
+    def _epoch_plan(self, device: torch.device) -> Plan:
+        """Of every position of this epoch."""
+        assert self.trainer is not None
+        epoch = self.trainer.current_epoch
         if self._plan[0] != epoch:
             cells, size = self.store.shape[:2]
-            plan = self.augmentation.plan(self.seed, epoch, cells, size)
-            self._plan = (epoch, plan.to(row.device))
-        return self._plan[1][row]
+            # Rounded up: the last copies are those of the rest that does not fit whole.
+            copies = -(-max(map(len, self.groups)) // min(map(len, self.groups)))
+            plan = self.augmentation.plan(self.seed, epoch, cells * copies, size)
+            self._plan = (epoch, plan.to(device))
+        return self._plan[1]

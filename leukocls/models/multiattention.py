@@ -61,7 +61,7 @@ class MultiAttention(TimmNetwork):
                 raise LeukoclsError(f"model.{name}={share}: choose a number from 0 to below 1.")
         # timm's way to feature maps: neither pooling nor classifier is left in the backbone.
         self.backbone.reset_classifier(0, "")
-        channels = self.channels = self.backbone.num_features
+        channels = self.channels = self.backbone.head_hidden_size
         squeezed = max(channels // reduction, 1)
         self.norm = nn.BatchNorm2d(channels)
         self.gates = nn.Sequential(
@@ -99,21 +99,9 @@ class MultiAttention(TimmNetwork):
             raise LeukoclsError("model.attention=false: this network has no attention maps.")
         return self._attend(images)[1].sigmoid()
 
-    def stages(self) -> dict[str, list[nn.Parameter]]:
-        """TimmNetwork's stages; `head` is all that was added to the backbone."""
-        stages = super().stages()
-        stages["head"] += [p for n, p in self.named_parameters() if not n.startswith("backbone.")]
-        return stages
-
     def _attend(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Gated features [B, C, h, w] and the masks' logits [B, maps, h, w]."""
-        features = super().forward(images)
-        if features.ndim != 4 or features.shape[1] != self.channels:
-            raise LeukoclsError(
-                f"model.backbone: its features have shape {tuple(features.shape)}; attention needs"
-                f" maps [B, {self.channels}, h, w]. Choose a convolutional network."
-            )
-        features = self.norm(features)
+        features = self.norm(self.feature_maps(images))
         features = features * self.gates(features)
         return features, self.masks(features)
 

@@ -2,7 +2,6 @@
 
 import difflib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Self
 
 import timm
@@ -23,7 +22,7 @@ class TimmNetwork(nn.Module):
         backbone: a name of timm's; SE-ResNeXt50 of Prellberg & Kramer 2019 is
             `legacy_seresnext50_32x4d`.
         pretrained: fetch timm's ImageNet weights (ignored when `weights` is given).
-        weights: a safetensors file or state dict to start from instead.
+        weights: what to start from instead, as `leukocls.models.weights.weights_file` takes it.
         outputs: 1 (logit of ALL) or 2 (logits of HEM and ALL).
         mean, std: per channel, subtracted and divided first; None leaves pixels in [0, 1].
         frozen: None trains everything; "weights" trains the last layer and the backbone's
@@ -57,14 +56,19 @@ class TimmNetwork(nn.Module):
         self.backbone: Any = _create(
             backbone, download, {"num_classes": outputs, **(options or {})}
         )
+        known: Any = self.backbone.pretrained_cfg
+        if not download or outputs != known.get("num_classes"):
+            # timm begins EfficientNets' with weights of ±1 for one output: a loss of 5, not .7.
+            for name in self.classifier_names:
+                head: Any = self.backbone.get_submodule(name)
+                head.reset_parameters()
         if weights is not None:
-            load_weights(self.backbone, Path(weights), self.classifier_names)
+            load_weights(self.backbone, weights, self.classifier_names)
         # Not persistent: the recipe holds them, and state dicts stay those of the backbone.
-        shape = (1, 3, 1, 1)
         self.mean: Tensor
         self.std: Tensor
-        self.register_buffer("mean", torch.tensor(mean or [0.0]).expand(3).view(shape), False)
-        self.register_buffer("std", torch.tensor(std or [1.0]).expand(3).view(shape), False)
+        for name, channels in (("mean", mean or [0.0] * 3), ("std", std or [1.0] * 3)):
+            self.register_buffer(name, torch.tensor(channels).view(1, 3, 1, 1), False)
         self.normalises = mean is not None or std is not None
 
         try:
@@ -78,6 +82,7 @@ class TimmNetwork(nn.Module):
             )
         if frozen:
             self._freeze()
+            self.train()  # Lightning keeps the mode that it finds
 
     @property
     def classifier_names(self) -> tuple[str, ...]:
@@ -89,6 +94,21 @@ class TimmNetwork(nn.Module):
         if self.normalises:
             images = (images - self.mean) / self.std
         return self.backbone(images)
+
+    def feature_maps(self, images: Tensor) -> Tensor:
+        """What the backbone sees, [B, C, h, w], once its own pooling and classifier are removed.
+
+        Raises:
+            LeukoclsError: the backbone has no such maps.
+        """
+        channels: int = self.backbone.head_hidden_size
+        features = TimmNetwork.forward(self, images)
+        if features.ndim != 4 or features.shape[1] != channels:
+            raise LeukoclsError(
+                f"model.backbone: its features have shape {tuple(features.shape)}; this network"
+                f" needs maps [B, {channels}, h, w]. Choose a convolutional backbone."
+            )
+        return features
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
@@ -108,7 +128,7 @@ class TimmNetwork(nn.Module):
         """Every parameter once: `early` (stem and first stage), `late` (other stages), `head`.
 
         Stages are timm's own coarse parameter groups; for SE-ResNeXt50 they are the paper's
-        three groups (45, 178 and 2 tensors).
+        three groups (45, 178 and 2 tensors). `head` holds all that was added to the backbone too.
         """
         prefixes = tuple(f"{name}." for name in self.classifier_names)
         head = [name for name, _ in self.backbone.named_parameters() if name.startswith(prefixes)]
@@ -119,12 +139,24 @@ class TimmNetwork(nn.Module):
             if (kept := [name for name in names if name not in head])
         ]
         parameters = dict(self.backbone.named_parameters())
+        added = [p for n, p in self.named_parameters() if not n.startswith("backbone.")]
         names = {
             "early": [name for group in body[: self.early] for name in group],
             "late": [name for group in body[self.early :] for name in group],
             "head": head,
         }
-        return {stage: [parameters[name] for name in chosen] for stage, chosen in names.items()}
+        stages = {stage: [parameters[name] for name in chosen] for stage, chosen in names.items()}
+        return stages | {"head": stages["head"] + added}
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        """Every parameter once, layer by layer from the stem to the head: timm's fine groups."""
+        head = self.stages()["head"]
+        of_head = {id(parameter) for parameter in head}
+        groups = group_parameters(self.backbone, self.backbone.group_matcher(coarse=False))
+        parameters = dict(self.backbone.named_parameters())
+        body = [[parameters[name] for name in names] for _, names in sorted(groups.items())]
+        kept = [[p for p in layer if id(p) not in of_head] for layer in body]
+        return [*filter(None, kept), head]
 
     def _freeze(self) -> None:
         stages = TimmNetwork.stages(self)

@@ -1,0 +1,124 @@
+"""Frozen features of every image and view, computed once and kept beside the store.
+
+Keyed by all that decides their bits; written to a temporary name and renamed, so a file that exists
+is whole.
+"""
+
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import kornia
+import numpy as np
+import timm
+import torch
+from tqdm import tqdm
+
+from leukocls import __version__
+from leukocls.data.augment import to_images, view_count, views
+from leukocls.models.frozen import FrozenFeatures
+
+
+def cached_features(
+    network: FrozenFeatures,
+    store: np.memmap,
+    plan: int | str,
+    cache: Path,
+    *,
+    batch_size: int,
+    device: torch.device,
+) -> np.memmap:
+    """Features of the whole store as a read-only memory map float32 [N, V, F], made if needed.
+
+    As `network.features` gives them for the views of `batch_size` images at a time. Which images
+    share a batch changes nothing, how many do may change a feature's last bits (convolutions on a
+    CPU: some 1e-6 of the largest).
+
+    Args:
+        network: left on `device`.
+        store: as `open_store` gave it; the name of its file says what it holds.
+        plan: of `leukocls.data.augment.views`.
+        cache: directory of the file.
+
+    Raises:
+        LeukoclsError: no such plan.
+    """
+    shape = (len(store), view_count(plan), network.num_features)
+    path = cache / f"features-{_key(network, store, plan, batch_size, device)}.npy"
+    features = _read(path, shape)
+    if features is None:
+        _write(path, shape, _batches(network, store, plan, batch_size, device))
+        features = np.lib.format.open_memmap(path, mode="r")
+    return features
+
+
+def _key(
+    network: FrozenFeatures,
+    store: np.memmap,
+    plan: int | str,
+    batch_size: int,
+    device: torch.device,
+) -> str:
+    """sha256 of what changes a feature, be it only in its last bit."""
+    if device.type == "cuda":
+        processor = torch.cuda.get_device_name(device)
+    else:  # kernels differ by its vector instructions
+        processor = f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
+    parts = {
+        "store": [Path(str(store.filename)).name, *store.shape],
+        "network": network.fingerprint(),
+        "views": plan,
+        "batch_size": batch_size,
+        "processor": processor,
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "versions": [__version__, torch.__version__, timm.__version__, kornia.__version__],
+    }
+    return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _read(path: Path, shape: tuple[int, int, int]) -> np.memmap | None:
+    """The file's features; None where there is no such file, or one that is damaged."""
+    try:
+        features: np.memmap = np.lib.format.open_memmap(path, mode="r")
+    except (FileNotFoundError, ValueError):  # none; not an array, or shorter than it says
+        return None
+    return features if features.shape == shape and features.dtype == np.float32 else None
+
+
+def _batches(
+    network: FrozenFeatures,
+    store: np.memmap,
+    plan: int | str,
+    batch_size: int,
+    device: torch.device,
+) -> Iterator[np.ndarray]:
+    """float32 [B, V, F] of each batch, in the store's order."""
+    network.to(device)
+    starts = range(0, len(store), batch_size)
+    # Only a long wait deserves a bar; `disable=None` keeps it out of files and pipes.
+    for start in tqdm(starts, desc="features", unit="batch", disable=None, delay=1):
+        stored = torch.from_numpy(np.array(store[start : start + batch_size])).to(device)
+        features = [network.features(view) for view in views(to_images(stored), plan)]
+        yield torch.stack(features, 1).cpu().numpy()
+
+
+def _write(path: Path, shape: tuple[int, int, int], batches: Iterator[np.ndarray]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
+    try:
+        with open(temporary, "xb") as stream:
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(stream, header)
+            for batch in batches:
+                stream.write(batch.tobytes())
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,195 @@
+"""Chains of runs, and runs that start from another run's weights."""
+
+import json
+import shutil
+import sys
+from contextlib import redirect_stdout
+from io import StringIO
+from itertools import pairwise
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import Train, record
+
+from leukocls.files import sha256_file
+
+LINKS = ["georgiev_1", "georgiev_2", "georgiev_3", "georgiev_4"]
+
+
+def georgiev(tree: Path, folder: Path) -> list[str]:
+    """Georgiev's chain with a small network, one epoch a link."""
+    return [
+        "experiment=georgiev_vgg16", f"data.root={tree}", f"outputs={folder / 'outputs'}",
+        f"data.cache={folder / 'store'}", "model.backbone=test_resnet", "model.pretrained=false",
+        "data.size=48", "data.batch_size=8", "trainer.max_epochs=1",
+    ]  # fmt: skip
+
+
+def directory(outputs: Path, link: str | None) -> Path:
+    arm = f"link={link},proposal" if link else "proposal"
+    (found,) = (outputs / "georgiev_vgg16").glob(f"{arm},*/seed_000")
+    return found
+
+
+@pytest.fixture(scope="module")
+def chained(small_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A folder with a finished chain, and what was printed."""
+    from leukocls.train import main
+
+    folder = tmp_path_factory.mktemp("chain")
+    printed = StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        patch.setattr(sys, "argv", ["leukocls.train", *georgiev(small_tree, folder)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+    assert not stop.value.code
+    return folder, printed.getvalue()
+
+
+def test_one_command_runs_every_link_and_the_last_is_the_arms_own_run(chained) -> None:
+    outputs = chained[0] / "outputs"
+    runs = [directory(outputs, link) for link in [*LINKS[:3], None]]
+    assert len(list(outputs.rglob("run.json"))) == 4
+    for run in runs:
+        assert record(run)["status"] == "done"
+        assert "RECONSTRUCTION" in record(run)["marks"]
+        assert len(pd.read_csv(run / "metrics.csv")) == 2  # the command line's one epoch
+    crops = [record(run)["identity"]["data.crop"] for run in runs]
+    assert crops == [450, 300, 300, 450]
+    rotations = [record(run)["identity"]["augment.rotation"] for run in runs]
+    assert rotations == [0, 45, 45, 45]
+    assert len({record(run)["id"] for run in runs}) == 4
+
+
+def test_each_link_starts_from_the_last_weights_of_the_one_before(chained) -> None:
+    outputs = chained[0] / "outputs"
+    runs = [directory(outputs, link) for link in [*LINKS[:3], None]]
+    for before, after in pairwise(runs):
+        last = before / "checkpoints" / "last.safetensors"
+        assert record(after)["identity"]["sha256 of weights"] == sha256_file(last)
+
+
+def test_stage_iiis_first_weights_are_stage_iis_last(chained) -> None:
+    """Nothing but the weights decides a logit: the same cells, crop and view."""
+    second, third = (directory(chained[0] / "outputs", link) for link in LINKS[1:3])
+    columns = ["split", "cell", "view_0", "logit"]
+    before, after = (pd.read_parquet(run / "predictions.parquet") for run in (second, third))
+    last = before[(before["epoch"] == 1) & (before["split"] == "val")][columns]
+    first = after[(after["epoch"] == 0) & (after["split"] == "val")][columns]
+    pd.testing.assert_frame_equal(
+        last.reset_index(drop=True), first.reset_index(drop=True), check_exact=True
+    )
+    start = before[(before["epoch"] == 0) & (before["split"] == "val")]["logit"]
+    assert not (start.to_numpy() == last["logit"].to_numpy()).any()
+
+
+def test_the_same_command_again_trains_nothing(chained, small_tree: Path, train: Train) -> None:
+    folder = chained[0]
+    before = {path: path.read_bytes() for path in (folder / "outputs").rglob("run.json")}
+    done = train(*georgiev(small_tree, folder))
+    assert done.code == 0
+    assert done.out.count("done already") == 4
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_chain_goes_on_where_it_stopped(
+    chained, small_tree: Path, tmp_path: Path, train: Train
+) -> None:
+    folder = tmp_path / "again"
+    shutil.copytree(chained[0], folder)
+    outputs = folder / "outputs"
+    whole = record(directory(outputs, None))
+    shutil.rmtree(directory(outputs, None))
+    third = directory(outputs, "georgiev_3")
+    stopped = record(third) | {"status": "interrupted"}
+    (third / "run.json").write_text(json.dumps(stopped))
+    done = train(*georgiev(small_tree, folder))
+    assert done.code == 0, done.err
+    assert done.out.count("done already") == 2
+    assert "resumed after epoch 1" in done.out
+    again = record(directory(outputs, None))
+    for key in ("predictions_sha256", "weights_sha256", "config_hash"):
+        assert again[key] == whole[key]
+
+
+def test_link_ends_the_chain_early(small_tree: Path, tmp_path: Path, train: Train) -> None:
+    done = train(*georgiev(small_tree, tmp_path), "link=georgiev_2", "chain.georgiev_2=null")
+    assert done.code == 0, done.err
+    runs = sorted((tmp_path / "outputs").rglob("run.json"))
+    assert [run.parent.parent.name.split(",")[0] for run in runs] == [
+        "link=georgiev_1",
+        "link=georgiev_2",
+    ]
+    # II starts anew if the chain says so.
+    assert [record(run.parent)["identity"]["sha256 of weights"] for run in runs] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("link=marzahl2019_256", "link=marzahl2019_256: the chain has georgiev_1"),
+        ("link=nothing", "nothing"),
+        ("chain.georgiev_2=georgiev_3", "chain.georgiev_2=georgiev_3: choose a link that comes"),
+        ("ablation=norot", "view_0_of: not for a chain"),
+    ],
+)
+def test_a_chain_that_cannot_be_is_refused(
+    override: str, said: str, small_tree: Path, tmp_path: Path, train: Train
+) -> None:
+    done = train(*georgiev(small_tree, tmp_path), override)
+    assert done.code == 2
+    assert said in done.err
+    assert not list(tmp_path.rglob("run.json"))
+
+
+# continue_from
+
+
+def demo(tree: Path, folder: Path, *more: str) -> list[str]:
+    return [
+        "experiment=demo", "data=cnmc", f"data.root={tree}", f"outputs={folder}",
+        f"data.cache={folder.parent / 'store'}", "data.size=48", "data.batch_size=8",
+        "trainer.max_epochs=1", "views=1", *more,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", ["continue_from", "model.weights"])
+def test_weights_that_have_seen_the_scored_subjects_make_a_run_leaky(
+    key: str, small_tree: Path, tmp_path: Path, train: Train
+) -> None:
+    first = tmp_path / "first"
+    assert train(*demo(small_tree, first, "split_scheme=subject")).code == 0
+    (source,) = first.rglob("run.json")
+    start = (
+        source.parent if key == "continue_from" else source.parent / "checkpoints/best.safetensors"
+    )
+    start = f"{key}='{start}'"
+    for fold, marks in ((0, ["SYNTHETIC"]), (1, ["SYNTHETIC", "LEAKY"])):
+        outputs = tmp_path / f"fold{fold}"
+        done = train(*demo(small_tree, outputs, "split_scheme=subject", f"fold={fold}", start))
+        assert done.code == 0, done.err
+        (run,) = outputs.rglob("run.json")
+        assert record(run.parent)["marks"] == marks
+        assert ("LEAKY" in done.out) is (fold == 1)
+
+
+def test_weights_chosen_on_what_is_to_be_the_test_are_refused(
+    small_tree: Path, tmp_path: Path, train: Train
+) -> None:
+    """Under `challenge` prelim chose the epoch; `honest` may not report it as a test then."""
+    assert train(*demo(small_tree, tmp_path / "first")).code == 0
+    (source,) = (tmp_path / "first").rglob("run.json")
+    done = train(
+        *demo(small_tree, tmp_path / "second", "split_scheme=honest"),
+        f"continue_from='{source.parent}'",
+    )
+    assert done.code == 2
+    assert "chosen on cells that this split reports as its test" in done.err
+    assert not list((tmp_path / "second").rglob("predictions.parquet"))
+
+
+def test_continue_from_nowhere_is_refused(small_tree: Path, tmp_path: Path, train: Train) -> None:
+    done = train(*demo(small_tree, tmp_path / "x"), "continue_from=nowhere")
+    assert done.code == 2
+    assert "continue_from=nowhere: neither a run directory" in done.err

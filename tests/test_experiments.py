@@ -1,0 +1,157 @@
+"""Every published recipe through the real command line, and every file of the configuration."""
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import Train, record
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+import leukocls
+from leukocls.build import build
+from leukocls.data.augment import Augmentation, view_weights
+from leukocls.losses import CellLoss
+from leukocls.optim import configure
+
+CONF = Path(leukocls.__file__).parents[1] / "conf"
+# Runs that one command makes; the rest of its marks.
+PUBLISHED = {
+    "prellberg2019": (1, set()),
+    "marzahl2019_plain": (4, set()),
+    "marzahl2019_boxes": (4, set()),
+    "marzahl2019_region": (4, {"RECONSTRUCTION"}),
+    "saeed2022_v2s": (1, {"RECONSTRUCTION"}),
+    "saeed2022_b3": (1, {"RECONSTRUCTION"}),
+    "georgiev_vgg16": (4, {"RECONSTRUCTION"}),
+    "georgiev_efficientnet": (4, {"RECONSTRUCTION"}),
+}
+# An experiment in which each ablation and link means something.
+ABLATIONS = {
+    "proposal": "prellberg2019", "norot": "prellberg2019", "nospeclr_1e-3": "prellberg2019",
+    "nospeclr_1e-4": "prellberg2019", "nospeclr_1e-5": "prellberg2019",
+    "noattention": "saeed2022_b3", "noregion": "marzahl2019_region",
+}  # fmt: skip
+SMALL = ["model.pretrained=false", "model.backbone=test_resnet"]
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def composed(*overrides: str):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", list(overrides))
+
+
+@pytest.fixture(params=["genuine", "synthetic"])
+def data(request: pytest.FixtureRequest) -> list[str]:
+    """Where the cells are, and what the run must be told and marked with."""
+    if request.param == "genuine":
+        root = request.getfixturevalue("sample_root")
+        return [f"data.root={root}", "data.partial=true"]
+    return [f"data.root={request.getfixturevalue('small_tree')}"]
+
+
+@pytest.mark.parametrize("experiment", PUBLISHED)
+def test_every_recipe_runs_end_to_end_within_limits_of_the_command_line(
+    experiment: str, data: list[str], tmp_path: Path, train: Train
+) -> None:
+    done = train(
+        f"experiment={experiment}", *data, f"outputs={tmp_path / 'outputs'}",
+        f"data.cache={tmp_path / 'store'}", "model.pretrained=false", "data.size=64",
+        "data.batch_size=4", "trainer.max_epochs=1", "trainer.limit_train_batches=1",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    runs = [path.parent for path in (tmp_path / "outputs").rglob("run.json")]
+    number, marks = PUBLISHED[experiment]
+    assert len(runs) == number
+    (result,) = [run for run in runs if not run.parent.name.startswith("link=")]
+    partial = "data.partial=true" in data
+    for run in runs:
+        said = record(run)
+        assert said["status"] == "done"
+        assert set(said["marks"]) == marks | {"LIMITED", "PARTIAL" if partial else "SYNTHETIC"}
+        assert len(pd.read_csv(run / "metrics.csv")) == 2
+    assert f"{result}\n" in done.out
+    for mark in marks:
+        assert mark in done.out
+    # Hundreds of MB that pytest would keep.
+    shutil.rmtree(tmp_path)
+
+
+def test_no_experiment_ablation_or_link_is_left_out() -> None:
+    assert set(options("experiment")) == {*PUBLISHED, "demo"}
+    assert set(options("ablation")) == set(ABLATIONS)
+    chains = [composed(f"experiment={name}").chain for name in PUBLISHED]
+    assert {link for chain in chains for link in chain} == set(options("link"))
+
+
+def assert_built(config) -> None:
+    """The parts of a run come out of the configuration and fit together."""
+    network = build(config.model)
+    optim = OmegaConf.to_container(config.optim)
+    optimizer, _ = configure(network, optim, 10)
+    found = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(found) == sorted(id(p) for p in network.parameters() if p.requires_grad)
+    assert isinstance(build(config.augment), Augmentation)
+    assert sum(view_weights(config.views)) == pytest.approx(1)
+    CellLoss(**(OmegaConf.to_container(config.loss) | {"pos_weight": 1.0}))
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_every_ablation_is_built(ablation: str) -> None:
+    experiment = f"experiment={ABLATIONS[ablation]}"
+    proposal = composed(experiment, *SMALL)
+    config = composed(experiment, f"ablation={ablation}", *SMALL)
+    assert_built(config)
+    assert (config == proposal) is (ablation == "proposal")
+
+
+@pytest.mark.parametrize("experiment", [*PUBLISHED, "demo"])
+def test_every_link_is_built(experiment: str) -> None:
+    config = composed(f"experiment={experiment}", *SMALL, "model.weights=null")
+    assert_built(config)
+    for link in config.chain:
+        linked = composed(f"experiment={experiment}", f"link={link}", *SMALL)
+        assert linked != config
+        assert_built(linked)
+
+
+@pytest.mark.parametrize("optim", options("optim"))
+@pytest.mark.parametrize("model", ["seresnext50", "resnet18_region", "frozen_vgg16"])
+@pytest.mark.parametrize("experiment", ["prellberg2019", "marzahl2019_boxes", "demo"])
+def test_networks_and_schedules_are_interchangeable(
+    experiment: str, model: str, optim: str
+) -> None:
+    assert_built(composed(f"experiment={experiment}", f"model={model}", f"optim={optim}", *SMALL))
+
+
+@pytest.mark.parametrize("augment", options("augment"))
+@pytest.mark.parametrize("experiment", ["prellberg2019", "marzahl2019_boxes", "demo"])
+def test_augmentations_are_interchangeable(experiment: str, augment: str) -> None:
+    config = composed(f"experiment={experiment}", f"augment={augment}")
+    alone = OmegaConf.load(CONF / "augment" / f"{augment}.yaml")
+    assert config.augment == alone
+    assert_built(composed(f"experiment={experiment}", f"augment={augment}", *SMALL, "model=timm"))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["experiment=prellberg2019", "model=resnet18_region", "augment=marzahl2019_boxes"],
+        ["experiment=saeed2022_b3", "model=frozen_vgg16", "optim=marzahl2019"],
+        ["experiment=marzahl2019_boxes", "model=seresnext50", "augment=prellberg2019"],
+        ["experiment=georgiev_vgg16", "model=resnet18_plain", "optim=prellberg2019"],
+    ],
+)
+def test_swapped_parts_train(
+    more: list[str], small_tree: Path, tmp_path: Path, train: Train
+) -> None:
+    done = train(
+        *more, *SMALL, f"data.root={small_tree}", f"outputs={tmp_path / 'outputs'}",
+        f"data.cache={tmp_path / 'store'}", "data.size=48", "data.batch_size=4",
+        "trainer.max_epochs=1", "trainer.limit_train_batches=1",
+    )  # fmt: skip
+    assert done.code == 0, done.err
