@@ -306,7 +306,7 @@ class Session:
             augmentation,
             boxes=boxes(self.index, data.crop) if boxed else None,
             sampler=self.config.sampler,
-            seed=self.config.seed,
+            seed=self._draws(),
             batch_size=data.batch_size,
             eval_batch_size=data.eval_batch_size,
             residence=data.residence,
@@ -322,11 +322,12 @@ class Session:
         else:
             network = build(config.model)
         return CellClassifier(
-            network,
+            # The stored images' own layout, and the faster one for convolutions.
+            network.to(memory_format=torch.channels_last),
             _plain(config.optim),
             loss=CellLoss(**{**_plain(config.loss), "pos_weight": self.pos_weight()}),
             views=config.views,
-            seed=config.seed,
+            seed=self._draws(),
             scored=self.split.scored,
         )
 
@@ -375,6 +376,14 @@ class Session:
             )
         except (TypeError, ValueError, pl.utilities.exceptions.MisconfigurationException) as error:
             raise LeukoclsError(f"trainer: {error}") from error
+
+    def _draws(self) -> int:
+        """Seed of order, augmentation and dropout. A run that continues another counts its epochs
+        from 0 again, and must not see the same draws again."""
+        if not self.config.continue_from or self.start is None:
+            return self.config.seed
+        key = [self.config.seed, int(sha256_file(self.start)[:16], 16)]
+        return int(np.random.SeedSequence(key).generate_state(1)[0])
 
     def _average(self) -> EMAWeightAveraging:
         decay = self.config.ema

@@ -70,10 +70,13 @@ def train(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
     return run
 
 
+TINY = ["model=timm", "model.backbone=test_resnet", "model.pretrained=false", "optim.lr=3e-3"]
+
+
 def small(root: Path, outputs: Path) -> list[str]:
     """Overrides that make the demo's recipe a matter of seconds on the tree at `root`."""
     return [
-        "experiment=demo", "data=cnmc", f"data.root={root}", f"outputs={outputs}",
+        *TINY, "experiment=demo", "data=cnmc", f"data.root={root}", f"outputs={outputs}",
         f"data.cache={outputs.parent / 'store'}", "data.size=48", "data.batch_size=8",
         "trainer.max_epochs=2", "views=4",
     ]  # fmt: skip

@@ -7,12 +7,14 @@ from contextlib import redirect_stdout
 from io import StringIO
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from conftest import Train, record
+from conftest import TINY, Train, record
 
 from leukocls.files import sha256_file
+from leukocls.session import Session
 
 LINKS = ["georgiev_1", "georgiev_2", "georgiev_3", "georgiev_4"]
 
@@ -148,7 +150,7 @@ def test_a_chain_that_cannot_be_is_refused(
 
 def demo(tree: Path, folder: Path, *more: str) -> list[str]:
     return [
-        "experiment=demo", "data=cnmc", f"data.root={tree}", f"outputs={folder}",
+        *TINY, "experiment=demo", "data=cnmc", f"data.root={tree}", f"outputs={folder}",
         f"data.cache={folder.parent / 'store'}", "data.size=48", "data.batch_size=8",
         "trainer.max_epochs=1", "views=1", *more,
     ]  # fmt: skip
@@ -193,3 +195,18 @@ def test_continue_from_nowhere_is_refused(small_tree: Path, tmp_path: Path, trai
     done = train(*demo(small_tree, tmp_path / "x"), "continue_from=nowhere")
     assert done.code == 2
     assert "continue_from=nowhere: neither a run directory" in done.err
+
+
+def test_a_run_that_continues_another_does_not_see_its_draws_again(tmp_path: Path) -> None:
+    files = [tmp_path / "a", tmp_path / "b"]
+    for file in files:
+        file.write_text(file.name)
+
+    def draws(seed: int, start: Path | None) -> int:
+        config = SimpleNamespace(seed=seed, continue_from=start)
+        return Session._draws(SimpleNamespace(config=config, start=start))
+
+    assert draws(3, None) == 3
+    found = [draws(seed, file) for seed in (3, 4) for file in files]
+    assert found == [draws(seed, file) for seed in (3, 4) for file in files]
+    assert len({3, 4, *found}) == 6

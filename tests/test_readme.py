@@ -35,7 +35,7 @@ def test_all_commands_are_known() -> None:
         ["make", "test"],
         ["export", "LEUKOCLS_DATA=/data/C-NMC_Leukemia"],
     ]
-    assert len(VERBS) == 25
+    assert len(VERBS) == 30
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_command(words: list[str], user: Path, small_tree: Path, train: Train) -
 
 def smaller(arguments: list[str], tree: Path) -> list[str]:
     """The same command with a small network, fewer epochs and seeds, on the small tree."""
-    replaced = {"model.backbone=resnet18": "model=timm"}
+    replaced = dict.fromkeys(["model.backbone=resnet18", "model=efficientnetlite0"], "model=timm")
     if any(a.startswith("data.synthetic.") for a in arguments):
         arguments = [*arguments, "data.synthetic.cells_per_subject=2"]
     else:
