@@ -1,55 +1,77 @@
 """What a run owes to an earlier one: its recipe, its weights, and the cells these have seen."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
+from safetensors import SafetensorError, safe_open
 
-from leukocls.data.splits import members, read_split
-from leukocls.errors import LeukoclsError
-from leukocls.files import sha256_file
+from leukocls.data.splits import members
 from leukocls.prediction_files import subject_of
-from leukocls.runs import read_record
+
+KEY = "lineage"  # in the metadata of a weights file, so that a copy of it still knows
 
 
-def run_of(weights: Path | None) -> Path | None:
-    """The run directory in whose checkpoints/ a weights file lies, if it lies in one."""
+def read_lineage(weights: Path | None) -> list[dict[str, Any]]:
+    """What the runs behind a weights file have seen, the last one first; empty if no run made it.
+
+    Each entry holds `named` (whether its cells have C-NMC's names) and, of the cells that trained
+    it (`trained`) and of those that chose its epoch (`chose`), `groups` and `pixels`.
+    """
     if weights is None:
-        return None
-    directory = weights.resolve().parent.parent
-    return directory if (directory / "run.json").is_file() else None
+        return []
+    try:
+        with safe_open(weights, "pt") as stream:
+            return json.loads((stream.metadata() or {}).get(KEY, "[]"))
+    except SafetensorError:  # another format, or damaged, which loading will tell
+        return []
 
 
-def seen(directory: Path, now: pd.DataFrame, published: bool) -> tuple[bool, bool]:
-    """Whether the cells `now`, their subjects or images, trained the run in `directory`, or chose
-    its epoch.
+def lineage_of(
+    cells: pd.DataFrame, selection: str, before: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The lineage of a run's weights.
+
+    Args:
+        cells: of its split, as `Split.table` gives them.
+        selection: the split that chooses the epoch.
+        before: the lineage of what it starts from.
+    """
+
+    def known(split: str) -> dict[str, list[str]]:
+        of_split = cells[cells["split"] == split]
+        return {name: sorted(set(of_split[name])) for name in ("groups", "pixels")}
+
+    cells = cells.rename(columns={"group": "groups"})
+    named = bool(cells["cell"].map(subject_of).any())
+    # Where nothing is held back, nothing is chosen.
+    chose = known(selection if selection != "train" else "")
+    return [{"named": named, "trained": known("train"), "chose": chose}, *before]
+
+
+def seen(lineage: list[dict[str, Any]], what: str, now: pd.DataFrame, published: bool) -> bool:
+    """Whether the cells `now`, their subjects or images, are among what a lineage has seen.
 
     What is not known to be apart is not called so: labelled cells without a subject count as seen,
     and subjects of one name are one subject, unless only one side's cells have C-NMC's names.
 
     Args:
+        what: "trained" or "chose".
         now: cells as `Split.table` gives them.
         published: whether they have C-NMC's names.
-
-    Raises:
-        LeukoclsError: the run's split.csv is not the one it was trained on.
     """
-    record = read_record(directory)
-    path = directory / "split.csv"
-    if sha256_file(path) != record["identity"].get("sha256 of split"):
-        raise LeukoclsError(f"{path}: is not the split the run was trained on; restore it.")
-    before, labelled = read_split(path), now[now["label"] >= 0]
-    alike = before["cell"].map(subject_of).any() == published
-
-    def holds(split: str) -> bool:
-        there = before[before["split"] == split]
-        groups = members(there["group"]) & members(labelled["group"]) if alike else set()
-        unknown = "" in {*there["group"], *labelled["group"]} and len(labelled) > 0
-        images = set(there["pixels"]) & set(now["pixels"])
-        return bool(groups - {""}) or unknown or bool(images - {""})
-
-    return holds("train"), holds(record["selection"]["set"])
+    labelled = now[now["label"] >= 0]
+    for run in lineage:
+        groups = run[what]["groups"]
+        if run["named"] == published and (members(groups) & members(labelled["group"])) - {""}:
+            return True
+        if len(labelled) and groups and "" in {*groups, *labelled["group"]}:
+            return True
+        if (set(run[what]["pixels"]) & set(now["pixels"])) - {""}:
+            return True
+    return False
 
 
 def with_recipe_of(directory: Path, config: DictConfig) -> DictConfig:

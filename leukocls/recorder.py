@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import json
 import math
 import os
 import time
@@ -21,6 +22,7 @@ from leukocls import predictions
 from leukocls.data.index import Index
 from leukocls.errors import DataFault, LeukoclsError
 from leukocls.files import atomic_write
+from leukocls.lineage import KEY
 from leukocls.metrics import RECORDED, auroc, best_threshold, by_split, sigmoid
 from leukocls.selection import RULES, best_weighted_f1
 
@@ -36,6 +38,7 @@ class Recorder(pl.Callback):
         rule, selection_set: the split whose weighted F1 chooses the epoch, and how.
         threshold: probability above which a cell is ALL, or BEST_THRESHOLD.
         patience: training ends after so many epochs without a better one; None goes to the end.
+        lineage: what the weights that are written have seen (`leukocls.lineage`).
         save_every: epochs between two points at which the files are written and from which a
             stopped run can go on; the last epoch is always one.
     """
@@ -49,6 +52,7 @@ class Recorder(pl.Callback):
         threshold: float | str = 0.5,
         patience: int | None = None,
         save_every: int = 1,
+        lineage: list[dict[str, Any]] | None = None,
     ) -> None:
         if rule not in RULES:
             raise LeukoclsError(f"selection={rule}: choose one of {', '.join(RULES)}.")
@@ -61,6 +65,9 @@ class Recorder(pl.Callback):
         self.test_epoch: int | None = None
         self.metrics: list[dict[str, Any]] = []
         self.predictions: list[pd.DataFrame] = []
+        self._metadata = {KEY: json.dumps(lineage or [])}
+        self._scored: dict[str, Tensor] = {}
+        self._best: dict[str, Tensor] | None = None
         self._rates: dict[str, float] = {}
         self._norms: list[Tensor] = []
         self._clock, self._seconds, self._images = 0.0, 0.0, 0
@@ -155,9 +162,13 @@ class Recorder(pl.Callback):
             return
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         if self.test_epoch is None and self.selected_epoch == row["epoch"]:
-            atomic_write(self.best_weights, save(self._scored))
+            self._best = self._scored
         trainer.should_stop |= trained and self.exhausted
         if not trained or self._due(trainer):
+            # Together, so that what a stopped run goes on from is of one epoch.
+            if self._best is not None:
+                atomic_write(self.best_weights, save(self._best, self._metadata))
+                self._best = None
             predictions.write(self.directory / "predictions.parquet", pd.concat(self.predictions))
             atomic_write(self.directory / "metrics.csv", _csv(self.metrics))
         tqdm.write(_line(row, pl_module.scored, self.selected_epoch))
@@ -180,7 +191,7 @@ class Recorder(pl.Callback):
         if not self._due(trainer):
             return
         if trainer.is_global_zero:
-            atomic_write(self.checkpoints / "last.safetensors", save(self._scored))
+            atomic_write(self.checkpoints / "last.safetensors", save(self._scored, self._metadata))
         path = self.checkpoints / f"resume-epoch{trainer.current_epoch + 1:04d}.ckpt"
         temporary = path.with_name(f".{path.name}.tmp")
         trainer.save_checkpoint(temporary)

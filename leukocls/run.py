@@ -28,8 +28,10 @@ from leukocls.runs import read_record
 NEUTRAL = {
     "outputs", "logger", "launcher", "jobs", "jobs_per_gpu", "force", "resume", "checkpoint",
     "data.root", "data.layout", "data.cache", "data.partial", "data.workers", "data.residence",
-    "model.weights", "continue_from", "save_every", "trainer.enable_progress_bar",
+    "save_every", "trainer.enable_progress_bar",
 }  # fmt: skip
+# Weights to start from: their digest is in the identity, and in the path instead of their place.
+BY_CONTENT = {"continue_from", "model.weights"}
 # Already in the path.
 IN_PATH = {"ablation", "seed", "experiment", "score", "link"}
 SECRET = re.compile(r"(^|[._-])(api[_-]?key|token|secret|password|passwd)$", re.IGNORECASE)
@@ -40,6 +42,7 @@ PACKAGES = (
 STORED = {
     "predictions_sha256": "predictions.parquet",
     "weights_sha256": "checkpoints/best.safetensors",
+    "last_sha256": "checkpoints/last.safetensors",
 }
 
 
@@ -74,7 +77,7 @@ def identity(config: DictConfig, inputs: dict[str, str | None]) -> dict[str, Any
         if isinstance(node, dict) and node:
             for key, value in node.items():
                 walk(value, f"{prefix}.{key}" if prefix else str(key))
-        elif prefix in IN_PATH or not _is_neutral(prefix):
+        elif prefix in IN_PATH or not (_is_neutral(prefix) or prefix in BY_CONTENT):
             flat[prefix] = node
 
     walk(OmegaConf.to_container(config, resolve=True), "")
@@ -117,9 +120,11 @@ def weights_of(run: str, key: str = "checkpoint", which: str = "best") -> Path:
     record = read_record(weights.parent.parent)
     if record.get("status") != "done":
         raise LeukoclsError(f"{key}={run}: its run is {record.get('status')}, not done; finish it.")
-    if weights.stem == "best" and sha256_file(weights) != record.get("weights_sha256"):
+    hashes = {"best": "weights_sha256", "last": "last_sha256"}
+    recorded = hashes.get(weights.stem)
+    if recorded and sha256_file(weights) != record.get(recorded):
         raise LeukoclsError(
-            f"{weights}: changed since the run ended (weights_sha256 differs); restore it."
+            f"{weights}: changed since the run ended ({recorded} differs); restore it."
         )
     return weights
 
@@ -192,7 +197,7 @@ class Run:
         if status != "done":
             return "stopped"
         for key, name in STORED.items():
-            if record[key] is not None and self._sha256(name) != record[key]:
+            if record.get(key) is not None and self._sha256(name) != record[key]:
                 raise LeukoclsError(
                     f"{self.directory / name}: changed since the run ended ({key} differs);"
                     " restore it, or force=true (--force) to run again."

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -34,10 +35,11 @@ from leukocls.data.synthetic import SyntheticSpec, write_tree
 from leukocls.data.verify import checked_index
 from leukocls.errors import LeukoclsError
 from leukocls.files import atomic_write, sha256_file
-from leukocls.lineage import run_of, seen, with_recipe_of
+from leukocls.lineage import lineage_of, read_lineage, seen, with_recipe_of
 from leukocls.losses import CellLoss
 from leukocls.models.frozen import FrozenFeatures
 from leukocls.models.weights import load_weights, weights_file
+from leukocls.optim import parameter_groups
 from leukocls.recorder import Recorder
 from leukocls.run import Run, identity, weights_of
 from leukocls.runs import read_record
@@ -78,9 +80,16 @@ class Session:
                 "checkpoint= and score= go together: checkpoint=RUN_DIRECTORY score=final"
             )
         self.weights = weights_of(config.checkpoint) if config.checkpoint else None
-        self.source = run_of(self.weights)  # the run that is scored
+        # The run that is scored.
+        self.source = self.weights.resolve().parent.parent if self.weights else None
         self.config = with_recipe_of(self.source, config) if self.source else config
         self.start = None if self.source else self._start()  # what training starts from
+        self.lineage = read_lineage(self.weights or self.start)
+        if self.weights and not self.lineage:
+            raise LeukoclsError(
+                f"{self.weights}: does not say which cells it has seen; an older version wrote it,"
+                " so train it again."
+            )
         if self.config.threshold != BEST_THRESHOLD and not (
             isinstance(self.config.threshold, float) and 0 < self.config.threshold < 1
         ):
@@ -103,6 +112,11 @@ class Session:
         if self.config.data.drop_h3:
             self.index = self.index.without_h3()
         self.split = self._split()
+        if self.config.patience and self.split.selection == "train":
+            raise LeukoclsError(
+                f"patience={self.config.patience}: split_scheme={self.config.split_scheme} holds no"
+                " cell back to judge by; leave patience out."
+            )
         self.digest = data_digest(self.index)
 
     def _start(self) -> Path | None:
@@ -134,30 +148,34 @@ class Session:
         return Run(directory, identity(self.config, digests))
 
     def _split_csv(self) -> str:
-        return as_csv(self.split.table(self.index))
+        return as_csv(self._cells())
 
     def _seen(self) -> tuple[bool, bool]:
-        """Whether cells that are scored trained the run whose weights these are, and whether they
-        chose in it (of the cells that training will score, only its tests matter)."""
-        directory = self.source or run_of(self.start)
-        if self.config.score == "train" or directory is None:
+        """Whether cells that are scored trained the weights that this run takes over, and whether
+        they chose in their runs (of the cells that training will score, only tests matter)."""
+        if self.config.score == "train":
             return False, False
-        table, published = self.split.table(self.index), self.index.layout != TABLE
-        if self.source:
-            return seen(directory, table, published)
-        scored, tests = table["split"] != "train", table["split"].isin(self.split.tests)
-        trained, _ = seen(directory, table[scored], published)
-        _, chose = seen(directory, table[tests], published)
-        return trained, chose
+        scored = tests = self._cells()
+        if not self.source:
+            scored = scored[scored["split"] != "train"]
+            tests = tests[tests["split"].isin(self.split.tests)]
+        published = self.index.layout != TABLE
+        trained = seen(self.lineage, "trained", scored, published)
+        return trained, seen(self.lineage, "chose", tests, published)
+
+    def _cells(self) -> pd.DataFrame:
+        return self.split.table(self.index)
 
     def pos_weight(self) -> float:
-        """The weight of ALL; `balanced` is n_HEM / n_ALL of the training set (Prellberg & Kramer
+        """The weight of ALL; `balanced` is n_HEM / n_ALL of what is trained on (Prellberg & Kramer
         2019, released code)."""
         if self.source:
             return float(read_record(self.source)["pos_weight"])
         weight = self.config.loss.pos_weight
         if isinstance(weight, int | float):
             return float(weight)
+        if weight == "balanced" and self.config.sampler == "balanced":
+            return 1.0  # the batches are balanced already
         if weight != "balanced":
             raise LeukoclsError(f"loss.pos_weight={weight}: choose balanced, or a number above 0.")
         label = self.index.table["label"].to_numpy()[self.split.rows["train"]]
@@ -200,6 +218,7 @@ class Session:
             "metrics": {},
             "predictions_sha256": None,
             "weights_sha256": None,
+            "last_sha256": None,
             "timing": {},
         }
 
@@ -212,9 +231,10 @@ class Session:
         """Train (or score), then write the record's last state."""
         config, started = self.config, time.perf_counter()
         pl.seed_everything(config.seed, verbose=False)
-        classifier = self._classifier()
         data = config.data
         images = open_store(self.index, self.digest, Path(data.cache), data.crop, data.size)
+        datamodule = self._datamodule(images)
+        classifier = self._classifier()
         atomic_write(run.directory / "split.csv", self._split_csv())
         recorder = Recorder(
             run.directory,
@@ -224,10 +244,11 @@ class Session:
             self._threshold(),
             patience=config.patience,
             save_every=config.save_every,
+            lineage=lineage_of(self._cells(), self.split.selection, self.lineage),
         )
         with tracking(config.logger, run, recorder, images) as trackers:
             trainer = self._trainer([recorder, *trackers], run)
-            datamodule = self._datamodule(classifier.network, images, trainer)
+            self._serve(datamodule, classifier.network, trainer.strategy.root_device)
             ready = time.perf_counter()
             if self.weights:
                 trainer.validate(classifier, datamodule, verbose=False)
@@ -286,25 +307,13 @@ class Session:
         classifier.score(datamodule.scored)
         trainer.validate(classifier, datamodule, verbose=False)
 
-    def _datamodule(
-        self, network: nn.Module, store: np.memmap, trainer: pl.Trainer
-    ) -> CellDataModule:
+    def _datamodule(self, images: np.memmap) -> CellDataModule:
         data = self.config.data
-        boxed = getattr(network, "proposes_box", False)
-        augmentation = build(self.config.augment)
-        fixed = augmentation.is_identity and self.config.trainer.precision == "32-true"
-        if isinstance(network, FrozenFeatures) and fixed and not self.source:
-            # Nothing random comes before the backbone: once is enough for all epochs.
-            store = cached_features(
-                network, store, self.config.views, Path(data.cache),
-                batch_size=data.eval_batch_size, device=trainer.strategy.root_device,
-            )  # fmt: skip
         return CellDataModule(
             self.index,
-            store,
+            images,
             self.split,
-            augmentation,
-            boxes=boxes(self.index, data.crop) if boxed else None,
+            build(self.config.augment),
             sampler=self.config.sampler,
             seed=self._draws(),
             batch_size=data.batch_size,
@@ -313,19 +322,37 @@ class Session:
             workers=data.workers,
         )
 
+    def _serve(self, datamodule: CellDataModule, network: nn.Module, device: torch.device) -> None:
+        """Let `datamodule` give what this network wants: boxes, or features instead of images."""
+        data = self.config.data
+        if getattr(network, "proposes_box", False):
+            datamodule.boxes = torch.from_numpy(boxes(self.index, data.crop))
+        exact = self.config.trainer.precision == "32-true" and not self.source
+        if isinstance(network, FrozenFeatures) and datamodule.augmentation.is_identity and exact:
+            # Nothing random comes before the backbone: once is enough for all epochs.
+            datamodule.store = cached_features(
+                network, datamodule.store, self.config.views, Path(data.cache),
+                batch_size=data.eval_batch_size, device=device,
+            )  # fmt: skip
+
     def _classifier(self) -> CellClassifier:
         config = self.config
+        loss = CellLoss(**{**_plain(config.loss), "pos_weight": self.pos_weight()})
         whole = self.weights or (self.start if config.continue_from else None)
         if whole:
-            network = build({**config.model, "pretrained": False, "weights": None})
-            load_weights(network, whole, classifier=())
+            fresh = {"pretrained": False, "weights": None}
+            network = build({k: fresh.get(k, v) for k, v in _plain(config.model).items()})
+            load_weights(network, whole, (), "checkpoint" if self.weights else "continue_from")
         else:
             network = build(config.model)
+        optim = _plain(config.optim)
+        if not self.source:
+            parameter_groups(network, optim["lr"], optim.get("layer_decay"))  # told before scoring
         return CellClassifier(
             # The stored images' own layout, and the faster one for convolutions.
             network.to(memory_format=torch.channels_last),
-            _plain(config.optim),
-            loss=CellLoss(**{**_plain(config.loss), "pos_weight": self.pos_weight()}),
+            optim,
+            loss=loss,
             views=config.views,
             seed=self._draws(),
             scored=self.split.scored,
@@ -378,11 +405,11 @@ class Session:
             raise LeukoclsError(f"trainer: {error}") from error
 
     def _draws(self) -> int:
-        """Seed of order, augmentation and dropout. A run that continues another counts its epochs
+        """Seed of order, augmentation and dropout. A run that continues others counts its epochs
         from 0 again, and must not see the same draws again."""
-        if not self.config.continue_from or self.start is None:
+        if not self.lineage:
             return self.config.seed
-        key = [self.config.seed, int(sha256_file(self.start)[:16], 16)]
+        key = [self.config.seed, len(self.lineage)]
         return int(np.random.SeedSequence(key).generate_state(1)[0])
 
     def _average(self) -> EMAWeightAveraging:

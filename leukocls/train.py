@@ -66,7 +66,24 @@ class Job:
             arm = f"score={self.config.score},{which}{arm}"
         elif self.link:
             arm = f"link={self.link},{arm}"
-        return Path(self.config.outputs) / experiment / arm_name(arm, self.overrides) / seed
+        return Path(self.config.outputs) / experiment / arm_name(arm, self._named()) / seed
+
+    def _named(self) -> list[str]:
+        """The overrides, with files to start from named by what they hold, not where they lie."""
+        from leukocls.files import sha256_file
+        from leukocls.models.weights import PACKAGED, weights_file
+        from leukocls.run import weights_of
+
+        named = []
+        for override in self.overrides:
+            key = override.split("=")[0].lstrip("+~")
+            given = OmegaConf.select(self.config, key)
+            if key == "continue_from" and given:
+                override = f"{key}={sha256_file(weights_of(given, key, 'last'))[:8]}"
+            elif key == "model.weights" and given and given not in PACKAGED:
+                override = f"{key}={sha256_file(weights_file(given))[:8]}"
+            named.append(override)
+        return named
 
     def chain(self, last: str | None) -> list["Job"]:
         """The runs that make this one, in order: one by default, each link of `config.chain` else.
@@ -79,9 +96,13 @@ class Job:
         Raises:
             LeukoclsError: a link that is not in the chain, or that continues none before it.
         """
-        links = list(self.config.chain)
+        links = list(self.config.chain or {})
         if last is not None and last not in links:
-            raise LeukoclsError(f"link={last}: the chain has {', '.join(links) or 'no links'}.")
+            known = f"choose one of {', '.join(links)}" if links else "leave it out"
+            raise LeukoclsError(
+                f"link={last}: experiment={self.experiment} is no chain of runs with that link;"
+                f" {known}."
+            )
         if not links or self.config.checkpoint:
             return [self]
         if self.config.view_0_of:
@@ -96,7 +117,8 @@ class Job:
             )
             if before is not None and before not in list(jobs)[:-1]:
                 raise LeukoclsError(f"chain.{link}={before}: choose a link that comes before it.")
-            job.config.continue_from = str(jobs[before].directory) if before else None
+            if before:
+                job.config.continue_from = str(jobs[before].directory)
             if link == last:
                 break
         return list(jobs.values())
@@ -125,8 +147,9 @@ def run_job(job: Job) -> None:
     if config.checkpoint:
         for override in job.overrides:
             if re.match(
-                r"[+~]*(model|augment|optim|views|seed|threads|threshold|selection|split_scheme"
-                r"|folds?|split_seed|data\.(crop|size|n_subjects|n_cells))\b",
+                r"[+~]*(model|augment|optim|loss|sampler|ema|patience|save_every|views|seed"
+                r"|threads|threshold|selection|split_scheme|folds?|split_seed|continue_from|chain"
+                r"|link|view_0_of|reconstruction|data\.(crop|size|n_subjects|n_cells))\b",
                 override,
             ):
                 raise LeukoclsError(
@@ -216,6 +239,8 @@ def _message(error: Exception) -> str:
         advice = "Choose another outputs= or data.cache=, or make room there."
         return f"{error.filename}: {error.strerror}. {advice}"
     hint = "LEUKOCLS_TRACEBACK=1 shows where"
+    if "more than 1 value per channel" in str(error):
+        hint = "BatchNorm needs a data.batch_size of 2 and more; " + hint
     if "out of memory" in str(error):
         hint = "choose a smaller data.batch_size or data.eval_batch_size; " + hint
     return f"{type(error).__name__}: {error} ({hint})"

@@ -48,6 +48,11 @@ def derive(run: Run, directory: Path, rule: str, threshold: float | str) -> None
     """
     frame, record = source_of(directory)
     before = record["identity"]
+    if before.get("patience"):
+        raise LeukoclsError(
+            f"{directory}: its patience ended it by the mean of its views; view_0_of=null trains"
+            " again."
+        )
     differ = {k for k in before.keys() | run.what.keys() if before.get(k) != run.what.get(k)}
     if strange := sorted(differ - OWN_KEYS):
         raise LeukoclsError(f"{directory}: was trained otherwise: {', '.join(strange)} differ.")

@@ -70,7 +70,7 @@ def train(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
     return run
 
 
-TINY = ["model=timm", "model.backbone=test_resnet", "model.pretrained=false", "optim.lr=3e-3"]
+TINY = ["model=timm", "model.backbone=test_resnet", "model.pretrained=false"]
 
 
 def small(root: Path, outputs: Path) -> list[str]:

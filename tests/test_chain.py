@@ -130,7 +130,7 @@ def test_link_ends_the_chain_early(small_tree: Path, tmp_path: Path, train: Trai
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("link=marzahl2019_256", "link=marzahl2019_256: the chain has georgiev_1"),
+        ("link=marzahl2019_256", "choose one of georgiev_1"),
         ("link=nothing", "nothing"),
         ("chain.georgiev_2=georgiev_3", "chain.georgiev_2=georgiev_3: choose a link that comes"),
         ("ablation=norot", "view_0_of: not for a chain"),
@@ -197,16 +197,122 @@ def test_continue_from_nowhere_is_refused(small_tree: Path, tmp_path: Path, trai
     assert "continue_from=nowhere: neither a run directory" in done.err
 
 
-def test_a_run_that_continues_another_does_not_see_its_draws_again(tmp_path: Path) -> None:
-    files = [tmp_path / "a", tmp_path / "b"]
-    for file in files:
-        file.write_text(file.name)
+def test_a_run_that_continues_another_does_not_see_its_draws_again() -> None:
+    def draws(seed: int, runs: int) -> int:
+        return Session._draws(
+            SimpleNamespace(config=SimpleNamespace(seed=seed), lineage=[0] * runs)
+        )
 
-    def draws(seed: int, start: Path | None) -> int:
-        config = SimpleNamespace(seed=seed, continue_from=start)
-        return Session._draws(SimpleNamespace(config=config, start=start))
+    assert draws(3, 0) == 3
+    found = [draws(seed, runs) for seed in (3, 4) for runs in (1, 2, 3)]
+    assert found == [draws(seed, runs) for seed in (3, 4) for runs in (1, 2, 3)]
+    assert len({3, 4, *found}) == 8
 
-    assert draws(3, None) == 3
-    found = [draws(seed, file) for seed in (3, 4) for file in files]
-    assert found == [draws(seed, file) for seed in (3, 4) for file in files]
-    assert len({3, 4, *found}) == 6
+
+def only(folder: Path) -> Path:
+    (found,) = folder.rglob("run.json")
+    return found.parent
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_what_weights_have_seen_is_not_forgotten_on_the_way(
+    copied: bool, small_tree: Path, tmp_path: Path, train: Train
+) -> None:
+    """A is trained on all, B continues it, C continues B: prelim is no test of C."""
+
+    def run(name: str, *more: str) -> Path:
+        done = train(*demo(small_tree, tmp_path / name, *more))
+        assert done.code == 0, done.err
+        return only(tmp_path / name)
+
+    first = run("a", "split_scheme=all", "selection=last")
+    second = run("b", "split_scheme=subject", f"continue_from='{first}'")
+    shutil.rmtree(tmp_path / "a")
+    start = f"continue_from='{second}'"
+    if copied:
+        shutil.copy(second / "checkpoints" / "best.safetensors", tmp_path / "w.safetensors")
+        shutil.rmtree(tmp_path / "b")
+        start = f"model.weights={tmp_path / 'w.safetensors'}"
+    third = run("c", "split_scheme=honest", start)
+    assert record(third)["marks"] == ["SYNTHETIC", "LEAKY"]
+    done = train(
+        f"checkpoint={third}", "score=prelim", "data=cnmc", f"data.root={small_tree}",
+        f"data.cache={tmp_path / 'store'}",
+    )  # fmt: skip
+    assert "LEAKY" in done.out
+    assert "TEST" not in done.out
+
+
+def test_weights_chosen_on_prelim_stay_so_through_another_run(
+    small_tree: Path, tmp_path: Path, train: Train
+) -> None:
+    assert train(*demo(small_tree, tmp_path / "a")).code == 0
+    start = f"continue_from='{only(tmp_path / 'a')}'"
+    assert train(*demo(small_tree, tmp_path / "b", "split_scheme=subject", start)).code == 0
+    start = f"continue_from='{only(tmp_path / 'b')}'"
+    done = train(*demo(small_tree, tmp_path / "c", "split_scheme=honest", start))
+    assert done.code == 2
+    assert "chosen on cells that this split reports as its test" in done.err
+
+
+def test_a_run_and_what_continues_it_do_not_share_a_directory(
+    small_tree: Path, tmp_path: Path, train: Train
+) -> None:
+    words = demo(small_tree, tmp_path / "runs", "split_scheme=subject")
+    assert train(*words).code == 0
+    first = only(tmp_path / "runs")
+    before = (first / "run.json").read_bytes()
+    for start in (first, first / "checkpoints" / "best.safetensors"):
+        done = train(*words, f"continue_from='{start}'")
+        assert done.code == 0, done.err
+    assert len(list((tmp_path / "runs").rglob("run.json"))) == 3
+    assert (first / "run.json").read_bytes() == before
+
+
+def test_a_chain_may_start_from_a_run_and_may_be_left(
+    chained, small_tree: Path, tmp_path: Path, train: Train
+) -> None:
+    first = directory(chained[0] / "outputs", "georgiev_1")
+    words = georgiev(small_tree, tmp_path)
+    done = train(*words, "link=georgiev_1", f"continue_from='{first}'")
+    assert done.code == 0, done.err
+    digest = sha256_file(first / "checkpoints" / "last.safetensors")
+    assert record(only(tmp_path / "outputs"))["identity"]["sha256 of weights"] == digest
+    shutil.rmtree(tmp_path / "outputs")
+    done = train(*words, "chain=null")
+    assert done.code == 0, done.err
+    assert not only(tmp_path / "outputs").parent.name.startswith("link=")
+
+
+def test_changed_weights_are_not_continued(small_tree: Path, tmp_path: Path, train: Train) -> None:
+    assert train(*demo(small_tree, tmp_path / "a")).code == 0
+    last = only(tmp_path / "a") / "checkpoints" / "last.safetensors"
+    content = bytearray(last.read_bytes())
+    content[-1] ^= 1
+    last.write_bytes(content)
+    done = train(*demo(small_tree, tmp_path / "b"), f"continue_from='{last.parent.parent}'")
+    assert done.code == 2
+    assert "changed since the run ended (last_sha256 differs)" in done.err
+
+
+def test_another_networks_weights_are_refused_by_the_key_that_named_them(
+    small_tree: Path, tmp_path: Path, train: Train
+) -> None:
+    assert train(*demo(small_tree, tmp_path / "a")).code == 0
+    start = f"continue_from='{only(tmp_path / 'a')}'"
+    done = train(*demo(small_tree, tmp_path / "b"), start, "model.backbone=test_vit")
+    assert done.code == 2
+    assert "error: continue_from=" in done.err
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["ema=.5", "loss.focal_gamma=2", "sampler=balanced", "patience=1", "continue_from=nowhere"],
+)
+def test_options_of_training_are_refused_while_scoring(
+    override: str, chained, train: Train
+) -> None:
+    run = directory(chained[0] / "outputs", None)
+    done = train(f"checkpoint={run}", "score=prelim", override)
+    assert done.code == 2
+    assert f"{override}: a checkpoint is scored by the recipe" in done.err

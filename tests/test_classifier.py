@@ -93,12 +93,14 @@ def test_pos_weight_is_that_of_the_published_counts_and_of_the_training_rows_alo
     label = np.repeat([0, 1, 1], [cells["HEM"], cells["ALL"], 50])
     session = SimpleNamespace(
         source=None,
-        config=SimpleNamespace(loss=SimpleNamespace(pos_weight="balanced")),
+        config=SimpleNamespace(loss=SimpleNamespace(pos_weight="balanced"), sampler="shuffle"),
         index=SimpleNamespace(table=pd.DataFrame({"label": label})),
         # The last 50 are not trained on.
         split=SimpleNamespace(rows={"train": np.arange(len(label) - 50)}),
     )
     assert Session.pos_weight(session) == 3389 / 7272
+    session.config.sampler = "balanced"  # which has weighted them already
+    assert Session.pos_weight(session) == 1
 
 
 def test_the_logit_of_two_outputs_is_their_difference():

@@ -68,7 +68,25 @@ def test_an_averages_test_is_scored_by_the_selected_epoch(
     assert np.array_equal(again, logits(honest, 2))
 
 
-@pytest.mark.parametrize("more", [["ema=0.9"], ["save_every=2", "trainer.max_epochs=3"], []])
+ALL_AT_ONCE = [
+    "augment=marzahl2019_boxes", "optim=marzahl2019", "optim.lr=1e-3", "sampler=balanced",
+    "trainer.accumulate_grad_batches=2", "ema=0.9", "patience=5", "views=corners",
+    "model=resnet18_region",
+]  # fmt: skip
+FROZEN = ["model=frozen_vgg16", "model.backbone=test_resnet", "optim.lr=1e-2"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["ema=0.9"],
+        ["save_every=2", "trainer.max_epochs=3"],
+        ALL_AT_ONCE,
+        FROZEN,
+        [*FROZEN, "augment=none", "ema=0.9"],
+    ],
+)
 def test_a_stopped_run_ends_as_if_it_had_not_been(more: list[str], run) -> None:
     directory = run("run", *more)
     whole = record(directory)
@@ -139,6 +157,7 @@ def test_each_option_changes_what_is_learned(override: str, run) -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
+        ("patience=3 split_scheme=all selection=last", "holds no cell back to judge by"),
         ("ema=2", "ema=2: choose a decay between 0 and 1"),
         ("patience=0", "patience=0: choose a whole number of at least 1"),
         ("save_every=0", "save_every=0: choose a whole number of at least 1"),
@@ -156,7 +175,8 @@ def test_each_option_changes_what_is_learned(override: str, run) -> None:
 def test_what_cannot_be_is_refused(
     override: str, said: str, small_tree: Path, tmp_path: Path, train: Train
 ) -> None:
-    done = train(*small(small_tree, tmp_path / "outputs"), override.replace("+optim", "++optim"))
+    words = override.replace("+optim", "++optim").split()
+    done = train(*small(small_tree, tmp_path / "outputs"), *words)
     assert done.code == 2
     assert said in done.err
     for run in (tmp_path / "outputs").rglob("run.json"):

@@ -153,12 +153,19 @@ def test_own_network(small_tree: Path, tmp_path: Path) -> None:
         shutil.copytree(ROOT / folder, tmp_path / folder)
     (tmp_path / "leukocls/models/small.py").write_text(code)
     (tmp_path / "conf/model/small.yaml").write_text(config)
+
+    def train(*words: str) -> None:
+        done = subprocess.run(
+            [sys.executable, "-m", "leukocls.train", *words, f"data.root={small_tree}"],
+            cwd=tmp_path, capture_output=True, text=True,
+            env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
     words = [w for w in OWN_NETWORK[1:] if w != "data=synthetic"] + SMALL
-    done = subprocess.run(
-        [sys.executable, "-m", "leukocls.train", *words, f"data.root={small_tree}"],
-        cwd=tmp_path, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    train(*words)
     (run,) = (tmp_path / "outputs").rglob("run.json")
     assert record(run.parent)["identity"]["model._target_"] == "leukocls.models.small.Small"
+    # Nor does what comes after need more of it than that file.
+    train(*words, f'continue_from="{run.parent}"')
+    train(f'checkpoint="{run.parent}"', "score=prelim")

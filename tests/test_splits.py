@@ -50,7 +50,8 @@ def make_index(rows, pixels, group=None, layout="kaggle"):
     table["image"], table["number"] = np.arange(len(table)), 1
     table["pixels"] = [str(one) for one in pixels]
     table["group"] = persons(table) if group is None else group
-    return Index(Path("tree"), layout, table.assign(sha256="")[COLUMNS], (), None, None)
+    unread = dict.fromkeys(["top", "left", "bottom", "right", "height", "width"], 0)
+    return Index(Path("tree"), layout, table.assign(sha256="", **unread)[COLUMNS], (), None, None)
 
 
 def persons(table):

@@ -316,7 +316,7 @@ BAD = {
         ["data.root={tree}", "trainer.devices=2", "model.pretrained=false"],
         2,
     ),
-    "views=0: choose at least 1": (["data.root={tree}", "views=0"], 2),
+    "views=0: choose a whole number": (["data.root={tree}", "views=0"], 2),
     "seed=-1: choose": (["data.root={tree}", "seed=-1"], 2),
     "not-a-folder": (["data.root={tree}", "data.cache=/proc/not-a-folder"], 1),
 }

@@ -160,16 +160,16 @@ class CellDataModule(pl.LightningDataModule):
         ):
             if choice not in choices:
                 raise LeukoclsError(f"{name}={choice}: choose one of {', '.join(choices)}.")
-        self.index, self.store, self.split = index, store, split
+        self.index, self.split = index, split
         self.scored = split.scored
         self.augmentation, self.seed = augmentation, seed
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.residence, self.workers = residence, workers
         self._resident: Tensor | None = None
-        self._boxes = None if boxes is None else torch.from_numpy(np.array(boxes))
+        self._served: Cells | None = None
+        self.boxes = None if boxes is None else torch.from_numpy(np.array(boxes))
         self._plan: tuple[int, Plan] = (-1, Plan())
-        images = {"mmap": lambda: store, "ram": lambda: np.array(store), "device": lambda: None}
-        self.cells = Cells(images[residence](), index.table["label"].to_numpy())
+        self.store, self._label = store, index.table["label"].to_numpy()
         self.groups = self._groups(sampler)
 
     def _groups(self, sampler: str) -> list[np.ndarray]:
@@ -179,7 +179,7 @@ class CellDataModule(pl.LightningDataModule):
             return [rows]
         groups = [rows]
         if sampler == "balanced":
-            groups = [rows[self.cells.label[rows] == label] for label in (0, 1)]
+            groups = [rows[self._label[rows] == label] for label in (0, 1)]
             if not all(len(group) for group in groups):
                 raise LeukoclsError(
                     "sampler=balanced: the training cells are of one class, so nothing can be"
@@ -204,12 +204,19 @@ class CellDataModule(pl.LightningDataModule):
             for name in self.scored
         ]
 
+    def _cells(self) -> Cells:
+        if self._served is None:
+            images = {"mmap": self.store, "device": None}
+            kept = images[self.residence] if self.residence in images else np.array(self.store)
+            self._served = Cells(kept, self._label)
+        return self._served
+
     def _loader(self, groups: list[np.ndarray], size: int, shuffle_seed: int | None) -> DataLoader:
         assert self.trainer is not None
         rank, ranks = self.trainer.global_rank, self.trainer.world_size
         batches = Batches(groups, len(self.index.table), size, shuffle_seed, rank, ranks)
         return DataLoader(
-            self.cells,
+            self._cells(),
             sampler=batches,
             batch_size=None,
             num_workers=self.workers,
@@ -229,9 +236,9 @@ class CellDataModule(pl.LightningDataModule):
         else:
             image = to_images(stored)
         done = {"row": batch["row"], "label": batch["label"], "image": image}
-        if self._boxes is not None:
-            self._boxes = self._boxes.to(image.device)
-            done["box"] = self._boxes[batch["row"]]
+        if self.boxes is not None:
+            self.boxes = self.boxes.to(image.device)
+            done["box"] = self.boxes[batch["row"]]
         if self.trainer.training and not self.augmentation.is_identity:
             self._augment(done, stored, self._epoch_plan(image.device)[batch["position"]])
         return done

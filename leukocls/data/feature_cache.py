@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import kornia
 import numpy as np
@@ -24,7 +25,7 @@ from leukocls.models.frozen import FrozenFeatures
 
 def cached_features(
     network: FrozenFeatures,
-    store: np.memmap,
+    store: Any,
     plan: int | str,
     cache: Path,
     *,
@@ -81,7 +82,7 @@ def _key(
 
 
 def _read(path: Path, shape: tuple[int, int, int]) -> np.memmap | None:
-    """The file's features; None where there is no such file, or one that is damaged."""
+    """The file's features; None where there is no such file, or one cut short."""
     try:
         features: np.memmap = np.lib.format.open_memmap(path, mode="r")
     except (FileNotFoundError, ValueError):  # none; not an array, or shorter than it says

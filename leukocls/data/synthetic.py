@@ -142,7 +142,7 @@ def _is_complete(root: Path, manifest: dict[str, Any]) -> bool:
     if found != manifest:
         raise LeukoclsError(
             f"{root}: holds a synthetic tree of another spec or generator version; "
-            "choose another directory, or remove this one"
+            "choose another one (data.root=), or remove it"
         )
     wanted = sum(manifest["counts"].values())
     for kind, suffix in (("images", "bmp"), ("masks", "png"))[: 1 + manifest["masks"]]:

@@ -103,7 +103,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def load_weights(
-    network: nn.Module, source: str | Path, classifier: str | tuple[str, ...]
+    network: nn.Module,
+    source: str | Path,
+    classifier: str | tuple[str, ...],
+    key: str = "model.weights",
 ) -> list[str]:
     """Load `weights_file(source)`; only a `classifier` of another shape or name may stay random.
 
@@ -113,6 +116,7 @@ def load_weights(
 
     Args:
         classifier: name of the last linear layer (or names), whose shape may differ; "" for none.
+        key: of the configuration, for what is refused.
 
     Returns:
         Names of the network's tensors that keep their fresh values.
@@ -133,7 +137,7 @@ def load_weights(
         ]
         named = f"model.backbone=tf_efficientnet_{source}"
         raise LeukoclsError(
-            f"model.weights={source}: these are not weights of this network: {'; '.join(parts)}."
+            f"{key}={source}: these are not weights of this network: {'; '.join(parts)}."
             f" Choose {named if source in PACKAGED else 'the model that the file belongs to'}."
         )
     network.load_state_dict(best.state, strict=False)
