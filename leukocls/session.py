@@ -349,8 +349,7 @@ class Session:
         if not self.source:
             parameter_groups(network, optim["lr"], optim.get("layer_decay"))  # told before scoring
         return CellClassifier(
-            # The stored images' own layout, and the faster one for convolutions.
-            network.to(memory_format=torch.channels_last),
+            network,
             optim,
             loss=loss,
             views=config.views,

@@ -47,11 +47,14 @@ def composed(*overrides: str):
 
 @pytest.fixture(params=["genuine", "synthetic"])
 def data(request: pytest.FixtureRequest) -> list[str]:
-    """Where the cells are, and what the run must be told and marked with."""
+    """Where the cells are, and what the run must be told and marked with.
+
+    Genuine ones go through each recipe's own backbone, synthetic ones through a small one.
+    """
     if request.param == "genuine":
         root = request.getfixturevalue("sample_root")
         return [f"data.root={root}", "data.partial=true"]
-    return [f"data.root={request.getfixturevalue('small_tree')}"]
+    return [f"data.root={request.getfixturevalue('small_tree')}", "model.backbone=test_resnet"]
 
 
 @pytest.mark.parametrize("experiment", PUBLISHED)

@@ -229,7 +229,7 @@ def test_after_a_demo_sized_training_boxes_are_found(tmp_path: Path, train: Trai
         "experiment=demo", f"outputs={tmp_path / 'outputs'}", "model=resnet18_region",
         "model.backbone=test_resnet", "model.pretrained=false", "model.dropouts=[0.1,0.1]",
         "optim=marzahl2019", "optim.lr=3e-3", "augment=marzahl2019_submission", "views=1",
-        "data.size=64", "trainer.max_epochs=15",
+        "data.size=48", "trainer.max_epochs=12",
     )  # fmt: skip
     assert done.code == 0, done.err
     metrics = pd.read_csv(only_run(tmp_path / "outputs") / "metrics.csv")
