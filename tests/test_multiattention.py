@@ -1,6 +1,5 @@
 """The reconstruction of Saeed et al. 2022: its layers by hand, its experiments end to end."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 import leukocls
-from leukocls import predictions
 from leukocls.build import build
 from leukocls.errors import LeukoclsError
 from leukocls.models.multiattention import MultiAttention, masked_pooling
@@ -295,24 +293,6 @@ def limited(experiment, tree, tmp_path):
         f"data.cache={tmp_path / 'store'}", "model.pretrained=false", "data.size=64",
         "data.batch_size=4", "trainer.max_epochs=1", "trainer.limit_train_batches=1",
     ]  # fmt: skip
-
-
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_experiment_trains_with_its_own_backbone(
-    experiment: str, small_tree: Path, tmp_path: Path, train: Train
-) -> None:
-    done = train(*limited(experiment, small_tree, tmp_path))
-    assert done.code == 0, done.err
-    run = only_run(tmp_path / "outputs")
-    said = record(run)
-    assert said["status"] == "done"
-    assert said["split_scheme"] == "subject"
-    assert set(said["marks"]) == {"SYNTHETIC", "LIMITED", "RECONSTRUCTION"}
-    assert "RECONSTRUCTION" in done.out
-    logits = predictions.read(run / "predictions.parquet")["logit"]
-    assert np.isfinite(logits).all()
-    # Hundreds of MB that pytest would keep.
-    shutil.rmtree(run / "checkpoints")
 
 
 @pytest.mark.parametrize(
