@@ -5,16 +5,18 @@ import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from tqdm import tqdm
 
 T = TypeVar("T")
 
 
-def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
-    """Write `data` (text as UTF-8) so that `path` is never seen half-written.
+@contextmanager
+def atomic_stream(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file to write that becomes `path` at the end, whole, or not at all.
 
     Raises OSError naming `path`; the file that was there before is then untouched.
     """
@@ -22,18 +24,26 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
     # In the same directory, because os.replace is atomic only within one file system.
     temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
     try:
-        with open(temporary, "xb") as stream:
-            try:
-                stream.write(data.encode() if isinstance(data, str) else data)
+        try:
+            with open(temporary, "xb") as stream:
+                yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
-                os.replace(temporary, path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
         _sync_directory(path.parent)
     except OSError as error:
+        # What the caller read meanwhile keeps its own name.
+        if error.filename not in (None, str(temporary)):
+            raise
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
+    """Write `data` (text as UTF-8) by `atomic_stream`."""
+    with atomic_stream(path) as stream:
+        stream.write(data.encode() if isinstance(data, str) else data)
 
 
 def _sync_directory(directory: Path) -> None:

@@ -51,6 +51,11 @@ def lineage_of(
     return [{"named": named, "trained": known("train"), "chose": chose}, *before]
 
 
+def as_metadata(lineage: list[dict[str, Any]]) -> dict[str, str]:
+    """What `read_lineage` will find in the metadata of a weights file."""
+    return {KEY: json.dumps(lineage)}
+
+
 def seen(lineage: list[dict[str, Any]], what: str, now: pd.DataFrame, published: bool) -> bool:
     """Whether the cells `now`, their subjects or images, are among what a lineage has seen.
 

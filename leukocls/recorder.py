@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import io
-import json
 import math
 import os
 import time
@@ -22,7 +21,6 @@ from leukocls import predictions
 from leukocls.data.index import Index
 from leukocls.errors import DataFault, LeukoclsError
 from leukocls.files import atomic_write
-from leukocls.lineage import KEY
 from leukocls.metrics import RECORDED, auroc, best_threshold, by_split, sigmoid
 from leukocls.selection import RULES, best_weighted_f1
 
@@ -30,7 +28,7 @@ from leukocls.selection import RULES, best_weighted_f1
 class Recorder(pl.Callback):
     """Writes `metrics.csv`, `predictions.parquet` and `checkpoints/` of a run directory.
 
-    Every file is replaced whole, after each evaluation; epoch 0 is the one before training.
+    Every file is replaced whole, at each `save_every`-th epoch; epoch 0 is the one before training.
 
     Args:
         directory: the run's.
@@ -38,9 +36,9 @@ class Recorder(pl.Callback):
         rule, selection_set: the split whose weighted F1 chooses the epoch, and how.
         threshold: probability above which a cell is ALL, or BEST_THRESHOLD.
         patience: training ends after so many epochs without a better one; None goes to the end.
-        lineage: what the weights that are written have seen (`leukocls.lineage`).
         save_every: epochs between two points at which the files are written and from which a
             stopped run can go on; the last epoch is always one.
+        metadata: of the weights' files.
     """
 
     def __init__(
@@ -52,7 +50,7 @@ class Recorder(pl.Callback):
         threshold: float | str = 0.5,
         patience: int | None = None,
         save_every: int = 1,
-        lineage: list[dict[str, Any]] | None = None,
+        metadata: dict[str, str] | None = None,
     ) -> None:
         if rule not in RULES:
             raise LeukoclsError(f"selection={rule}: choose one of {', '.join(RULES)}.")
@@ -65,7 +63,7 @@ class Recorder(pl.Callback):
         self.test_epoch: int | None = None
         self.metrics: list[dict[str, Any]] = []
         self.predictions: list[pd.DataFrame] = []
-        self._metadata = {KEY: json.dumps(lineage or [])}
+        self._metadata = metadata
         self._scored: dict[str, Tensor] = {}
         self._best: dict[str, Tensor] | None = None
         self._rates: dict[str, float] = {}

@@ -52,7 +52,7 @@ def arm_name(ablation: str, overrides: list[str]) -> str:
     Overrides take Hydra's `override_dirname` form. Two different lists never give one name: what
     is replaced or cut is told apart by a hash.
     """
-    kept = [o for o in overrides if not _is_neutral(o.split("=")[0].lstrip("+~"))]
+    kept = [o for o in overrides if not is_neutral(key_of(o))]
     full = ",".join([ablation, *sorted(kept)])
     safe = re.sub(r"[^A-Za-z0-9._=,+-]", "-", full)
     if safe == full and len(safe) <= 80:
@@ -60,7 +60,13 @@ def arm_name(ablation: str, overrides: list[str]) -> str:
     return f"{safe[:70]}-{hashlib.sha256(full.encode()).hexdigest()[:8]}"
 
 
-def _is_neutral(key: str) -> bool:
+def key_of(override: str) -> str:
+    """The key that a Hydra override sets, adds or deletes."""
+    return override.split("=")[0].lstrip("+~")
+
+
+def is_neutral(key: str) -> bool:
+    """Whether a configuration key has no place in the arm's name."""
     # A secret opens doors and changes no result; it has no place in a name.
     return (
         key in IN_PATH
@@ -77,7 +83,7 @@ def identity(config: DictConfig, inputs: dict[str, str | None]) -> dict[str, Any
         if isinstance(node, dict) and node:
             for key, value in node.items():
                 walk(value, f"{prefix}.{key}" if prefix else str(key))
-        elif prefix in IN_PATH or not (_is_neutral(prefix) or prefix in BY_CONTENT):
+        elif prefix in IN_PATH or not (is_neutral(prefix) or prefix in BY_CONTENT):
             flat[prefix] = node
 
     walk(OmegaConf.to_container(config, resolve=True), "")

@@ -35,7 +35,7 @@ from leukocls.data.synthetic import SyntheticSpec, write_tree
 from leukocls.data.verify import checked_index
 from leukocls.errors import LeukoclsError
 from leukocls.files import atomic_write, sha256_file
-from leukocls.lineage import lineage_of, read_lineage, seen, with_recipe_of
+from leukocls.lineage import as_metadata, lineage_of, read_lineage, seen, with_recipe_of
 from leukocls.losses import CellLoss
 from leukocls.models.frozen import FrozenFeatures
 from leukocls.models.weights import load_weights, weights_file
@@ -117,6 +117,12 @@ class Session:
                 f"patience={self.config.patience}: split_scheme={self.config.split_scheme} holds no"
                 " cell back to judge by; leave patience out."
             )
+        self.seen = self._seen()
+        if self.start and self.seen[1]:
+            raise LeukoclsError(
+                f"{self.start}: its epoch was chosen on cells that this split reports as its test;"
+                " continue a run of the same split, or choose another split_scheme."
+            )
         self.digest = data_digest(self.index)
 
     def _start(self) -> Path | None:
@@ -186,12 +192,7 @@ class Session:
         config = self.config
         source = read_record(self.source) if self.source else {}
         rule, chosen_on = config.selection, self.split.selection
-        trained, chose = self._seen()
-        if chose and self.start:
-            raise LeukoclsError(
-                f"{self.start}: its epoch was chosen on cells that this split reports as its test;"
-                " continue a run of the same split, or choose another split_scheme."
-            )
+        trained, chose = self.seen
         if source:
             rule, chosen_on = source["selection"]["rule"], source["selection"]["set"]
         if source and (trained or chose):  # under whatever name these cells did it
@@ -244,7 +245,7 @@ class Session:
             self._threshold(),
             patience=config.patience,
             save_every=config.save_every,
-            lineage=lineage_of(self._cells(), self.split.selection, self.lineage),
+            metadata=as_metadata(lineage_of(self._cells(), self.split.selection, self.lineage)),
         )
         with tracking(config.logger, run, recorder, images) as trackers:
             trainer = self._trainer([recorder, *trackers], run)

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from leukocls.errors import DataFault, LeukoclsError
+from leukocls.files import sha256_file
+from leukocls.run import IN_PATH, arm_name, is_neutral, key_of, logged, weights_of
 
 # Read when torch is loaded. OpenMP threads that spin while they wait train a small network ten
 # times slower as soon as another process wants a core; asleep they cost it a third when none does.
@@ -32,6 +35,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 PACKAGE = Path(__file__).parent
 # Inside an installed package, beside it in a checkout.
 CONF = next(p for p in (PACKAGE / "conf", PACKAGE.parent / "conf") if p.is_dir())
+# What may be said when a checkpoint is scored, besides what changes no result.
+SCORING = {"score", "experiment", "data", "trainer"}
+CELLS_OF_TRAINING = {"data.crop", "data.size", "data.n_subjects", "data.n_cells"}
 
 
 class Interrupted(BaseException):
@@ -52,11 +58,9 @@ class Job:
     overrides: list[str]
     link: str | None = None  # of a chain, all but its last
 
-    @property
+    @cached_property
     def directory(self) -> Path:
         """`outputs/<experiment>/<arm>/seed_<nnn>`. Raises LeukoclsError: no such checkpoint."""
-        from leukocls.run import arm_name, weights_of
-
         experiment, arm, seed = self.experiment, self.ablation, f"seed_{self.config.seed:03d}"
         if self.config.checkpoint:
             # A scored run stands beside the run that was trained.
@@ -70,20 +74,31 @@ class Job:
 
     def _named(self) -> list[str]:
         """The overrides, with files to start from named by what they hold, not where they lie."""
-        from leukocls.files import sha256_file
-        from leukocls.models.weights import PACKAGED, weights_file
-        from leukocls.run import weights_of
-
         named = []
         for override in self.overrides:
-            key = override.split("=")[0].lstrip("+~")
+            key = key_of(override)
             given = OmegaConf.select(self.config, key)
             if key == "continue_from" and given:
                 override = f"{key}={sha256_file(weights_of(given, key, 'last'))[:8]}"
-            elif key == "model.weights" and given and given not in PACKAGED:
-                override = f"{key}={sha256_file(weights_file(given))[:8]}"
+            elif key == "model.weights" and given:
+                # Only here, for it brings torch.
+                from leukocls.models.weights import PACKAGED, weights_file
+
+                if given not in PACKAGED:
+                    override = f"{key}={sha256_file(weights_file(given))[:8]}"
             named.append(override)
         return named
+
+    def refuse_a_recipe(self) -> None:
+        """Raises LeukoclsError: an override of what a scored checkpoint was trained with."""
+        for override in self.overrides:
+            key = key_of(override)
+            said = key.split(".")[0] in SCORING or (is_neutral(key) and key not in IN_PATH)
+            if not said or key in CELLS_OF_TRAINING:
+                raise LeukoclsError(
+                    f"{override}: a checkpoint is scored by the recipe it was trained with; leave"
+                    " this out."
+                )
 
     def chain(self, last: str | None) -> list["Job"]:
         """The runs that make this one, in order: one by default, each link of `config.chain` else.
@@ -128,7 +143,7 @@ class Job:
         """The run whose view 0 this one is, if it is one."""
         if self.config.view_0_of is None:
             return None
-        own = [o for o in self.overrides if not re.match(r"[+~]*view_0_of\b", o)]
+        own = [o for o in self.overrides if key_of(o) != "view_0_of"]
         return replace(self, ablation=self.config.view_0_of, overrides=own).directory
 
 
@@ -145,17 +160,7 @@ def run_job(job: Job) -> None:
     if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
         raise LeukoclsError(f"seed={config.seed}: choose a whole number from 0 to 2**32 - 1.")
     if config.checkpoint:
-        for override in job.overrides:
-            if re.match(
-                r"[+~]*(model|augment|optim|loss|sampler|ema|patience|save_every|views|seed"
-                r"|threads|threshold|selection|split_scheme|folds?|split_seed|continue_from|chain"
-                r"|link|view_0_of|reconstruction|data\.(crop|size|n_subjects|n_cells))\b",
-                override,
-            ):
-                raise LeukoclsError(
-                    f"{override}: a checkpoint is scored by the recipe it was trained with; leave"
-                    " this out."
-                )
+        job.refuse_a_recipe()
     if config.view_0_of is not None:
         config.views = 1  # whatever number the other run was scored with
     session = Session(config)
@@ -170,7 +175,6 @@ def run_job(job: Job) -> None:
 
 
 def _do(session: Any, run: Any, source: Path | None, resume: bool) -> None:
-    from leukocls.run import logged
     from leukocls.view_zero import derive
 
     facts = session.facts()

@@ -84,7 +84,9 @@ def derive(run: Run, directory: Path, rule: str, threshold: float | str) -> None
 
 def _loss_of(record: dict[str, Any]) -> CellLoss:
     """The loss that the run in this record was trained with."""
-    chosen = {k.removeprefix("loss."): v for k, v in record["identity"].items() if "loss." in k}
+    chosen = {
+        k.removeprefix("loss."): v for k, v in record["identity"].items() if k.startswith("loss.")
+    }
     return CellLoss(**{**chosen, "pos_weight": record["pos_weight"]})
 
 

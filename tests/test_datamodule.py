@@ -34,13 +34,24 @@ def store(tmp_path_factory):
     return np.load(path, mmap_mode="r")
 
 
-def feed(store, rank=0, ranks=1, train=range(TRAIN), seed=3, augment=PAPER, every=2, **feeding):
+def feed(
+    store,
+    rank=0,
+    ranks=1,
+    train=range(TRAIN),
+    seed=3,
+    augment=PAPER,
+    every=2,
+    boxes=None,
+    **feeding,
+):
     """A data module and the little of a Trainer that it looks at; one cell of `every` is HEM."""
     label = (np.arange(len(store)) % every > 0).astype(np.int64)
     index = Index(Path(), "tcia", pd.DataFrame({"label": label}), (), None, None)
     rows = {"train": np.array(train), "prelim": np.arange(TRAIN, TRAIN + PRELIM)}
     split = Split("challenge", rows, "prelim")
     module = CellDataModule(index, store, split, augment, seed=seed, **(FEEDING | feeding))
+    module.boxes = None if boxes is None else torch.from_numpy(boxes)
     loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=-1))
     module.trainer = SimpleNamespace(
         training=True, current_epoch=0, global_rank=rank, world_size=ranks, fit_loop=loop

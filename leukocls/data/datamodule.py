@@ -124,8 +124,10 @@ class CellDataModule(pl.LightningDataModule):
         workers: processes that read batches; 0 is fastest from the store.
         sampler: "shuffle" (each training cell once an epoch) or "balanced" (the smaller class
             oversampled to the size of the larger, each copy with an augmentation of its own).
-        boxes: top, left, bottom, right of the stored cells in [-1, 1], float32 [N, 4]; they follow
-            the augmentation. None for networks that want no boxes.
+
+    Attributes:
+        boxes: for networks that want them, top, left, bottom, right of the stored cells in
+            [-1, 1], float32 [N, 4]; they follow the augmentation.
 
     Raises:
         LeukoclsError: a size, residence or sampler out of range; nothing to balance.
@@ -144,7 +146,6 @@ class CellDataModule(pl.LightningDataModule):
         residence: str,
         workers: int,
         sampler: str = "shuffle",
-        boxes: np.ndarray | None = None,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -167,7 +168,7 @@ class CellDataModule(pl.LightningDataModule):
         self.residence, self.workers = residence, workers
         self._resident: Tensor | None = None
         self._served: Cells | None = None
-        self.boxes = None if boxes is None else torch.from_numpy(np.array(boxes))
+        self.boxes: Tensor | None = None
         self._plan: tuple[int, Plan] = (-1, Plan())
         self.store, self._label = store, index.table["label"].to_numpy()
         self.groups = self._groups(sampler)

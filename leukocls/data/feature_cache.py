@@ -5,8 +5,6 @@ is whole.
 """
 
 import json
-import os
-import uuid
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -20,6 +18,7 @@ from tqdm import tqdm
 
 from leukocls import __version__
 from leukocls.data.augment import to_images, view_count, views
+from leukocls.files import atomic_stream
 from leukocls.models.frozen import FrozenFeatures
 
 
@@ -109,17 +108,8 @@ def _batches(
 
 def _write(path: Path, shape: tuple[int, int, int], batches: Iterator[np.ndarray]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
-    try:
-        with open(temporary, "xb") as stream:
-            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(stream, header)
-            for batch in batches:
-                stream.write(batch.tobytes())
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_stream(path) as stream:
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(stream, header)
+        for batch in batches:
+            stream.write(batch.tobytes())

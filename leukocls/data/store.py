@@ -6,7 +6,6 @@ temporary name and renamed, so a store that exists is whole.
 
 import hashlib
 import os
-import uuid
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from leukocls.data.images import central, cut, image_sides, read_image
 from leukocls.data.index import BOX, TABLE, Index
 from leukocls.data.published import SIDE
 from leukocls.errors import LeukoclsError
-from leukocls.files import in_parallel
+from leukocls.files import atomic_stream, in_parallel
 
 LARGEST = 2048  # px
 
@@ -92,37 +91,27 @@ def _pack(index: Index, path: Path, crop: int | str, size: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     shape = (len(index.table), size, size, 3)
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
-    try:
-        with open(temporary, "wb") as stream:
-            np.lib.format.write_array_header_1_0(stream, header)
-            stream.flush()
-            descriptor, start = stream.fileno(), stream.tell()
-            try:
-                # A full disk is told before the work is done.
-                os.posix_fallocate(descriptor, 0, start + int(np.prod(shape)))
-            except OSError as error:
-                raise OSError(error.errno, error.strerror, str(path)) from error
+    with atomic_stream(path) as stream:
+        np.lib.format.write_array_header_1_0(stream, header)
+        stream.flush()
+        descriptor, start = stream.fileno(), stream.tell()
+        # A full disk is told before the work is done.
+        os.posix_fallocate(descriptor, 0, start + int(np.prod(shape)))
+        own = windows(index, crop) if crop == "box" else None
 
-            own = windows(index, crop) if crop == "box" else None
+        def pack(item: tuple[int, tuple[Path, int | None]]) -> None:
+            row, (file, side) = item
+            if own is not None:
+                image = cut(read_image(file, side), *own[row])
+            elif side:  # only the rows of the crop are read where the format is known
+                image = read_crop(file, side, int(crop))
+            else:
+                image = central(read_image(file), int(crop))
+            if len(image) != size:
+                resample = Image.Resampling.BILINEAR
+                image = np.asarray(Image.fromarray(image).resize((size, size), resample))
+            # Not through a memory map, whose pages would count as this process's memory.
+            os.pwrite(descriptor, image.tobytes(), start + row * image.nbytes)
 
-            def pack(item: tuple[int, tuple[Path, int | None]]) -> None:
-                row, (file, side) = item
-                if own is not None:
-                    image = cut(read_image(file, side), *own[row])
-                elif side:  # only the rows of the crop are read where the format is known
-                    image = read_crop(file, side, int(crop))
-                else:
-                    image = central(read_image(file), int(crop))
-                if len(image) != size:
-                    resample = Image.Resampling.BILINEAR
-                    image = np.asarray(Image.fromarray(image).resize((size, size), resample))
-                # Not through a memory map, whose pages would count as this process's memory.
-                os.pwrite(descriptor, image.tobytes(), start + row * image.nbytes)
-
-            for _ in in_parallel(pack, enumerate(image_sides(index)), shape[0], "pack"):
-                pass
-            os.fsync(descriptor)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        for _ in in_parallel(pack, enumerate(image_sides(index)), shape[0], "pack"):
+            pass
