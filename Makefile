@@ -14,7 +14,7 @@ $(VENV)/.done: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is older than 3.11; name a newer one: make env PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[wandb,lite,test]'
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[wandb,lite,slurm,test]'
 	@touch $@
 
 demo: env ## train a small network on embedded cells, print its metrics (about a minute)

@@ -26,7 +26,8 @@ from leukocls.runs import read_record
 
 # What changes where things lie, who watches or how fast it goes, and never the result.
 NEUTRAL = {
-    "outputs", "logger", "launcher", "jobs", "jobs_per_gpu", "force", "resume", "checkpoint",
+    "outputs", "logger", "launcher", "jobs", "jobs_per_gpu", "time_limit", "plan", "force",
+    "resume", "checkpoint",
     "data.root", "data.layout", "data.cache", "data.partial", "data.workers", "data.residence",
     "save_every", "trainer.enable_progress_bar",
 }  # fmt: skip
@@ -135,6 +136,10 @@ def weights_of(run: str, key: str = "checkpoint", which: str = "best") -> Path:
     return weights
 
 
+class Busy(LeukoclsError):
+    """Another process is writing the run."""
+
+
 class Run:
     """One run directory and its `run.json`.
 
@@ -156,14 +161,14 @@ class Run:
         """Hold the directory against every other process.
 
         Raises:
-            LeukoclsError: another process holds it.
+            Busy: another process holds it.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         with open(self.directory / ".lock", "w") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise LeukoclsError(
+                raise Busy(
                     f"{self.directory}: another process is writing this run. Wait for it, or"
                     " choose another seed."
                 ) from error
@@ -257,6 +262,17 @@ class Run:
 
     def _write(self) -> None:
         atomic_write(self.directory / "run.json", json.dumps(self.record, indent=2))
+
+
+def mark_dead(directory: Path, pid: int, error: str) -> None:
+    """Let the record of a run whose process died without a word say so."""
+    try:
+        record = read_record(directory)
+    except LeukoclsError:  # it died before there was one
+        return
+    if record.get("status") == "running" and record.get("pid") == pid:
+        record |= {"status": "failed", "finished": _now(), "error": error}
+        atomic_write(directory / "run.json", json.dumps(record, indent=2))
 
 
 def _now() -> str:

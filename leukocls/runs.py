@@ -68,7 +68,7 @@ def summary(directory: Path) -> dict[str, Any]:
     selection = _object(record, "selection")
     measured = _object(_object(record, "metrics"), str(selection.get("set")))
     value = measured.get("weighted_f1")
-    headline = {"heading": "selection", "set": selection.get("set"), "weighted_f1": value}
+    chosen = {"heading": "selection", "set": selection.get("set"), "weighted_f1": value}
     return {
         "path": str(directory),
         "id": record.get("id"),
@@ -77,7 +77,7 @@ def summary(directory: Path) -> dict[str, Any]:
         "seed": int(seed[1]) if seed else None,
         "status": status(record),
         "epoch": selection.get("epoch"),
-        "headline": None if value is None else headline,
+        "headline": None if value is None else chosen,
         "marks": list(record.get("marks") or []),
     }
 
@@ -95,16 +95,19 @@ def aligned(rows: Iterable[Iterable[object]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def headline(row: dict[str, Any]) -> str:
+    """The weighted F1 of a `summary` with its heading and set; a dash without one."""
+    of = row["headline"]
+    return f"{of['weighted_f1']:.4f} {of['heading']} ({of['set']})" if of else "–"
+
+
 def _cells(row: dict[str, Any]) -> list[str]:
-    headline = row["headline"]
     return [
         row["experiment"],
         row["arm"],
         "–" if row["seed"] is None else str(row["seed"]),
         row["status"],
-        f"{headline['weighted_f1']:.4f} {headline['heading']} ({headline['set']})"
-        if headline
-        else "–",
+        headline(row),
         " ".join(row["marks"]) or "–",
         row["path"],
     ]

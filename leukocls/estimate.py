@@ -1,0 +1,152 @@
+"""What a run will take, before it is run: as others of its arm took, else by a timed batch."""
+
+import functools
+import json
+import time
+from collections import Counter
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from leukocls.build import build
+from leukocls.data.augment import view_count
+from leukocls.data.latents import draw_cells
+from leukocls.data.published import published_subjects
+from leukocls.data.synthetic import SyntheticSpec
+from leukocls.job import Job
+from leukocls.models.frozen import FrozenFeatures
+from leukocls.runs import find, read_record
+
+TIMED = 8  # images; a whole batch of a large network takes long on a CPU
+
+
+class Cost(NamedTuple):
+    """Of one run."""
+
+    seconds: float
+    size: float  # bytes
+
+    def __add__(self, other: Any) -> "Cost":
+        return Cost(self.seconds + other.seconds, self.size + other.size)
+
+
+def cost(jobs: list[Job]) -> Cost:
+    """What a run, or a chain of them, will take; about."""
+    total = Cost(0, 0)
+    for job in jobs:
+        total += _as_before(job.directory.parent) or _by_batch(job.config)
+    return total
+
+
+def _as_before(arm: Path) -> Cost | None:
+    """The median of the arm's finished runs."""
+    took = []
+    for directory in find(arm):
+        timing = read_record(directory).get("timing") or {}
+        if timing:
+            size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+            took.append(Cost(sum(timing.values()), size))
+    return Cost(*map(median, zip(*took, strict=True))) if took else None
+
+
+def _by_batch(config: DictConfig) -> Cost:
+    """From the time of one image in training and at evaluation, and the number of them."""
+    if config.view_0_of is not None:  # arithmetic on files
+        return Cost(1, _predictions(config))
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    keys = ("model", "threads", "trainer")
+    side = config.data.size or config.data.crop
+    train_s, view_s, head_s, weights = _timed(json.dumps({k: plain[k] for k in keys}), side)
+    training, scored = cells(config)
+    epochs, views = config.trainer.max_epochs, view_count(config.views)
+    if head_s and build(config.augment).is_identity:  # features are computed once
+        once = (training + scored * views) * view_s
+        seconds = once + epochs * (training + scored * views) * head_s
+    elif config.checkpoint:
+        seconds = scored * views * view_s
+    else:
+        seconds = epochs * training * train_s + (epochs + 1) * scored * views * view_s
+    # The weights twice, and two checkpoints with Adam's moments.
+    return Cost(seconds, 8 * weights + _predictions(config))
+
+
+def _predictions(config: DictConfig) -> float:
+    """Bytes of predictions.parquet: four a view, and some 20 for the rest of a row."""
+    row = 4 * view_count(config.views) + 20
+    return (config.trainer.max_epochs + 1) * cells(config)[1] * row
+
+
+def cells(config: DictConfig) -> tuple[float, float]:
+    """Cells that an epoch trains on, and cells that it scores; about."""
+    data = config.data
+    if data.synthetic is not None:
+        counts = Counter(cell.part for cell in draw_cells(SyntheticSpec(**data.synthetic)))
+        train, prelim = counts.total() - counts["prelim"] - counts["final"], counts["prelim"]
+    elif data.root and Path(data.root).is_file():
+        with open(data.root, encoding="utf-8") as stream:
+            train, prelim = sum(1 for line in stream if line.strip()) - 1, 0
+    else:
+        found = {part: sum(n.values()) for part, n in published_subjects().items()}
+        prelim = found.pop("prelim")
+        train = sum(found.values())
+    training, scored = float(train), float(prelim)
+    if config.split_scheme == "all":
+        training = scored = train + prelim
+    elif config.split_scheme in ("honest", "subject", "lofo", "cell"):
+        folds = 3 if config.split_scheme == "lofo" else config.folds
+        training, scored = train * (1 - 1 / folds), train / folds
+    training = min(training, data.n_cells or training)
+    limits = config.trainer.limit_train_batches, config.trainer.limit_val_batches
+    return (
+        _limited(training, limits[0], data.batch_size),
+        _limited(scored, limits[1], data.eval_batch_size),
+    )
+
+
+def _limited(count: float, limit: float | int | None, batch: int) -> float:
+    """Lightning's limits: an integer counts batches, a fraction is one."""
+    if limit is None:
+        return count
+    return min(count, limit * batch) if isinstance(limit, int) else count * limit
+
+
+@functools.cache
+def _timed(kind: str, side: int | str) -> tuple[float, float, float, int]:
+    """Seconds of an image in training, at evaluation, through a frozen network's head alone (0 for
+    others), and the bytes of the network's weights."""
+    config = json.loads(kind)
+    cuda = torch.cuda.is_available() and config["trainer"]["accelerator"] != "cpu"
+    device = torch.device("cuda" if cuda else "cpu")
+    torch.set_num_threads(config["threads"])
+    fresh = {"pretrained": False, "weights": None}  # what the weights are changes no time
+    network = build({k: fresh.get(k, v) for k, v in config["model"].items()}).to(device)
+    side = side if isinstance(side, int) else 224
+
+    def forward(given: Tensor) -> Tensor:
+        output = network(given)
+        return sum(part.sum() for part in (output if isinstance(output, tuple) else (output,)))
+
+    def once(given: Tensor, train: bool) -> float:
+        network.train(train)
+        started = time.perf_counter()
+        with torch.set_grad_enabled(train):
+            total = forward(given)
+        if train:
+            total.backward()
+        if cuda:
+            torch.cuda.synchronize()
+        return (time.perf_counter() - started) / len(given)
+
+    images = torch.rand(TIMED, 3, side, side, device=device)
+    once(images[:2], True)
+    head = 0.0
+    if isinstance(network, FrozenFeatures):
+        features = torch.rand(TIMED, network.num_features, device=device)
+        once(features, True)
+        head = once(features, True)
+    weights = sum(t.numel() * t.element_size() for t in network.state_dict().values())
+    return once(images, True), once(images, False), head, weights

@@ -1,0 +1,370 @@
+"""Many runs at a time, a process each: started, watched, told. One that dies harms no other."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from leukocls.errors import DataFault, LeukoclsError
+from leukocls.job import Interrupted, Job, is_done, run_jobs, signals
+from leukocls.run import Busy, mark_dead
+from leukocls.runs import aligned, headline, read_record, status, summary
+
+# Torch and what stands on it is imported once, in the process that all jobs are forked from.
+PRELOADED = ["leukocls.session", "leukocls.view_zero"]
+BUSY = os.EX_TEMPFAIL  # exit code of a job whose run another process is writing
+RETRY_S = 5.0
+GRACE_S = 30.0  # from SIGTERM to SIGKILL: time to write down where the run stands
+POLL_S = 0.25
+
+
+@dataclass
+class Item:
+    """One job of a sweep: a run, or a chain of them."""
+
+    jobs: list[Job]
+    error: str | None = None
+    waits_until: float = 0.0
+
+    @property
+    def directory(self) -> Path:
+        """That of the run that is its result."""
+        return self.jobs[-1].directory
+
+    def status(self) -> str:
+        """As `leukocls.runs.status` has it; `missing` without a record."""
+        try:
+            return status(read_record(self.directory))
+        except LeukoclsError:
+            return "missing"
+
+    def cells(self) -> list[str]:
+        """Directory, status, headline and first error, for a table."""
+        found, number, error = self.status(), "–", self.error
+        if found != "missing":
+            number = headline(summary(self.directory))
+            error = error or read_record(self.directory).get("error")
+        told = (error or "").splitlines()[:1] if found != "done" else []
+        return [str(self.directory), found, number, *(told or ["–"])]
+
+
+@dataclass
+class Worker:
+    """A process that does one item."""
+
+    item: Item
+    process: BaseProcess
+    log: Path
+    slot: int
+    was: str  # the item's status before
+    ends: float  # monotonic time at which its limit has passed
+    stopped: str | None = None  # why it was told to end
+    started: float = field(default_factory=time.monotonic)
+
+    def lines(self) -> list[str]:
+        """What it has printed, without empty lines."""
+        text = self.log.read_text(encoding="utf-8", errors="replace")
+        return [line.rstrip() for line in text.splitlines() if line.strip()]
+
+    def cause(self) -> str:
+        """Why it did not end well."""
+        lines, code = self.lines(), self.process.exitcode or 0
+        told = [i for i, line in enumerate(lines) if line.startswith("error: ")]
+        if self.stopped:
+            return self.stopped
+        if told:
+            return "\n".join(lines[told[0] :]).removeprefix("error: ")
+        if code >= 0:
+            how = f"its process ended with exit code {code} before the run was done"
+        else:
+            how = f"its process was killed by {signal.Signals(-code).name}"
+            how += " (out of memory?)" if -code == signal.SIGKILL else ""
+        return f"{how}; its last words: {lines[-1]}" if lines else how
+
+    def settle(self) -> None:
+        """See to it that whoever asks is told how the item ended."""
+        if self.item.status() != "done":
+            self.item.error = self.cause()
+            for job in self.item.jobs:
+                mark_dead(job.directory, self.process.ident or 0, self.item.error)
+
+
+class View:
+    """A bar and a line for each job at work on a terminal; a line as each job ends elsewhere."""
+
+    def __init__(self, total: int, slots: int) -> None:
+        self.count = 0
+        self.bar = tqdm(total=total, desc="sweep", unit="run", position=slots, disable=None)
+        self.lines = [tqdm(bar_format="{desc}", position=i, disable=None) for i in range(slots)]
+
+    def show(self, working: Sequence[Worker]) -> None:
+        """The last words of each."""
+        if self.bar.disable:
+            return
+        busy = {worker.slot: worker for worker in working}
+        for slot, line in enumerate(self.lines):
+            said = busy[slot].lines()[-1:] if slot in busy else []
+            name = busy[slot].item.directory if slot in busy else ""
+            line.set_description_str(f"{name} {' '.join(said)}"[: line.ncols])
+        self.bar.refresh()
+
+    def ended(self, worker: Worker) -> None:
+        """Tell how."""
+        self.bar.update()
+        self.count += 1
+        item, count = worker.item, f"[{self.count}/{self.bar.total}]"
+        path, found, number, error = item.cells()
+        if found != "done":
+            tqdm.write(f"{count} error: {path}: {found}: {item.error or error}", file=sys.stderr)
+        elif worker.was == "done":
+            tqdm.write(f"{count} {path}: done already, nothing to do, {number}")
+        else:
+            minutes = (time.monotonic() - worker.started) / 60
+            tqdm.write(f"{count} {path}: done in {minutes:.1f} min, {number}")
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        for line in (*self.lines, self.bar):
+            line.leave = False
+            line.close()
+
+
+def run(items: Sequence[Item]) -> None:
+    """Do every item that is not done, as many at a time as `slots` gives, and tell how all stand.
+
+    A run that another process is writing is waited for, and so is one whose view 0 is wanted.
+
+    Raises:
+        DataFault: not all are done in the end.
+        Interrupted: after every job was stopped, with its record saying so.
+    """
+    config = items[0].jobs[0].config
+    devices = slots(config)
+    free = list(range(len(devices)))
+    limit = config.time_limit * 60 if config.time_limit else float("inf")
+    context = _fork_server()
+    waiting, working = list(items), list[Worker]()
+    began, view = time.monotonic(), View(len(items), len(devices))
+    with tempfile.TemporaryDirectory(prefix="leukocls-") as logs, closing(view):
+        try:
+            while waiting or working:
+                while free and (item := _next(waiting, working)):
+                    waiting.remove(item)
+                    log = Path(logs) / f"{time.monotonic_ns()}.txt"
+                    log.touch()
+                    slot = free.pop(0)
+                    wanted = (item.jobs, log, dict(os.environ), devices[slot])
+                    process = context.Process(target=_work, args=wanted)
+                    was = item.status()
+                    process.start()  # the first one waits for the imports
+                    ends = time.monotonic() + limit
+                    working.append(Worker(item, process, log, slot, was, ends))
+                view.show(working)
+                ended = wait([worker.process.sentinel for worker in working], POLL_S)
+                for worker in [w for w in working if w.process.sentinel in ended]:
+                    worker.process.join()
+                    working.remove(worker)
+                    free.append(worker.slot)
+                    if worker.process.exitcode == BUSY:
+                        worker.item.waits_until = time.monotonic() + RETRY_S
+                        waiting.append(worker.item)
+                    else:
+                        worker.settle()
+                        view.ended(worker)
+                for worker in working:
+                    _enforce(worker, config.time_limit)
+        finally:
+            _stop(working)
+    conclude(items, time.monotonic() - began)
+
+
+def conclude(items: Sequence[Item], seconds: float) -> None:
+    """Tell how every item stands. Raises DataFault: not all are done."""
+    print(table(items, seconds))
+    if missing := sum(item.status() != "done" for item in items):
+        raise DataFault(
+            f"{missing} of {len(items)} runs are not done; the same command runs just those."
+        )
+
+
+def unfinished(items: Sequence[Item]) -> list[Item]:
+    """Those that are not done, looked at as closely as a run looks at itself, and as it raises."""
+    last = [item.jobs[-1] for item in items]
+    with ProcessPoolExecutor(len(slots(last[0].config)), mp_context=_fork_server()) as pool:
+        return [item for item, done in zip(items, pool.map(is_done, last), strict=True) if not done]
+
+
+def _fork_server() -> ForkServerContext:
+    context = get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+def _next(waiting: Sequence[Item], working: Sequence[Worker]) -> Item | None:
+    """The first item that can be started now."""
+    unfinished = {item.directory for item in (*waiting, *(worker.item for worker in working))}
+    for item in waiting:
+        wanted = item.jobs[-1].source
+        if wanted in unfinished or item.waits_until > time.monotonic():
+            continue
+        if item.status() == "running":  # by another sweep; a moment later is soon enough
+            item.waits_until = time.monotonic() + POLL_S
+            continue
+        return item
+    return None
+
+
+def _work(jobs: list[Job], log: Path, environment: dict[str, str], gpus: str | None) -> None:
+    """The life of a job's process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep says when to end
+    stream = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(stream, 1)
+    os.dup2(stream, 2)
+    for text in (sys.stdout, sys.stderr):  # files, where Python would wait for a full buffer
+        text.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    os.environ.clear()
+    os.environ.update(environment | ({"CUDA_VISIBLE_DEVICES": gpus} if gpus else {}))
+    tqdm.set_lock(threading.RLock())  # a lock among processes would be leaked by one that is killed
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with signals(signal.SIGTERM):
+        try:
+            code = run_jobs(jobs)
+        except Interrupted as stop:
+            code = stop.code
+        except Busy:
+            code = BUSY
+    sys.exit(code)
+
+
+def _end_with_parent() -> None:
+    """A sweep that is killed leaves nothing behind."""
+    parent: Any = parent_process()
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE_S)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _enforce(worker: Worker, minutes: float) -> None:
+    now = time.monotonic()
+    if now < worker.ends:
+        return
+    if worker.stopped is None:
+        worker.stopped = f"ran past time_limit={minutes} minutes"
+        worker.ends = now + GRACE_S
+        worker.process.terminate()
+    else:
+        worker.process.kill()
+
+
+def _stop(working: Sequence[Worker]) -> None:
+    """End what still works: asked first, then made to."""
+    for worker in working:
+        worker.stopped = "the sweep was stopped"
+        worker.process.terminate()
+    deadline = time.monotonic() + GRACE_S
+    try:
+        for worker in working:
+            worker.process.join(max(0.0, deadline - time.monotonic()))
+    finally:
+        for worker in working:
+            worker.process.kill()
+            worker.process.join()
+            worker.settle()
+
+
+def table(items: Sequence[Item], seconds: float) -> str:
+    """How every item stands, and how many do."""
+    rows = [item.cells() for item in items]
+    counts = Counter(row[1] for row in rows)
+    parts = [f"{counts.pop('done', 0)} of {len(rows)} runs done"]
+    parts += [f"{count} {name}" for name, count in counts.items()]
+    header = ["run", "status", "weighted F1", "first error"]
+    return f"\n{aligned([header, *rows])}\n\n{', '.join(parts)}, {seconds / 60:.1f} min"
+
+
+def slots(config: DictConfig) -> list[str | None]:
+    """The GPUs that each of the jobs at work sees; None where it is not told what to see.
+
+    Raises:
+        LeukoclsError: jobs, jobs_per_gpu or time_limit out of range; too few GPUs.
+    """
+    for name, kind in (("jobs", int), ("jobs_per_gpu", int), ("time_limit", int | float)):
+        value = config[name]
+        if value is not None and not (isinstance(value, kind) and value > 0):
+            raise LeukoclsError(f"{name}={value}: choose more than 0.")
+    devices, shared = config.trainer.devices, config.jobs_per_gpu
+    each = devices if isinstance(devices, int) and devices > 0 else None
+    gpus = visible_gpus() if config.trainer.accelerator in ("auto", "gpu", "cuda") else []
+    found: list[str | None]
+    if gpus and each:
+        groups = [gpus[i : i + each] for i in range(0, len(gpus) - each + 1, each)]
+        found = [",".join(group) for _ in range(shared) for group in groups]
+    elif gpus:  # all of them, or those that are named
+        found = [None] * shared
+    else:
+        cores = len(os.sched_getaffinity(0))
+        found = [None] * max(1, cores // (config.threads * (each or 1)))
+    if not found:
+        raise LeukoclsError(f"trainer.devices={devices}: only {len(gpus)} GPUs are visible here.")
+    return [found[i % len(found)] for i in range(config.jobs or len(found))]
+
+
+def visible_gpus() -> list[str]:
+    """GPUs as CUDA_VISIBLE_DEVICES names them, found without touching CUDA."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [gpu.strip() for gpu in named.split(",") if gpu.strip() not in ("", "-1")]
+    command = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
+    with suppress(OSError, subprocess.SubprocessError):
+        listed = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        return listed.stdout.split()
+    return []
+
+
+def planned(items: Sequence[Item]) -> str:
+    """What would be run, what is done of it, and what the rest takes; nothing is written."""
+    from leukocls.estimate import Cost, cost  # it times a batch, which takes torch
+
+    config = items[0].jobs[0].config
+    left, rows = Cost(0, 0), []
+    for item in items:
+        found, about = item.status(), "–"
+        if found != "done":
+            estimated = cost(item.jobs)
+            left += estimated
+            about = duration(estimated.seconds)
+        rows.append([str(item.directory), found, about])
+    done = sum(row[1] == "done" for row in rows)
+    at_once = min(len(slots(config)), max(1, len(rows) - done))
+    return (
+        f"{aligned([['run', 'status', 'takes about'], *rows])}\n\n"
+        f"{len(rows)} runs, {done} done; the others take about"
+        f" {duration(left.seconds / at_once)} ({at_once} at a time) and {left.size / 1e9:.1f} GB."
+        "\nEstimated from the arm's finished runs, or from one timed batch on this machine."
+    )
+
+
+def duration(seconds: float) -> str:
+    """In the unit that suits it."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"

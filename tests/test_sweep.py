@@ -1,0 +1,271 @@
+"""Sweeps through the real command line: what one job does to the others, and to a second sweep."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Train, record, small
+from omegaconf import OmegaConf
+
+from leukocls.errors import LeukoclsError
+from leukocls.sweep import slots, visible_gpus
+
+ROOT = Path(__file__).parents[1]
+
+# Misbehaves while its run is going on, by the run's seed, as long as FAULTS is set.
+FAULTY = """
+import os, signal, sys, time
+import torch
+from torch import nn
+
+class Faulty(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(3, 1)
+        fault = dict(zip(range(6), os.environ.get("FAULTS", "").split()))
+        fault = fault.get(torch.initial_seed())
+        if fault == "exception":
+            raise RuntimeError("the lamp is out")
+        if fault == "sys.exit":
+            sys.exit(0)
+        if fault == "os._exit":
+            os._exit(3)
+        if fault == "SIGKILL":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "memory":
+            raise MemoryError("no room")
+        if fault == "hang":
+            print("hanging", flush=True)
+            time.sleep(3600)
+
+    def forward(self, images):
+        return self.head(images.mean((2, 3)))
+"""
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the package with a network of that kind."""
+    copy = tmp_path_factory.mktemp("faulty")
+    for folder in ("leukocls", "conf", "hydra_plugins"):
+        shutil.copytree(ROOT / folder, copy / folder)
+    (copy / "leukocls/models/faulty.py").write_text(FAULTY)
+    (copy / "conf/model/faulty.yaml").write_text("_target_: leukocls.models.faulty.Faulty\n")
+    return copy
+
+
+def command(copy: Path, root: Path, outputs: Path, *words: str) -> list[str]:
+    overrides = [w for w in small(root, outputs) if not w.startswith("model")]
+    return [
+        sys.executable,
+        "-m",
+        "leukocls.train",
+        *overrides,
+        "model=faulty",
+        "optim.lr=1e-2",
+        *words,
+        "-m",
+    ]
+
+
+def environment(copy: Path, faults: str = "") -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(copy), "FAULTS": faults}
+
+
+def test_a_job_that_dies_in_any_way_harms_no_other_and_is_done_next_time(
+    faulty: Path, small_tree: Path, tmp_path: Path
+) -> None:
+    faults = "hang exception os._exit SIGKILL sys.exit memory"
+    outputs, number = tmp_path / "outputs", len(faults.split())
+    words = command(
+        faulty, small_tree, outputs, f"seed=range({number + 2})", "trainer.max_epochs=1",
+        "jobs=2", "time_limit=.3",
+    )  # fmt: skip
+
+    def sweep(faults: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            words, cwd=faulty, env=environment(faulty, faults), capture_output=True, text=True
+        )
+
+    def by_seed() -> dict[int, Path]:
+        return {int(p.parent.name[-3:]): p.parent for p in outputs.rglob("run.json")}
+
+    first = sweep(faults)
+    assert first.returncode == 1, first.stderr
+    causes = {
+        "exception": "the lamp is out",
+        "sys.exit": "its process ended with exit code 0 before the run was done",
+        "os._exit": "its process ended with exit code 3 before the run was done",
+        "SIGKILL": "its process was killed by SIGKILL (out of memory?)",
+        "memory": "no room",
+        "hang": "ran past time_limit=0.3 minutes",
+    }
+    assert f"2 of {number + 2} runs done" in first.stdout
+    assert f"error: {number} of {number + 2} runs are not done" in first.stderr
+    runs = by_seed()
+    for seed, fault in enumerate(faults.split()):
+        said = record(runs[seed])
+        assert said["status"] in ("failed", "interrupted")
+        row = next(line for line in first.stdout.splitlines() if line.startswith(str(runs[seed])))
+        assert causes[fault] in row
+        assert causes[fault] in first.stderr
+        if fault in ("os._exit", "SIGKILL"):
+            assert causes[fault] in said["error"]
+    good = [record(runs[seed]) for seed in (number, number + 1)]
+    assert [one["status"] for one in good] == ["done", "done"]
+
+    again = sweep("")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("done already") == 2
+    assert f"{number + 2} of {number + 2} runs done" in again.stdout
+    assert [record(by_seed()[seed]) for seed in (number, number + 1)] == good
+    assert {record(run)["status"] for run in by_seed().values()} == {"done"}
+
+
+def test_a_job_of_a_sweep_equals_the_job_alone(
+    small_tree: Path, tmp_path: Path, train: Train
+) -> None:
+    digests = set()
+    ways = {
+        "alone": ["seed=3"],
+        "one": ["seed=2,3", "jobs=1", "-m"],
+        "two": ["seed=range(4)", "jobs=2", "-m"],
+    }
+    for name, words in ways.items():
+        outputs = tmp_path / name / "outputs"
+        assert train(*small(small_tree, outputs), "trainer.max_epochs=1", *words).code == 0
+        (run,) = outputs.rglob("seed_003")
+        digests.add((record(run)["predictions_sha256"], record(run)["weights_sha256"]))
+    assert len(digests) == 1
+
+
+def test_two_identical_sweeps_make_each_run_once(
+    faulty: Path, small_tree: Path, tmp_path: Path
+) -> None:
+    outputs = tmp_path / "outputs"
+    words = command(faulty, small_tree, outputs, "seed=range(4)", "jobs=1")
+    both = [
+        subprocess.Popen(
+            words, cwd=faulty, env=environment(faulty), text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    printed = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], printed
+    runs = sorted(path.parent for path in outputs.rglob("run.json"))
+    assert [run.name for run in runs] == [f"seed_{seed:03d}" for seed in range(4)]
+    for run in runs:
+        assert record(run)["status"] == "done"
+        # Each start leaves a line with its date.
+        assert sum(line.startswith("# ") for line in (run / "log.txt").open()) == 1
+    assert all("4 of 4 runs done" in text for text in printed)
+
+
+@pytest.fixture
+def hanging(faulty: Path, small_tree: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A sweep of two jobs at work that will not end, in a process group of its own."""
+    process = subprocess.Popen(
+        command(faulty, small_tree, tmp_path / "outputs", "seed=range(2)", "jobs=2"),
+        cwd=faulty, env=environment(faulty, "hang hang"), text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    logs = (tmp_path / "outputs").rglob
+    eventually(lambda: ["hanging" in p.read_text() for p in logs("log.txt")] == [True, True], 120)
+    yield process
+    if alive(process.pid):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def eventually(holds, seconds: float) -> None:
+    """Wait for something that will be so."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("to_all", [True, False])
+def test_ctrl_c_ends_every_job_and_says_so(to_all: bool, hanging, tmp_path: Path) -> None:
+    if to_all:  # as a terminal does it
+        os.killpg(hanging.pid, signal.SIGINT)
+    else:
+        hanging.send_signal(signal.SIGINT)
+    printed, _ = hanging.communicate(timeout=120)
+    assert hanging.returncode == 130
+    assert "error: interrupted (exit code 130)" in printed
+    runs = [*(tmp_path / "outputs").rglob("run.json")]
+    assert [record(run.parent)["status"] for run in runs] == ["interrupted"] * 2
+    eventually(lambda: not alive(hanging.pid), 60)
+
+
+def test_a_sweep_that_is_killed_leaves_no_process(hanging) -> None:
+    hanging.kill()
+    hanging.wait()
+    eventually(lambda: not alive(hanging.pid), 90)
+
+
+def test_what_needs_another_run_of_the_sweep_waits_for_it(
+    small_tree: Path, tmp_path: Path, train: Train
+) -> None:
+    outputs = tmp_path / "outputs"
+    words = ["ablation=norot,proposal", "seed=0,1", "trainer.max_epochs=1", "jobs=2", "-m"]
+    swept = train(*small(small_tree, outputs), *words)
+    assert swept.code == 0, swept.err
+    assert "4 of 4 runs done" in swept.out
+
+
+def configured(**settings) -> object:
+    trainer = {"accelerator": "auto", "devices": settings.pop("devices", 1)}
+    usual = {"jobs": None, "jobs_per_gpu": 1, "time_limit": None, "threads": 1}
+    return OmegaConf.create(usual | settings | {"trainer": trainer})
+
+
+def test_slots(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert visible_gpus() == []
+    assert slots(configured()) == [None] * 8
+    assert slots(configured(threads=3)) == [None] * 2
+    assert slots(configured(threads=2, devices=2)) == [None] * 2
+    assert slots(configured(threads=99)) == [None]
+    assert slots(configured(jobs=3)) == [None] * 3
+
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho GPU-a\necho GPU-b\necho GPU-c\n")
+    tool.chmod(0o755)
+    assert visible_gpus() == ["GPU-a", "GPU-b", "GPU-c"]
+    assert slots(configured()) == ["GPU-a", "GPU-b", "GPU-c"]
+    assert slots(configured(jobs_per_gpu=2)) == ["GPU-a", "GPU-b", "GPU-c"] * 2
+    assert slots(configured(jobs=2)) == ["GPU-a", "GPU-b"]
+    assert slots(configured(devices=2)) == ["GPU-a,GPU-b"]
+    assert slots(configured(devices="auto")) == [None]
+    with pytest.raises(LeukoclsError, match="only 3 GPUs"):
+        slots(configured(devices=4))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1, 2")
+    assert slots(configured()) == ["1", "2"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert slots(configured()) == [None] * 8
+
+
+@pytest.mark.parametrize("bad", [{"jobs": 0}, {"jobs_per_gpu": 0.5}, {"time_limit": -1}])
+def test_limits_out_of_range_are_refused(bad) -> None:
+    ((name, value),) = bad.items()
+    with pytest.raises(LeukoclsError, match=f"{name}={value}: choose more than 0"):
+        slots(configured(**bad))
