@@ -1,12 +1,12 @@
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint doctor verify bench clean
+.PHONY: help env demo test lint doctor verify ablation paper bench wandb-sync clean
 
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 env: $(VENV)/.done ## build .venv once: exact versions, this checkout, wandb and the test tools
 
@@ -33,6 +33,28 @@ doctor: env ## what is installed, found and missing, and what to do about it
 
 verify: env ## is DATA= the data it should be, and what of it is there twice
 	@$(PY) -m leukocls.verify "$(or $(DATA),$(LEUKOCLS_DATA))"
+
+# With data the paper's experiment, else embedded cells. SEEDS=, ARMS= and EXPERIMENT= say otherwise.
+EXPERIMENT ?= $(if $(DATA)$(LEUKOCLS_DATA),prellberg2019,demo_ablation)
+SEEDS ?= 3
+ARMS ?= $(or \
+  $(if $(filter saeed%,$(EXPERIMENT)),proposal noattention),\
+  $(if $(filter %region,$(EXPERIMENT)),proposal noregion noaugment),\
+  $(if $(filter marzahl% georgiev%,$(EXPERIMENT)),proposal noaugment),\
+  proposal norot nospeclr_1e-3 nospeclr_1e-4 nospeclr_1e-5)
+comma := ,
+space := $(subst ,, )
+
+ablation: env ## train every arm over SEEDS= seeds and compare them [DATA= EXPERIMENT= ARMS=]
+	$(PY) -m leukocls.train experiment=$(EXPERIMENT) 'ablation=$(subst $(space),$(comma),$(strip $(ARMS)))' \
+	  'seed=range($(SEEDS))' $(if $(DATA),data.root="$(DATA)") -m
+	$(PY) -m leukocls.compare --seeds $(SEEDS) $(addprefix outputs/$(EXPERIMENT)/,$(ARMS))
+
+paper: ## the ablation of Prellberg & Kramer 2019 on C-NMC (DATA=): 24 seeds, Table 2
+	$(MAKE) ablation EXPERIMENT=prellberg2019 SEEDS=24 DATA="$(or $(DATA),$(LEUKOCLS_DATA))"
+
+wandb-sync: env ## send every finished run under outputs/ to W&B, once
+	$(PY) -m leukocls.wandb_sync
 
 bench: env ## time data and augmentation against Pillow and Kornia, into benchmarks/results/
 	$(PY) benchmarks/data.py --json benchmarks/results/data-cpu.json

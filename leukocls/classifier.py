@@ -112,6 +112,8 @@ class CellClassifier(pl.LightningModule):
     def validation_step(
         self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0
     ) -> None:
+        if not len(batch["row"]):  # fewer cells than ranks
+            return
         given = batch["image"]
         # Three dimensions are features, computed beforehand for every view.
         copies = given.unbind(1) if given.ndim == 3 else views(given, self.views)
@@ -132,23 +134,25 @@ class CellClassifier(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         for i, split in enumerate(self.scored):
-            batches = self._collected[i]
+            found = (self._collected[i], self.counts[i].update_called, self.ious[i].update_called)
             self._collected[i] = []
+            shards = [found]
             if self.trainer.world_size > 1:
-                shards: list[Any] = [None] * self.trainer.world_size
-                torch.distributed.all_gather_object(shards, batches)
-                batches = [batch for shard in shards for batch in shard]
+                shards *= self.trainer.world_size
+                torch.distributed.all_gather_object(shards, found)
+            batches = [batch for shard, _, _ in shards for batch in shard]
             self.scores[split] = {
                 name: torch.cat([batch[name] for batch in batches]).numpy() for name in batches[0]
             }
             self.rows[split] = result = dict.fromkeys(("tp", "fp", "tn", "fn"))
-            if self.counts[i].update_called:
+            # A rank without known labels computes as well: all do, or all wait.
+            if any(counted for _, counted, _ in shards):
                 tp, fp, tn, fn, _ = (int(n) for n in self.counts[i].compute().tolist())
                 result |= {"tp": tp, "fp": fp, "tn": tn, "fn": fn, **rates(tp, fp, tn, fn)}
                 result["loss"] = float(self.losses[i].compute())
                 f1 = torch.tensor(result["weighted_f1"])
                 self.log(f"{split}_weighted_f1", f1, prog_bar=True, logger=False)
-            if self.ious[i].update_called:
+            if any(boxed for _, _, boxed in shards):
                 result["iou"] = float(self.ious[i].compute())
             self.ious[i].reset()
             self.losses[i].reset()

@@ -167,7 +167,7 @@ def is_done(job: Job) -> bool:
     """Whether the run is done and whole. Raises LeukoclsError: another one is in its place."""
     from leukocls.session import Session
 
-    return Session(job.config).run(job.directory).earlier(job.config.force) == "done"
+    return Session(job.config).run(job.directory, job.source).earlier(job.config.force) == "done"
 
 
 def run_job(job: Job) -> None:
@@ -185,7 +185,7 @@ def run_job(job: Job) -> None:
     if config.checkpoint:
         job.refuse_a_recipe()
     session = Session(config)
-    run = session.run(job.directory)
+    run = session.run(job.directory, job.source)
     with run.locked():
         state = run.earlier(config.force)
         if state == "done":

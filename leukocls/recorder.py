@@ -156,12 +156,12 @@ class Recorder(pl.Callback):
                 row[f"{split}_iou"] = values["iou"]
             if known.any():
                 row[f"{split}_auroc"] = auroc(frame.loc[known, "label"], frame.loc[known, "logit"])
-        if not trainer.is_global_zero:
+        trainer.should_stop |= trained and self.exhausted
+        if not trainer.is_global_zero:  # the others only have to come to the same decisions
             return
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         if self.test_epoch is None and self.selected_epoch == row["epoch"]:
             self._best = self._scored
-        trainer.should_stop |= trained and self.exhausted
         if not trained or self._due(trainer):
             # Together, so that what a stopped run goes on from is of one epoch.
             if self._best is not None:

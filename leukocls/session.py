@@ -4,6 +4,8 @@ import logging
 import sys
 import time
 import warnings
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import EMAWeightAveraging, TQDMProgressBar, WeightAveraging
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import nn
 
 from leukocls import evaluate
@@ -40,11 +43,13 @@ from leukocls.losses import CellLoss
 from leukocls.models.frozen import FrozenFeatures
 from leukocls.models.weights import load_weights, weights_file
 from leukocls.optim import parameter_groups
+from leukocls.ranks import Place, first_alone, together
 from leukocls.recorder import Recorder
 from leukocls.run import Run, identity, weights_of
 from leukocls.runs import read_record
 from leukocls.selection import BEST_THRESHOLD
 from leukocls.tracking import tracking
+from leukocls.view_zero import VIEW_0, source_of
 
 # What Lightning says about choices that are ours.
 QUIET = (
@@ -53,13 +58,21 @@ QUIET = (
     ".*Trying to infer the `batch_size`.*",
     ".*isinstance.treespec, LeafSpec.*",
     ".*in eval mode at the start of training.*",
+    ".*sync_dist=True.*",  # what is logged is of all ranks already
+    ".*find_unused_parameters=True was specified.*",
 )
-# Keys of Lightning's that would end or score a run elsewhere than at each epoch's end.
+# Whose gradients are added up in an order that a resumed run repeats: without the search for unused
+# parameters the first step of every process decides it anew for all that follow.
+DDP = "ddp_find_unused_parameters_true"
+# Keys of Lightning's that would end or score a run elsewhere than at each epoch's end, or take its
+# processes from us.
 FOREIGN = {
     "check_val_every_n_epoch": "every epoch is scored once",
     "val_check_interval": "every epoch is scored once",
     "max_steps": "use trainer.max_epochs or trainer.limit_train_batches",
     "max_time": "a stopped run resumes; use trainer.max_epochs",
+    "num_nodes": "a run stays on one machine, and takes several of its devices by trainer.devices",
+    "strategy": "it is DDP for several trainer.devices",
 }
 
 
@@ -103,7 +116,6 @@ class Session:
             if not missing and not (isinstance(value, int) and value >= 1):
                 raise LeukoclsError(f"{name}={value}: choose a whole number of at least 1.")
         view_weights(self.config.views)  # refuses what is none
-        torch.set_num_threads(self.config.threads)
         part = self.config.score
         self.parts = (part,) if part else ("train", "prelim")
         # Whether final is there is nothing to a run that trains.
@@ -146,11 +158,13 @@ class Session:
         )
         return make_split(self.index, config.split_scheme, choice)
 
-    def run(self, directory: Path) -> Run:
-        """The run of this configuration on this data."""
+    def run(self, directory: Path, view_0_of: Path | None = None) -> Run:
+        """The run of this configuration on this data, or view 0 of another run's."""
         weights = self.weights or self.start
         digests = {"data": self.digest, "weights": sha256_file(weights) if weights else None}
         digests["split"] = sha256(self._split_csv().encode()).hexdigest()
+        if view_0_of:
+            digests[VIEW_0] = source_of(view_0_of)[1]["predictions_sha256"]
         return Run(directory, identity(self.config, digests))
 
     def _split_csv(self) -> str:
@@ -229,14 +243,35 @@ class Session:
         return self.config.threshold if trained is None else trained
 
     def execute(self, run: Run, resume: bool) -> None:
-        """Train (or score), then write the record's last state."""
-        config, started = self.config, time.perf_counter()
-        pl.seed_everything(config.seed, verbose=False)
-        data = config.data
-        images = open_store(self.index, self.digest, Path(data.cache), data.crop, data.size)
-        datamodule = self._datamodule(images)
-        classifier = self._classifier()
+        """Train (or score), then write the record's last state.
+
+        Several devices take a process each, beside this one, which holds the run. A batch is
+        `data.batch_size` images on each of them.
+        """
+        devices = self._trainer([], run).num_devices
         atomic_write(run.directory / "split.csv", self._split_csv())
+        if devices == 1:
+            ended = self.work(run, resume)
+        else:
+            self._images()  # made once, before several want it
+            ended = together(devices, partial(self.work, run, resume))
+        run.end("done", **run.stored_hashes(), **ended)
+
+    def _images(self) -> np.memmap:
+        data = self.config.data
+        return open_store(self.index, self.digest, Path(data.cache), data.crop, data.size)
+
+    def work(self, run: Run, resume: bool, place: Place | None = None) -> dict[str, Any]:
+        """Train or score in this process, one of several if it has a place; what to record of it.
+
+        Rank 0 alone writes files and is tracked.
+        """
+        config, started = self.config, time.perf_counter()
+        torch.set_num_threads(config.threads)
+        pl.seed_everything(config.seed, verbose=False)
+        images = self._images()
+        datamodule = self._datamodule(images, place.ranks if place else 1)
+        classifier = self._classifier()
         recorder = Recorder(
             run.directory,
             self.index,
@@ -247,9 +282,15 @@ class Session:
             save_every=config.save_every,
             metadata=as_metadata(lineage_of(self._cells(), self.split.selection, self.lineage)),
         )
-        with tracking(config.logger, run, recorder, images) as trackers:
-            trainer = self._trainer([recorder, *trackers], run)
-            self._serve(datamodule, classifier.network, trainer.strategy.root_device)
+        tracked: AbstractContextManager[list[pl.Callback]] = nullcontext([])
+        if place is None or place.rank == 0:
+            tracked = tracking(config.logger, run, recorder, images)
+        with tracked as trackers:
+            trainer = self._trainer([recorder, *trackers], run, place)
+            if place:
+                place.join(trainer.strategy.root_device)
+            with first_alone():
+                self._serve(datamodule, classifier.network, trainer.strategy.root_device)
             ready = time.perf_counter()
             if self.weights:
                 trainer.validate(classifier, datamodule, verbose=False)
@@ -257,17 +298,13 @@ class Session:
                 self._fit(trainer, classifier, datamodule, recorder, resume)
                 self._test(trainer, classifier, datamodule, recorder)
         done = time.perf_counter()
-        if not trainer.is_global_zero:
-            return
-        run.end(
-            "done",
-            **run.stored_hashes(),
-            device=_device(trainer),
-            selection=run.record["selection"] | {"epoch": recorder.selected_epoch},
-            threshold=recorder.threshold,
-            metrics=recorder.selected_metrics(),
-            timing={"prepare_s": round(ready - started, 2), "run_s": round(done - ready, 2)},
-        )
+        return {
+            "device": _device(trainer),
+            "selection": run.record["selection"] | {"epoch": recorder.selected_epoch},
+            "threshold": recorder.threshold,
+            "metrics": recorder.selected_metrics(),
+            "timing": {"prepare_s": round(ready - started, 2), "run_s": round(done - ready, 2)},
+        }
 
     def _fit(
         self,
@@ -308,7 +345,7 @@ class Session:
         classifier.score(datamodule.scored)
         trainer.validate(classifier, datamodule, verbose=False)
 
-    def _datamodule(self, images: np.memmap) -> CellDataModule:
+    def _datamodule(self, images: np.memmap, devices: int) -> CellDataModule:
         data = self.config.data
         return CellDataModule(
             self.index,
@@ -321,6 +358,7 @@ class Session:
             eval_batch_size=data.eval_batch_size,
             residence=data.residence,
             workers=data.workers,
+            devices=devices,
         )
 
     def _serve(self, datamodule: CellDataModule, network: nn.Module, device: torch.device) -> None:
@@ -358,7 +396,9 @@ class Session:
             scored=self.split.scored,
         )
 
-    def _trainer(self, callbacks: list[pl.Callback], run: Run) -> pl.Trainer:
+    def _trainer(
+        self, callbacks: list[pl.Callback], run: Run, place: Place | None = None
+    ) -> pl.Trainer:
         for message in QUIET:
             warnings.filterwarnings("ignore", message)
         logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -371,14 +411,9 @@ class Session:
         for key in ("limit_train_batches", "limit_val_batches"):
             if options[key] is not None and not options[key] > 0:
                 raise LeukoclsError(f"trainer.{key}={options[key]}: choose more than 0, or null.")
-        # Lightning would start this command again for each, against this run's own lock.
-        devices = options["devices"]
-        one = devices == 1 or (isinstance(devices, list) and len(devices) == 1)
-        if not one or options.get("num_nodes", 1) != 1:
-            raise LeukoclsError(
-                f"trainer.devices={devices}: a run takes one device; several runs take"
-                " several (-m)."
-            )
+        if place:
+            # Whatever cluster this is on, the processes of this run are ours.
+            options |= {"strategy": DDP, "plugins": [LightningEnvironment()]}
         if self.config.ema is not None:
             # After the recorder, which keeps the average that is scored before it is swapped back.
             callbacks.append(self._average())

@@ -12,26 +12,21 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
-from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
-from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 from tqdm import tqdm
 
 from leukocls.errors import DataFault, LeukoclsError
 from leukocls.job import Interrupted, Job, is_done, run_jobs, signals
+from leukocls.processes import GRACE_S, end_with_parent, ending, fork_server
 from leukocls.run import Busy, mark_dead
 from leukocls.runs import aligned, headline, read_record, status, summary
 
-# Torch and what stands on it is imported once, in the process that all jobs are forked from.
-PRELOADED = ["leukocls.session", "leukocls.view_zero"]
 BUSY = os.EX_TEMPFAIL  # exit code of a job whose run another process is writing
 RETRY_S = 5.0
-GRACE_S = 30.0  # from SIGTERM to SIGKILL: time to write down where the run stands
 POLL_S = 0.25
 
 
@@ -91,12 +86,7 @@ class Worker:
             return self.stopped
         if told:
             return "\n".join(lines[told[0] :]).removeprefix("error: ")
-        if code >= 0:
-            how = f"its process ended with exit code {code} before the run was done"
-        else:
-            how = f"its process was killed by {signal.Signals(-code).name}"
-            how += " (out of memory?)" if -code == signal.SIGKILL else ""
-        return f"{how}; its last words: {lines[-1]}" if lines else how
+        return ending(code) + (f"; its last words: {lines[-1]}" if lines else "")
 
     def settle(self) -> None:
         """See to it that whoever asks is told how the item ended."""
@@ -159,7 +149,7 @@ def run(items: Sequence[Item]) -> None:
     devices = slots(config)
     free = list(range(len(devices)))
     limit = config.time_limit * 60 if config.time_limit else float("inf")
-    context = _fork_server()
+    context = fork_server()
     waiting, working = list(items), list[Worker]()
     began, view = time.monotonic(), View(len(items), len(devices))
     with tempfile.TemporaryDirectory(prefix="leukocls-") as logs, closing(view):
@@ -207,14 +197,8 @@ def conclude(items: Sequence[Item], seconds: float) -> None:
 def unfinished(items: Sequence[Item]) -> list[Item]:
     """Those that are not done, looked at as closely as a run looks at itself, and as it raises."""
     last = [item.jobs[-1] for item in items]
-    with ProcessPoolExecutor(len(slots(last[0].config)), mp_context=_fork_server()) as pool:
+    with ProcessPoolExecutor(len(slots(last[0].config)), mp_context=fork_server()) as pool:
         return [item for item, done in zip(items, pool.map(is_done, last), strict=True) if not done]
-
-
-def _fork_server() -> ForkServerContext:
-    context = get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    return context
 
 
 def _next(waiting: Sequence[Item], working: Sequence[Worker]) -> Item | None:
@@ -242,7 +226,7 @@ def _work(jobs: list[Job], log: Path, environment: dict[str, str], gpus: str | N
     os.environ.clear()
     os.environ.update(environment | ({"CUDA_VISIBLE_DEVICES": gpus} if gpus else {}))
     tqdm.set_lock(threading.RLock())  # a lock among processes would be leaked by one that is killed
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent(signal.SIGTERM)
     with signals(signal.SIGTERM):
         try:
             code = run_jobs(jobs)
@@ -251,15 +235,6 @@ def _work(jobs: list[Job], log: Path, environment: dict[str, str], gpus: str | N
         except Busy:
             code = BUSY
     sys.exit(code)
-
-
-def _end_with_parent() -> None:
-    """A sweep that is killed leaves nothing behind."""
-    parent: Any = parent_process()
-    parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(GRACE_S)
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _enforce(worker: Worker, minutes: float) -> None:
@@ -356,7 +331,7 @@ def planned(items: Sequence[Item]) -> str:
     at_once = min(len(slots(config)), max(1, len(rows) - done))
     return (
         f"{aligned([['run', 'status', 'takes about'], *rows])}\n\n"
-        f"{len(rows)} runs, {done} done; the others take about"
+        f"{len(rows)} {'run' if len(rows) == 1 else 'runs'}, {done} done; the rest takes about"
         f" {duration(left.seconds / at_once)} ({at_once} at a time) and {left.size / 1e9:.1f} GB."
         "\nEstimated from the arm's finished runs, or from one timed batch on this machine."
     )

@@ -1,22 +1,23 @@
-"""A run on W&B: offline unless told otherwise, never able to change or end the run."""
+"""A run on W&B: offline unless told otherwise, never able to change, end or hold up the run."""
 
-import os
-import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from leukocls import predictions
+from leukocls.courier import Courier, staged_in
+from leukocls.dashboard import SHA256, curve, described, figures, opened, pictures, summary
 from leukocls.errors import LeukoclsError
-from leukocls.metrics import cell_metrics
 from leukocls.recorder import Recorder
 from leukocls.run import Run
 
-THUMBNAILS = 200
+# W&B adds at most so many seconds to a run, whatever fails: all of them where it ends.
+LONGEST_WAIT = 60.0
 
 
 @contextmanager
@@ -45,7 +46,9 @@ class Tracker(pl.Callback):
     """One run, one W&B run of the same id, grouped by experiment and arm.
 
     Every row of metrics.csv is logged as it is recorded; at the end come the selected epoch's
-    metrics, confusion matrix, bars by subject, and a table of cells with thumbnails.
+    metrics, confusion matrix, bars by subject, and a table of cells with thumbnails. W&B is called
+    on a thread of its own; closing waits for it LONGEST_WAIT seconds at most, then the run goes on
+    without. What was not sent is in the run's files, from which `leukocls.wandb_sync` sends it.
     """
 
     def __init__(self, logger: DictConfig, run: Run, recorder: Recorder) -> None:
@@ -58,107 +61,47 @@ class Tracker(pl.Callback):
             ) from error
         self.wandb: Any = wandb
         self.wandb_run: Any = None
-        self.recorder = recorder
-        experiment, arm, seed = run.directory.parts[-3:]
-        configured: Any = OmegaConf.to_container(OmegaConf.load(run.directory / "config.yaml"))
-        # Thumbnails wait for their upload here, not in the home directory.
-        self.own_data_dir = "WANDB_DATA_DIR" not in os.environ
-        os.environ.setdefault("WANDB_DATA_DIR", str((run.directory / "wandb").resolve()))
-        with self._harmless("starting"):
-            self.wandb_run = wandb.init(
-                # W&B takes no comma in an id; the hash in it keeps ids apart all the same.
-                id=run.id.replace(",", "+"),
-                name=f"{experiment}/{arm}/{seed}",
-                project=logger.project,
-                entity=logger.entity,
-                mode=logger.mode,
-                group=f"{experiment}/{arm}",
-                job_type="train",
-                tags=run.record["marks"],
-                config={**configured, "marks": run.record["marks"], "config_hash": run.hash}
-                | {"versions": run.record["versions"]},
-                dir=run.directory,
-                resume="allow",
-                # Without its metadata: that holds the command line, and what secrets are on it.
-                settings=wandb.Settings(
-                    console="off", silent=True, save_code=False, x_disable_meta=True
-                ),
-            )
-            self.wandb_run.define_metric("*", step_metric="epoch")
+        self.run, self.recorder = run, recorder
+        where = {"project": logger.project, "entity": logger.entity, "mode": logger.mode}
+        self._staging = ExitStack()
+        self._staging.enter_context(staged_in(run.directory / "wandb"))
+        self.courier = Courier()
+        self.courier.send("starting", self._start, described(run.directory, run.record), where)
 
-    @contextmanager
-    def _harmless(self, doing: str) -> Iterator[None]:
-        try:
-            yield
-        except Exception:
-            reason = traceback.format_exc(limit=0).strip().splitlines()[-1]
-            print(f"W&B failed while {doing}; the run goes on without it ({reason})")
-            self.wandb_run = None
+    def _start(self, init: dict[str, Any], where: dict[str, Any]) -> None:
+        self.wandb_run = opened(self.wandb, init, {}, dir=self.run.directory, **where)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         testing = self.recorder.test_epoch is not None  # its numbers come with the summary
-        if self.wandb_run is not None and trainer.is_global_zero and not testing:
-            with self._harmless("logging"):
-                row = self.recorder.metrics[-1]
-                self.wandb_run.log({k: v for k, v in row.items() if v is not None})
+        if trainer.is_global_zero and not testing:
+            row = curve(self.recorder.metrics[-1])
+            # By its number, so that an epoch that comes twice, after a resume, is there once.
+            self.courier.send("logging", lambda: self.wandb_run.log(row, step=row["epoch"]))
 
     def summarise(self, images: np.ndarray) -> None:
         """Log what stands for the whole run; `images` is the store, uint8 [N, S, S, 3]."""
-        if self.wandb_run is None:
-            return
-        with self._harmless("summarising"):
-            frame = pd.concat(self.recorder.predictions)
-            frame = frame[frame["epoch"] == self.recorder.selected_epoch]
-            for split, cells in frame.groupby("split"):
-                self._log_split(str(split), cells, images)
-            for split, values in self.recorder.selected_metrics().items():
-                for name, value in values.items():
-                    if isinstance(value, int | float):
-                        self.wandb_run.summary[f"selected/{split}/{name}"] = value
-            self.wandb_run.summary["selected/epoch"] = self.recorder.selected_epoch
+        self.courier.send("summarising", self._summarise, images)
 
-    def _log_split(self, split: str, cells: pd.DataFrame, images: np.ndarray) -> None:
-        plot, table, known = self.wandb.plot, self.wandb.Table, cells[cells["label"] >= 0]
-        logged: dict[str, Any] = {f"{split}/cells": self._thumbnails(cells, images)}
-        if len(known):
-            logged[f"{split}/confusion"] = plot.confusion_matrix(
-                y_true=known["label"].tolist(),
-                preds=(known["prob"] > self.recorder.threshold).astype(int).tolist(),
-                class_names=["HEM", "ALL"],
-                title=f"{split}, selected epoch",
-            )
-            values = cell_metrics(
-                known["label"],
-                logit=known["logit"],
-                subject=known["subject"],
-                threshold=self.recorder.threshold,
-            )
-            rows = [[s["subject"], s["accuracy"]] for s in values["subject"]["per_subject"]]
-            bars = table(columns=["subject", "accuracy"], data=rows)
-            title = f"{split}: cell accuracy by subject"
-            logged[f"{split}/subjects"] = plot.bar(bars, "subject", "accuracy", title=title)
-        self.wandb_run.log(logged)
-
-    def _thumbnails(self, cells: pd.DataFrame, images: np.ndarray) -> Any:
-        """The cells that were called most confidently wrong, then the others."""
-        wrongness = np.where(cells["label"] == 1, 1 - cells["prob"], cells["prob"])
-        shown = cells.iloc[np.argsort(-wrongness, kind="stable")[:THUMBNAILS]]
-        index = self.recorder.index.table
-        # Final has cells of prelim's names, without a subject.
-        keys = zip(index["cell"], index["subject"], strict=True)
-        row_of = {key: row for row, key in enumerate(keys)}
-        step = max(images.shape[1] // 96, 1)
-        rows = []
-        for cell in shown.itertuples():
-            small = np.ascontiguousarray(images[row_of[cell.cell, cell.subject]][::step, ::step])
-            image = self.wandb.Image(small)
-            rows.append([image, cell.cell, cell.subject, cell.label, float(cell.prob)])
-        return self.wandb.Table(columns=["image", "cell", "subject", "label", "prob"], data=rows)
+    def _summarise(self, images: np.ndarray) -> None:
+        recorder, frame = self.recorder, pd.concat(self.recorder.predictions)
+        record = self.run.record | {
+            "selection": self.run.record["selection"] | {"epoch": recorder.selected_epoch},
+            "threshold": recorder.threshold,
+            "metrics": recorder.selected_metrics(),
+            SHA256: predictions.digest(frame),
+        }
+        picture = pictures(images, recorder.index.table)
+        last = recorder.metrics[-1]["epoch"]
+        self.wandb_run.log(figures(self.wandb, record, frame, picture), step=last + 1)
+        self.wandb_run.summary.update(summary(record))
 
     def close(self, exit_code: int) -> None:
-        """Finish the W&B run."""
-        if self.wandb_run is not None:
-            with self._harmless("finishing"):
-                self.wandb_run.finish(exit_code=exit_code)
-        if self.own_data_dir:
-            os.environ.pop("WANDB_DATA_DIR", None)
+        """Finish the W&B run, and say if something of it failed."""
+        self.courier.send("finishing", lambda: self.wandb_run.finish(exit_code=exit_code))
+        self.courier.close(LONGEST_WAIT)
+        self._staging.close()
+        if self.courier.failed:
+            print(
+                f"W&B failed ({self.courier.failed}); the run goes on without it, and"
+                " `python -m leukocls.wandb_sync` sends it from its files"
+            )

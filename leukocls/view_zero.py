@@ -22,7 +22,8 @@ from leukocls.run import Run
 from leukocls.selection import BEST_THRESHOLD, RULES
 
 # What may differ between the runs: everything else is the same training.
-OWN_KEYS = {"views", "view_0_of", "selection", "threshold"}
+VIEW_0 = "view 0"  # of whose identity the predictions it is taken from are a part
+OWN_KEYS = {"views", "view_0_of", "selection", "threshold", f"sha256 of {VIEW_0}"}
 
 
 def source_of(directory: Path) -> tuple[pd.DataFrame, dict[str, Any]]:

@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 import leukocls
 from leukocls.build import build
 from leukocls.classifier import CellClassifier
-from leukocls.data import feature_cache
 from leukocls.data.augment import views
 from leukocls.data.feature_cache import cached_features
 from leukocls.errors import LeukoclsError
@@ -443,7 +442,7 @@ def test_an_interrupted_writing_leaves_no_file(stop, store, cache, monkeypatch):
         def full(descriptor):
             raise stop
 
-        monkeypatch.setattr(feature_cache.os, "fsync", full)
+        monkeypatch.setattr(os, "fsync", full)
     else:
         seen = calls(network)
 
@@ -462,7 +461,7 @@ def test_an_interrupted_writing_leaves_no_file(stop, store, cache, monkeypatch):
 
 def test_a_file_that_is_there_outlives_a_failed_attempt_at_another(store, cache, monkeypatch):
     kept = np.array(cached(make(), store, cache))
-    monkeypatch.setattr(feature_cache.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(5)))
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(5)))
     with pytest.raises(OSError, match="features-"):
         cached(make(), store, cache, plan=1)
     np.testing.assert_array_equal(cached(make(), store, cache), kept)

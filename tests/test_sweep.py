@@ -177,11 +177,13 @@ def hanging(faulty: Path, small_tree: Path, tmp_path: Path) -> Iterator[subproce
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     logs = (tmp_path / "outputs").rglob
-    eventually(lambda: ["hanging" in p.read_text() for p in logs("log.txt")] == [True, True], 120)
-    yield process
-    if alive(process.pid):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    try:
+        eventually(lambda: ["hanging" in p.read_text() for p in logs("log.txt")] == [True] * 2, 120)
+        yield process
+    finally:
+        if alive(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def eventually(holds, seconds: float) -> None:

@@ -312,10 +312,6 @@ BAD = {
         ],
         2,
     ),
-    "trainer.devices=2: a run takes one device": (
-        ["data.root={tree}", "trainer.devices=2", "model.pretrained=false"],
-        2,
-    ),
     "views=0: choose a whole number": (["data.root={tree}", "views=0"], 2),
     "seed=-1: choose": (["data.root={tree}", "seed=-1"], 2),
     "not-a-folder": (["data.root={tree}", "data.cache=/proc/not-a-folder"], 1),

@@ -62,8 +62,9 @@ class Batches(Sampler[np.ndarray]):
     """Positions of each batch of one rank; shuffled ones in an order that (seed, epoch) decides.
 
     Shuffled epochs drop the last incomplete batch; the others give every row exactly once over
-    all ranks, without padding. Of several groups of rows the smaller ones are oversampled to the
-    size of the largest: each row as often as fits, the rest drawn without replacement.
+    all ranks, without padding, and one empty batch to a rank that is left with none. Of several
+    groups of rows the smaller ones are oversampled to the size of the largest: each row as often as
+    fits, the rest drawn without replacement.
     """
 
     def __init__(
@@ -87,7 +88,8 @@ class Batches(Sampler[np.ndarray]):
         total = len(self.groups) * self.most
         if self.seed is not None:
             return total // (self.size * self.ranks)
-        return -(-len(range(self.rank, total, self.ranks)) // self.size)
+        # Lightning passes over an evaluation of no batch, and the other ranks would wait for it.
+        return max(1, -(-len(range(self.rank, total, self.ranks)) // self.size))
 
     def __iter__(self) -> Iterator[np.ndarray]:
         (positions, *_) = self.groups
@@ -119,11 +121,12 @@ class CellDataModule(pl.LightningDataModule):
             view 0 [B, F] while training, and of all [B, V, F] at evaluation.
         augmentation: applied to training batches on the device.
         seed: of the order and of the augmentation.
-        batch_size, eval_batch_size: images a step.
+        batch_size, eval_batch_size: images a step, on each device.
         residence: where the images live: "mmap" (file), "ram", "device". The same batches.
         workers: processes that read batches; 0 is fastest from the store.
         sampler: "shuffle" (each training cell once an epoch) or "balanced" (the smaller class
             oversampled to the size of the larger, each copy with an augmentation of its own).
+        devices: how many take a batch each at a training step.
 
     Attributes:
         boxes: for networks that want them, top, left, bottom, right of the stored cells in
@@ -146,6 +149,7 @@ class CellDataModule(pl.LightningDataModule):
         residence: str,
         workers: int,
         sampler: str = "shuffle",
+        devices: int = 1,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -171,9 +175,9 @@ class CellDataModule(pl.LightningDataModule):
         self.boxes: Tensor | None = None
         self._plan: tuple[int, Plan] = (-1, Plan())
         self.store, self._label = store, index.table["label"].to_numpy()
-        self.groups = self._groups(sampler)
+        self.groups = self._groups(sampler, devices)
 
-    def _groups(self, sampler: str) -> list[np.ndarray]:
+    def _groups(self, sampler: str, devices: int) -> list[np.ndarray]:
         """Training rows that get an equal share of an epoch."""
         rows = self.split.rows.get("train", np.empty(0, np.int64))
         if not len(rows) or self.split.scored == ["train"]:
@@ -187,9 +191,10 @@ class CellDataModule(pl.LightningDataModule):
                     " balanced; choose shuffle."
                 )
         training = len(groups) * max(len(group) for group in groups)
-        if training < self.batch_size:
+        if training < self.batch_size * devices:
+            several = f" on {devices} devices" if devices > 1 else ""
             raise LeukoclsError(
-                f"data.batch_size={self.batch_size}: only {training} training cells,"
+                f"data.batch_size={self.batch_size}{several}: only {training} training cells,"
                 " so no full batch; choose a smaller one."
             )
         return groups

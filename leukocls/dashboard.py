@@ -1,0 +1,258 @@
+"""What W&B shows of a run, and of a comparison of arms: live and rebuilt from files, the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from leukocls import evaluate
+from leukocls.metrics import cell_metrics, decide
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+THUMBNAILS = 200
+THUMBNAIL_SIDE = 96  # px
+SHA256 = "predictions_sha256"
+# The image of a cell, uint8 [S, S, 3], by its name and subject (final has cells of prelim's names).
+Picture = Callable[[str, str], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One W&B run: what `wandb.init` takes, a row an epoch, what comes last, and the summary.
+
+    The summary's `predictions_sha256` tells one content from another.
+    """
+
+    init: dict[str, Any]
+    curves: list[dict[str, Any]]
+    figures: Callable[[Any], dict[str, Any]]  # of the package wandb
+    summary: dict[str, Any]
+
+    @property
+    def rows(self) -> int:
+        """How many rows its history has."""
+        return len(self.curves) + 1
+
+
+def opened(wandb: Any, init: dict[str, Any], settings: dict[str, Any], **where: Any) -> Any:
+    """The W&B run of this id, taken up again if it is there; curves go by epoch."""
+    run = wandb.init(
+        **init,
+        **where,
+        resume="allow",
+        # Without its metadata: that holds the command line, and what secrets are on it.
+        settings=wandb.Settings(
+            console="off", silent=True, save_code=False, x_disable_meta=True, **settings
+        ),
+    )
+    run.define_metric("*", step_metric="epoch")
+    return run
+
+
+def described(directory: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """What `wandb.init` is told of a run: its id, name, group, job type, tags, configuration."""
+    experiment, arm, seed = directory.resolve().parts[-3:]
+    config: Any = OmegaConf.to_container(OmegaConf.load(directory / "config.yaml"))
+    told = {name: record[name] for name in ("marks", "config_hash", "versions")}
+    job_type = "view_0" if config.get("view_0_of") else "train"
+    return {
+        # W&B takes no comma in an id; the hash in it keeps ids apart all the same.
+        "id": record["id"].replace(",", "+"),
+        "name": f"{experiment}/{arm}/{seed}",
+        "group": f"{experiment}/{arm}",
+        "job_type": "score" if config.get("checkpoint") else job_type,
+        "tags": record["marks"],
+        "config": {
+            **config,
+            **told,
+            "experiment": experiment,
+            "arm": arm,
+            "selection_set": record["selection"]["set"],
+        },
+    }
+
+
+def curve(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of metrics.csv without what it leaves empty."""
+    return {name: value for name, value in row.items() if value is not None}
+
+
+def summary(record: dict[str, Any]) -> dict[str, Any]:
+    """The columns of W&B's table of runs: every metric of the selected epoch, by split.
+
+    `heading` says what a split's numbers may be called: selection, test or training.
+    """
+    values = {
+        "selected/epoch": record["selection"]["epoch"],
+        "selected/threshold": record["threshold"],
+        SHA256: record[SHA256],
+    }
+    for split, measured in record["metrics"].items():
+        values[f"selected/{split}/heading"] = evaluate.heading(record, split, as_selected=True)
+        subject = {f"subject_{name}": value for name, value in measured["subject"].items()}
+        for name, value in (measured | subject).items():
+            if isinstance(value, int | float):
+                values[f"selected/{split}/{name}"] = value
+    return values
+
+
+def pictures(images: np.ndarray, table: pd.DataFrame) -> Picture:
+    """Look up `images`, a store, by the cells and subjects of the rows of its index's `table`."""
+    rows = {key: row for row, key in enumerate(zip(table["cell"], table["subject"], strict=True))}
+    return lambda cell, subject: images[rows[cell, subject]]
+
+
+def figures(
+    wandb: Any, record: dict[str, Any], frame: pd.DataFrame, picture: Picture | None
+) -> dict[str, Any]:
+    """Confusion matrix, accuracy by subject and a table of cells, for each split.
+
+    Args:
+        record: run.json of the finished run.
+        frame: its predictions; those of the selected epoch are shown.
+        picture: None leaves the images out.
+    """
+    logged: dict[str, Any] = {}
+    threshold, epoch = record["threshold"], record["selection"]["epoch"]
+    for name, cells in frame[frame["epoch"] == epoch].groupby("split"):
+        split = str(name)
+        logged[f"{split}/cells"] = _cells(wandb, cells, picture)
+        known = cells[cells["label"] >= 0]
+        if known.empty:
+            continue
+        heading = evaluate.heading(record, split, as_selected=True)
+        title = " ".join([f"{split} ({heading}), epoch {epoch}", *record["marks"]])
+        called = decide(logit=known["logit"].to_numpy(), threshold=threshold)
+        logged[f"{split}/confusion"] = wandb.plot.confusion_matrix(
+            y_true=known["label"].tolist(),
+            preds=called.astype(int).tolist(),
+            class_names=["HEM", "ALL"],
+            title=title,
+        )
+        values = cell_metrics(
+            known["label"],
+            logit=known["logit"],
+            subject=known["subject"],
+            threshold=threshold,
+        )
+        rows = [[one["subject"], one["accuracy"]] for one in values["subject"]["per_subject"]]
+        logged[f"{split}/subjects"] = wandb.plot.bar(
+            wandb.Table(columns=["subject", "accuracy"], data=rows),
+            "subject",
+            "accuracy",
+            title=f"Accuracy by subject: {title}",
+        )
+    return logged
+
+
+def _cells(wandb: Any, cells: pd.DataFrame, picture: Picture | None) -> Any:
+    """The cells that were called most confidently wrong, then the others."""
+    wrongness = np.where(cells["label"] == 1, 1 - cells["prob"], cells["prob"])
+    rows = []
+    for cell in cells.iloc[np.argsort(-wrongness, kind="stable")[:THUMBNAILS]].itertuples():
+        row = [cell.cell, cell.subject, cell.label, float(cell.prob)]
+        if picture:
+            image = picture(cell.cell, cell.subject)
+            step = max(len(image) // THUMBNAIL_SIDE, 1)
+            row.insert(0, wandb.Image(np.ascontiguousarray(image[::step, ::step])))
+        rows.append(row)
+    columns = ["image"] * bool(picture) + ["cell", "subject", "label", "prob"]
+    return wandb.Table(columns=columns, data=rows)
+
+
+def comparison(
+    experiment: str, document: dict[str, Any], curves: dict[str, list[dict[str, Any]]]
+) -> Shown:
+    """The W&B run of a comparison; other runs compared make another one.
+
+    Args:
+        document: `leukocls.compare.compare`'s.
+        curves: rows of metrics.csv by arm, of all its runs.
+    """
+    sources = json.dumps(document["sources"], sort_keys=True)
+    digest = hashlib.sha256(sources.encode()).hexdigest()
+    selection, test = document["selection_set"], document["test_set"]
+    told = {name: document[name] for name in ("selection_set", "test_set", "marks", "sources")}
+    init = {
+        "id": f"{experiment}-compare-{digest[:8]}",
+        "name": f"{experiment}/compare",
+        "group": experiment,
+        "job_type": "compare",
+        "tags": document["marks"],
+        "config": told | {"experiment": experiment},
+    }
+
+    def shown(wandb: Any) -> dict[str, Any]:
+        heading = f"test ({test})" if test else f"selection ({selection})"
+        title = " ".join([f"Weighted F1, {heading}", *document["marks"]])
+        means = [[arm["name"], arm["weighted_f1"]["mean"]] for arm in document["arms"]]
+        logged = {
+            "compare/arms": _arms(wandb, document, heading),
+            "compare/values": _values(wandb, document, heading),
+            "compare/weighted_f1": wandb.plot.bar(
+                wandb.Table(columns=["arm", "mean"], data=means),
+                "arm",
+                "mean",
+                title=f"{title}: mean over seeds",
+            ),
+            "compare/epochs": _epochs(
+                wandb, curves, f"{selection}_weighted_f1", " ".join(document["marks"])
+            ),
+        }
+        if document["tests"]:
+            logged["compare/tests"] = _tests(wandb, document["tests"])
+        return logged
+
+    return Shown(init, [], shown, {SHA256: digest})
+
+
+def _measured(arm: dict[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
+    return ((k, v) for k, v in arm.items() if isinstance(v, dict) and "values" in v)
+
+
+def _arms(wandb: Any, document: dict[str, Any], heading: str) -> Any:
+    columns = ["mean", "sd", "min", "max"]
+    rows = [
+        [heading, arm["name"], metric, arm["n"], arm["planned"], *(of[c] for c in columns)]
+        for arm in document["arms"]
+        for metric, of in _measured(arm)
+    ]
+    return wandb.Table(columns=["numbers", "arm", "metric", "n", "planned", *columns], data=rows)
+
+
+def _values(wandb: Any, document: dict[str, Any], heading: str) -> Any:
+    rows = [
+        [heading, arm["name"], metric, seed, value]
+        for arm in document["arms"]
+        for metric, of in _measured(arm)
+        for seed, value in zip(arm["seeds"], of["values"], strict=True)
+    ]
+    return wandb.Table(columns=["numbers", "arm", "metric", "seed", "value"], data=rows)
+
+
+def _tests(wandb: Any, tests: list[dict[str, Any]]) -> Any:
+    columns = [
+        *("a", "b", "metric", "family", "test", "alternative", "statistic"),
+        *("p", "p_holm", "effect_name", "effect"),
+    ]
+    return wandb.Table(columns=columns, data=[[test[name] for name in columns] for test in tests])
+
+
+def _epochs(wandb: Any, curves: dict[str, list[dict[str, Any]]], column: str, marks: str) -> Any:
+    """Each arm's mean by epoch; an epoch that some runs did not reach is the others' mean."""
+    xs, ys = [], []
+    for rows in curves.values():
+        epochs = sorted({row["epoch"] for row in rows})
+        xs.append(epochs)
+        ys.append([float(np.mean([r[column] for r in rows if r["epoch"] == e])) for e in epochs])
+    title = f"{column}: mean over seeds {marks}".rstrip()
+    return wandb.plot.line_series(xs, ys, keys=list(curves), title=title, xname="epoch")
