@@ -86,3 +86,10 @@ def test_recorded_results_name_what_they_were_measured_with() -> None:
         assert result["command"].startswith("python benchmarks/")
         assert result["versions"]["leukocls"]
         assert "/work" not in path.read_text()
+
+
+def test_sweep_tells_a_jobs_start_from_its_training(tmp_path: Path) -> None:
+    """One repeat with two jobs."""
+    found = benchmark("sweep").measure(tmp_path, 2, 1)
+    assert list(found) == ["first job of a sweep", "each further", "alone"]
+    assert len(list(tmp_path.glob("many0/**/run.json"))) == 2
