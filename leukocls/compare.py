@@ -21,8 +21,8 @@ METRICS = (*RECORDED, "auroc")
 HEADLINE = "weighted_f1"
 # Earlier links of a chain, and scorings of a checkpoint: no runs to compare unless they are named.
 ASIDE = ("link=", "score=")
-# What differs between the runs of one arm: the seed, and weights that each seed made for itself.
-OF_A_SEED = {"seed", "sha256 of weights"}
+# What differs between the runs of one arm: the seed, and what each seed made for itself.
+OF_A_SEED = {"seed", "sha256 of weights", "sha256 of view 0"}
 NOISE = "These tests measure training noise (seeds), not generalisation to patients."
 
 

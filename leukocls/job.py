@@ -5,7 +5,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -139,11 +140,22 @@ def composed(config: DictConfig, hydra_node: Any) -> list[Job]:
     Raises:
         LeukoclsError: of a chain, a link that cannot be.
     """
-    choices, overrides = hydra_node.runtime.choices, list(hydra_node.overrides.task)
+    choices, overrides = hydra_node.runtime.choices, _canonical(hydra_node.overrides.task)
     if config.view_0_of is not None:
         config.views = 1  # whatever number the other run was scored with
     job = Job(config, choices["experiment"] or "default", choices["ablation"], overrides)
     return job.chain(choices["link"])
+
+
+def _canonical(overrides: Iterable[str]) -> list[str]:
+    """Overrides as a sweep has them: each key once, values spelled alike (False for false, 0.001
+    for 1e-3). A run alone and the same run of a sweep are one directory."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    last = {override.get_key_element(): override for override in parsed}
+    return [
+        key if override.is_delete() else f"{key}={override.get_value_element_as_str()}"
+        for key, override in last.items()
+    ]
 
 
 def run_jobs(jobs: list[Job]) -> int:

@@ -1,6 +1,7 @@
 """Sweeps through the real command line: what one job does to the others, and to a second sweep."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -131,7 +132,7 @@ def test_a_job_that_dies_in_any_way_harms_no_other_and_is_done_next_time(
 def test_a_job_of_a_sweep_equals_the_job_alone(
     small_tree: Path, tmp_path: Path, train: Train
 ) -> None:
-    digests = set()
+    found = set()
     ways = {
         "alone": ["seed=3"],
         "one": ["seed=2,3", "jobs=1", "-m"],
@@ -141,8 +142,9 @@ def test_a_job_of_a_sweep_equals_the_job_alone(
         outputs = tmp_path / name / "outputs"
         assert train(*small(small_tree, outputs), "trainer.max_epochs=1", *words).code == 0
         (run,) = outputs.rglob("seed_003")
-        digests.add((record(run)["predictions_sha256"], record(run)["weights_sha256"]))
-    assert len(digests) == 1
+        said = record(run)
+        found.add((run.relative_to(outputs), said["predictions_sha256"], said["weights_sha256"]))
+    assert len(found) == 1
 
 
 def test_two_identical_sweeps_make_each_run_once(
@@ -230,6 +232,30 @@ def test_what_needs_another_run_of_the_sweep_waits_for_it(
     swept = train(*small(small_tree, outputs), *words)
     assert swept.code == 0, swept.err
     assert "4 of 4 runs done" in swept.out
+
+
+def places(listed: str) -> set[Path]:
+    """Run directories that a plan names."""
+    return {Path(path) for path in re.findall(r"^(/.+?/seed_\d{3}) ", listed, re.MULTILINE)}
+
+
+def test_no_configuration_lands_in_anothers_directory(
+    trained: Path, small_tree: Path, tmp_path: Path, train: Train
+) -> None:
+    words = small(small_tree, tmp_path / "outputs")
+    arms = ["ablation=proposal,noaugment", "optim.lr=1e-3,1e-4", "model.outputs=1,2"]
+    planned = train(*words, *arms, "plan=true", "-m")
+    assert len(places(planned.out)) == 8, planned
+    # A finished run of other settings is in the way.
+    words += ["optim.lr=1e-2", "seed=0,1"]
+    planned = train(*words, "plan=true", "-m")
+    (place,) = (p for p in places(planned.out) if p.name == "seed_000")
+    shutil.copytree(trained, place)
+    swept = train(*words, "-m")
+    assert swept.code == 1
+    assert f"{place}: holds a run of another configuration; these differ: optim.lr" in swept.err
+    assert "1 of 2 runs done" in swept.out
+    assert record(place) == record(trained)
 
 
 def configured(**settings) -> object:

@@ -177,3 +177,22 @@ def test_a_reconstruction_is_marked(small_tree: Path, tmp_path: Path, train: Tra
         "RECONSTRUCTION",
     ]
     assert "*** SYNTHETIC RECONSTRUCTION ***" in done.out
+
+
+def test_view_0_of_what_was_trained_again_is_not_called_done(
+    small_tree: Path, outputs: Path, tmp_path: Path, train: Train
+) -> None:
+    """The proposal gave other predictions meanwhile, as after force=true with another version."""
+    shutil.copytree(outputs, tmp_path / "outputs")
+    words = [word for word in small(small_tree, tmp_path / "outputs") if word != "views=4"]
+    proposal = run_of(tmp_path / "outputs", "proposal")
+    frame = predictions.read(proposal / "predictions.parquet")
+    predictions.write(proposal / "predictions.parquet", frame.assign(view_0=frame["view_0"] + 1))
+    changed = record(proposal) | {
+        "predictions_sha256": predictions.digest(predictions.read(proposal / "predictions.parquet"))
+    }
+    (proposal / "run.json").write_text(json.dumps(changed))
+    told = train(*words, "ablation=norot")
+    assert told.code == 2
+    assert "sha256 of view 0" in told.err
+    assert train(*words, "ablation=norot", "force=true").code == 0

@@ -1,0 +1,110 @@
+"""`make ablation` from a copy of the project to its comparison, with a recipe of seconds."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from scipy import stats
+from sklearn.metrics import f1_score, recall_score
+
+from leukocls import compare
+
+ROOT = Path(__file__).parents[1]
+VENV = Path(sys.prefix)
+ARMS = ["proposal", "norot", "nospeclr_1e-3", "nospeclr_1e-4", "nospeclr_1e-5"]
+SEEDS = 3
+TINY = """
+# @package _global_
+defaults:
+  - demo
+  - override /data: cnmc
+  - override /model: timm
+model:
+  backbone: test_resnet
+  pretrained: false
+data: {size: 48, batch_size: 8, cache: store}
+trainer: {max_epochs: 2}
+"""
+
+
+@pytest.fixture(scope="module")
+def compared(small_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The experiment's outputs, and what make printed."""
+    copy = tmp_path_factory.mktemp("ablation")
+    for folder in ("leukocls", "conf", "hydra_plugins"):
+        shutil.copytree(ROOT / folder, copy / folder)
+    shutil.copy(ROOT / "Makefile", copy)
+    (copy / "conf/experiment/tiny.yaml").write_text(TINY.lstrip())
+    made = subprocess.run(
+        ["make", "ablation", "EXPERIMENT=tiny", f"SEEDS={SEEDS}", f"DATA={small_tree}",
+         f"VENV={VENV}", "-o", f"{VENV}/.done"],
+        cwd=copy, env=os.environ | {"PYTHONPATH": str(copy)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    return copy / "outputs/tiny", made.stdout
+
+
+def stored(arm: Path) -> list[pd.DataFrame]:
+    """By seed, what each run of an arm predicted for prelim in the epoch that it selected."""
+    frames = []
+    for seed in range(SEEDS):
+        run = arm / f"seed_{seed:03d}"
+        epoch = json.loads((run / "run.json").read_text())["selection"]["epoch"]
+        frame = pd.read_parquet(run / "predictions.parquet")
+        frames.append(frame[(frame["epoch"] == epoch) & (frame["split"] == "prelim")])
+    return frames
+
+
+def test_it_ends_in_a_comparison_of_what_is_stored(compared) -> None:
+    outputs, printed = compared
+    assert "15 of 15 runs done" in printed
+    assert "SELECTION" in printed
+    assert "SYNTHETIC" in printed
+    document = compare.compare([outputs / arm for arm in ARMS])
+    assert compare.text(document) in printed
+    measures = {
+        "weighted_f1": lambda y, z: f1_score(y, z, average="weighted"),
+        "sensitivity": recall_score,
+        "specificity": lambda y, z: recall_score(y, z, pos_label=0),
+    }
+    values = {}
+    for arm in document["arms"]:
+        for name, measure in measures.items():
+            expected = [measure(f["label"], f["prob"] > 0.5) for f in stored(outputs / arm["name"])]
+            assert arm[name]["values"] == pytest.approx(expected, abs=1e-12)
+            values[arm["name"], name] = arm[name]["values"]
+    family = [one for one in document["tests"] if one["metric"] == "weighted_f1"]
+    assert [one["b"] for one in family] == ARMS[1:]
+    for one in family:
+        ours, theirs = values["proposal", "weighted_f1"], values[one["b"], "weighted_f1"]
+        if one["b"] == "norot" and ours == theirs:
+            assert one["p"] is None
+            continue
+        test = stats.wilcoxon if one["b"] == "norot" else stats.mannwhitneyu
+        oracle = test(ours, theirs, alternative="greater")
+        assert one["p"] == pytest.approx(oracle.pvalue)
+        assert one["statistic"] == pytest.approx(oracle.statistic)
+
+
+def test_norot_is_view_0_with_epochs_of_its_own(compared) -> None:
+    outputs, _ = compared
+    for seed in range(SEEDS):
+        frames, epochs = [], []
+        for arm in ("proposal", "norot"):
+            run = outputs / arm / f"seed_{seed:03d}"
+            frame = pd.read_parquet(run / "predictions.parquet")
+            frames.append(frame.sort_values(["epoch", "split", "cell"])["view_0"].to_numpy())
+            if arm == "norot":
+                scores = [
+                    f1_score(f["label"], f["logit"] > 0, average="weighted")
+                    for _, f in frame[frame["split"] == "prelim"].groupby("epoch")
+                ]
+                epochs = [scores.index(max(scores))]
+                said = json.loads((run / "run.json").read_text())["selection"]["epoch"]
+        assert frames[0].tobytes() == frames[1].tobytes()
+        assert epochs == [said]
