@@ -1,6 +1,7 @@
 """Many runs at a time, a process each: started, watched, told. One that dies harms no other."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -44,11 +45,13 @@ class Item:
         return self.jobs[-1].directory
 
     def status(self) -> str:
-        """As `leukocls.runs.status` has it; `missing` without a record."""
+        """As `leukocls.runs.status` has it; `missing` without a record, `refused` where another run
+        is in its place."""
         try:
-            return status(read_record(self.directory))
+            found = status(read_record(self.directory))
         except LeukoclsError:
             return "missing"
+        return "refused" if found == "done" and self.error else found
 
     def cells(self) -> list[str]:
         """Directory, status, headline and first error, for a table."""
@@ -90,7 +93,7 @@ class Worker:
 
     def settle(self) -> None:
         """See to it that whoever asks is told how the item ended."""
-        if self.item.status() != "done":
+        if self.process.exitcode != 0 or self.item.status() != "done":
             self.item.error = self.cause()
             for job in self.item.jobs:
                 mark_dead(job.directory, self.process.ident or 0, self.item.error)
@@ -109,10 +112,13 @@ class View:
         if self.bar.disable:
             return
         busy = {worker.slot: worker for worker in working}
+        width = shutil.get_terminal_size().columns
         for slot, line in enumerate(self.lines):
-            said = busy[slot].lines()[-1:] if slot in busy else []
-            name = busy[slot].item.directory if slot in busy else ""
-            line.set_description_str(f"{name} {' '.join(said)}"[: line.ncols])
+            said = ""
+            if slot in busy:
+                *_, arm, seed = busy[slot].item.directory.parts
+                said = " ".join([arm[:30], seed, *busy[slot].lines()[-1:]])
+            line.set_description_str(said[: width - 1])
         self.bar.refresh()
 
     def ended(self, worker: Worker) -> None:
