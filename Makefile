@@ -50,8 +50,9 @@ ablation: env ## train every arm over SEEDS= seeds and compare them [DATA= EXPER
 	  'seed=range($(SEEDS))' $(if $(DATA),data.root="$(DATA)") -m
 	$(PY) -m leukocls.compare --seeds $(SEEDS) $(addprefix outputs/$(EXPERIMENT)/,$(ARMS))
 
-paper: ## the ablation of Prellberg & Kramer 2019 on C-NMC (DATA=): 24 seeds, Table 2
-	$(MAKE) ablation EXPERIMENT=prellberg2019 SEEDS=24 DATA="$(or $(DATA),$(LEUKOCLS_DATA))"
+paper: EXPERIMENT = prellberg2019
+paper: SEEDS = 24
+paper: ablation ## the ablation of Prellberg & Kramer 2019 on C-NMC (DATA=): 24 seeds, Table 2
 
 wandb-sync: env ## send every finished run under outputs/ to W&B, once
 	$(PY) -m leukocls.wandb_sync

@@ -434,7 +434,9 @@ def _blocks(blocks: dict[str, list[list[str]]]) -> list[str]:
 
 
 def _range(of: dict[str, Any]) -> list[str]:
-    spread = "" if of.get("sd") is None else f" ± {_percent(of['sd'])}"
+    # One value has no spread.
+    told = of.get("sd") is not None and len(of.get("values") or [0, 0]) > 1
+    spread = f" ± {_percent(of['sd'])}" if told else ""
     return [_percent(of.get("min")), _percent(of.get("mean")) + spread, _percent(of.get("max"))]
 
 
@@ -476,12 +478,17 @@ def _p(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}" if value >= 1e-4 else f"{value:.1e}"
 
 
-def _seeds(text: str) -> range:
+def _seeds(text: str) -> list[int]:
     first, to, last = text.partition("-")
-    seeds = range(int(first), int(last) + 1) if to else range(int(first))
+    try:
+        if "," in text:
+            return sorted(map(int, text.split(",")))
+        seeds = range(int(first), int(last) + 1) if to else range(int(first))
+    except ValueError:
+        seeds = range(0)
     if not seeds:
-        raise argparse.ArgumentTypeError(f"{text}: no seed; give 24 (for 0 to 23), or 0-23")
-    return seeds
+        raise argparse.ArgumentTypeError(f"{text}: give 24 (for 0 to 23), 0-23, or 7,42,1337")
+    return list(seeds)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -494,7 +501,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUNS", help="run directories, or any above them")
     add("--against", metavar="ARM", help="what the others are tested against (the proposal)")
-    add("--seeds", type=_seeds, help="those planned: 24 or 0-23 (every seed that any arm has)")
+    add("--seeds", type=_seeds, help="those planned: 24, 0-23 or 7,42 (every seed of any arm)")
     add("--incomplete", action="store_true", help="go on with the runs that are done")
     add("--json", action="store_true", help="print one JSON document")
     arguments = parser.parse_args(argv)

@@ -44,6 +44,7 @@ class Job:
     ablation: str
     overrides: list[str]
     link: str | None = None  # of a chain, all but its last
+    since: str = ""  # when the command was given: what force=true replaces is older
 
     @cached_property
     def directory(self) -> Path:
@@ -134,16 +135,20 @@ class Job:
         return replace(self, ablation=self.config.view_0_of, overrides=own).directory
 
 
-def composed(config: DictConfig, hydra_node: Any) -> list[Job]:
-    """The runs that one composed command makes, in order.
+def composed(config: DictConfig, hydra_node: Any, since: str) -> list[Job]:
+    """The runs that one composed command, given at `since`, makes, in order.
 
     Raises:
-        LeukoclsError: of a chain, a link that cannot be.
+        LeukoclsError: no such seed; of a chain, a link that cannot be.
     """
+    if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
+        raise LeukoclsError(f"seed={config.seed}: choose a whole number from 0 to 2**32 - 1.")
     choices, overrides = hydra_node.runtime.choices, _canonical(hydra_node.overrides.task)
     if config.view_0_of is not None:
         config.views = 1  # whatever number the other run was scored with
-    job = Job(config, choices["experiment"] or "default", choices["ablation"], overrides)
+    job = Job(
+        config, choices["experiment"] or "default", choices["ablation"], overrides, since=since
+    )
     return job.chain(choices["link"])
 
 
@@ -175,11 +180,15 @@ def run_jobs(jobs: list[Job]) -> int:
     return 0
 
 
-def is_done(job: Job) -> bool:
-    """Whether the run is done and whole. Raises LeukoclsError: another one is in its place."""
+def are_done(jobs: list[Job]) -> bool:
+    """Whether each run is done and whole. Raises LeukoclsError: another one is in its place."""
     from leukocls.session import Session
 
-    return Session(job.config).run(job.directory, job.source).earlier(job.config.force) == "done"
+    def is_done(job: Job) -> bool:
+        run = Session(job.config).run(job.directory, job.source)
+        return run.earlier(job.config.force, job.since) == "done"
+
+    return all(map(is_done, jobs))
 
 
 def run_job(job: Job) -> None:
@@ -192,14 +201,12 @@ def run_job(job: Job) -> None:
     from leukocls.session import Session
 
     config = job.config
-    if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
-        raise LeukoclsError(f"seed={config.seed}: choose a whole number from 0 to 2**32 - 1.")
     if config.checkpoint:
         job.refuse_a_recipe()
     session = Session(config)
     run = session.run(job.directory, job.source)
     with run.locked():
-        state = run.earlier(config.force)
+        state = run.earlier(config.force, job.since)
         if state == "done":
             print(f"{run.directory}: done already, nothing to do (force=true runs it again)")
             session.print_result(run)

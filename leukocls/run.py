@@ -174,23 +174,28 @@ class Run:
                 ) from error
             yield
 
-    def earlier(self, force: bool) -> str:
+    def earlier(self, force: bool, since: str = "") -> str:
         """What is already there: "nothing", "done" (and whole) or "stopped" (may be resumed).
+
+        Args:
+            force: nothing counts that was started before `since` (UTC, ISO).
 
         Raises:
             LeukoclsError: the directory belongs to another configuration or its files were
                 changed, and `force` is false.
         """
         path = self.directory / "run.json"
-        if force or not path.is_file():
+        if not path.is_file() or (force and not since):
             return "nothing"
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            before, status = record["identity"], record["status"]
+            before, status, started = record["identity"], record["status"], record["started"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise LeukoclsError(
                 f"{path}: does not read ({error}); force=true (--force) starts the run again."
             ) from error
+        if force and started < since:
+            return "nothing"
         # A run that failed before it wrote anything holds nothing to keep.
         if status == "failed" and not (self.directory / "predictions.parquet").is_file():
             return "nothing"
@@ -232,7 +237,7 @@ class Run:
             "status": "running",
             "pid": os.getpid(),
             "host": socket.gethostname(),
-            "started": _now(),
+            "started": now(),
             "finished": None,
             "error": None,
             "config_hash": self.hash,
@@ -245,7 +250,7 @@ class Run:
 
     def end(self, status: str, error: str | None = None, **facts: Any) -> None:
         """Write the last record: `done`, `failed` or `interrupted`."""
-        self.record |= {"status": status, "finished": _now(), "error": error, **facts}
+        self.record |= {"status": status, "finished": now(), "error": error, **facts}
         self._write()
 
     def stored_hashes(self) -> dict[str, str]:
@@ -264,18 +269,31 @@ class Run:
         atomic_write(self.directory / "run.json", json.dumps(self.record, indent=2))
 
 
-def mark_dead(directory: Path, pid: int, error: str) -> None:
-    """Let the record of a run whose process died without a word say so."""
+def is_locked(directory: Path) -> bool:
+    """Whether a process is writing the run in `directory`, on whatever host."""
+    try:
+        with open(directory / ".lock") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def mark_dead(directory: Path, pid: int, status: str, error: str) -> None:
+    """Let the record of a run whose process ended without a word say so."""
     try:
         record = read_record(directory)
     except LeukoclsError:  # it died before there was one
         return
     if record.get("status") == "running" and record.get("pid") == pid:
-        record |= {"status": "failed", "finished": _now(), "error": error}
+        record |= {"status": status, "finished": now(), "error": error}
         atomic_write(directory / "run.json", json.dumps(record, indent=2))
 
 
-def _now() -> str:
+def now() -> str:
+    """The time as records have it: UTC, ISO, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -320,7 +338,7 @@ def logged(path: Path) -> Iterator[None]:
     """Copy what is printed to `path` as well."""
     stdout, stderr = sys.stdout, sys.stderr
     with open(path, "a", encoding="utf-8") as log:
-        log.write(f"# {_now()}\n")
+        log.write(f"# {now()}\n")
         sys.stdout, sys.stderr = _Tee(stdout, log), _Tee(stderr, log)
         try:
             yield

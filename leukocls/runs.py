@@ -65,10 +65,6 @@ def summary(directory: Path) -> dict[str, Any]:
     record = read_record(directory)
     experiment, arm, name = ("", "", "", *directory.resolve().parts)[-3:]
     seed = re.fullmatch(r"seed_(\d+)", name)
-    selection = _object(record, "selection")
-    measured = _object(_object(record, "metrics"), str(selection.get("set")))
-    value = measured.get("weighted_f1")
-    chosen = {"heading": "selection", "set": selection.get("set"), "weighted_f1": value}
     return {
         "path": str(directory),
         "id": record.get("id"),
@@ -76,10 +72,19 @@ def summary(directory: Path) -> dict[str, Any]:
         "arm": arm,
         "seed": int(seed[1]) if seed else None,
         "status": status(record),
-        "epoch": selection.get("epoch"),
-        "headline": None if value is None else chosen,
+        "epoch": _object(record, "selection").get("epoch"),
+        "headline": of_record(record),
         "marks": list(record.get("marks") or []),
     }
+
+
+def of_record(record: dict[str, Any]) -> dict[str, Any] | None:
+    """The weighted F1 that a run is known by, with its heading and set; None without one."""
+    chosen_on = _object(record, "selection").get("set")
+    value = _object(_object(record, "metrics"), str(chosen_on)).get("weighted_f1")
+    if value is None:
+        return None
+    return {"heading": "selection", "set": chosen_on, "weighted_f1": value}
 
 
 def _object(record: dict[str, Any], key: str) -> dict[str, Any]:
@@ -95,9 +100,8 @@ def aligned(rows: Iterable[Iterable[object]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def headline(row: dict[str, Any]) -> str:
-    """The weighted F1 of a `summary` with its heading and set; a dash without one."""
-    of = row["headline"]
+def headline(of: dict[str, Any] | None) -> str:
+    """What `of_record` gives, in a table; a dash for None."""
     return f"{of['weighted_f1']:.4f} {of['heading']} ({of['set']})" if of else "–"
 
 
@@ -107,7 +111,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         row["arm"],
         "–" if row["seed"] is None else str(row["seed"]),
         row["status"],
-        headline(row),
+        headline(row["headline"]),
         " ".join(row["marks"]) or "–",
         row["path"],
     ]

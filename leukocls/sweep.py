@@ -16,18 +16,19 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 from tqdm import tqdm
 
 from leukocls.errors import DataFault, LeukoclsError
-from leukocls.job import Interrupted, Job, is_done, run_jobs, signals
-from leukocls.processes import GRACE_S, end_with_parent, ending, fork_server
-from leukocls.run import Busy, mark_dead
-from leukocls.runs import aligned, headline, read_record, status, summary
+from leukocls.job import Interrupted, Job, are_done, run_jobs, signals
+from leukocls.processes import GRACE_S, LOST, end_with_parent, ending, fork_server
+from leukocls.run import Busy, identity, is_locked, mark_dead
+from leukocls.runs import aligned, headline, of_record, read_record, status
 
 BUSY = os.EX_TEMPFAIL  # exit code of a job whose run another process is writing
-RETRY_S = 5.0
+RETRY_S = 1.0
 POLL_S = 0.25
 
 
@@ -45,22 +46,26 @@ class Item:
         return self.jobs[-1].directory
 
     def status(self) -> str:
-        """As `leukocls.runs.status` has it; `missing` without a record, `refused` where another run
-        is in its place."""
+        """As `leukocls.runs.status` has it; `missing` without a record, `refused` where the job did
+        not end well and another run is in its place."""
+        return self._read()[0]
+
+    def _read(self) -> tuple[str, dict[str, Any]]:
         try:
-            found = status(read_record(self.directory))
+            record = read_record(self.directory)
         except LeukoclsError:
-            return "missing"
-        return "refused" if found == "done" and self.error else found
+            return "missing", {}
+        found = status(record)
+        return "refused" if found == "done" and self.error else found, record
 
     def cells(self) -> list[str]:
         """Directory, status, headline and first error, for a table."""
-        found, number, error = self.status(), "–", self.error
-        if found != "missing":
-            number = headline(summary(self.directory))
-            error = error or read_record(self.directory).get("error")
-        told = (error or "").splitlines()[:1] if found != "done" else []
-        return [str(self.directory), found, number, *(told or ["–"])]
+        found, record = self._read()
+        error = (self.error or record.get("error") or "–") if found != "done" else "–"
+        number = "–"
+        if found == "done":
+            number = " ".join([headline(of_record(record)), *record.get("marks", [])])
+        return [str(self.directory), found, number, error.splitlines()[0]]
 
 
 @dataclass
@@ -71,7 +76,6 @@ class Worker:
     process: BaseProcess
     log: Path
     slot: int
-    was: str  # the item's status before
     ends: float  # monotonic time at which its limit has passed
     stopped: str | None = None  # why it was told to end
     started: float = field(default_factory=time.monotonic)
@@ -93,17 +97,23 @@ class Worker:
 
     def settle(self) -> None:
         """See to it that whoever asks is told how the item ended."""
+        pid, self.item.error = self.process.ident or 0, None
+        if self.process.exitcode == LOST:
+            with suppress(ProcessLookupError):  # it may have outlived its server
+                os.kill(pid, signal.SIGKILL)
         if self.process.exitcode != 0 or self.item.status() != "done":
             self.item.error = self.cause()
+            ended = "interrupted" if self.stopped else "failed"
             for job in self.item.jobs:
-                mark_dead(job.directory, self.process.ident or 0, self.item.error)
+                with suppress(OSError):  # a full disk; the table says it all the same
+                    mark_dead(job.directory, pid, ended, self.item.error)
 
 
 class View:
     """A bar and a line for each job at work on a terminal; a line as each job ends elsewhere."""
 
     def __init__(self, total: int, slots: int) -> None:
-        self.count = 0
+        self.count, self.causes = 0, set[str]()
         self.bar = tqdm(total=total, desc="sweep", unit="run", position=slots, disable=None)
         self.lines = [tqdm(bar_format="{desc}", position=i, disable=None) for i in range(slots)]
 
@@ -128,8 +138,12 @@ class View:
         item, count = worker.item, f"[{self.count}/{self.bar.total}]"
         path, found, number, error = item.cells()
         if found != "done":
-            tqdm.write(f"{count} error: {path}: {found}: {item.error or error}", file=sys.stderr)
-        elif worker.was == "done":
+            cause = item.error or error
+            again = cause in self.causes and "\n" in cause
+            self.causes.add(cause)
+            told = f"{error} … (as above)" if again else cause
+            tqdm.write(f"{count} error: {path}: {found}: {told}", file=sys.stderr)
+        elif any("done already" in line for line in worker.lines()):
             tqdm.write(f"{count} {path}: done already, nothing to do, {number}")
         else:
             minutes = (time.monotonic() - worker.started) / 60
@@ -151,13 +165,24 @@ def run(items: Sequence[Item]) -> None:
         DataFault: not all are done in the end.
         Interrupted: after every job was stopped, with its record saying so.
     """
+    began = time.monotonic()
+    try:
+        _drive(items)
+    except Interrupted:
+        print(table(items, time.monotonic() - began))
+        print("The same command goes on from here, saved epochs included.")
+        raise
+    conclude(items, time.monotonic() - began)
+
+
+def _drive(items: Sequence[Item]) -> None:
     config = items[0].jobs[0].config
-    devices = slots(config)
+    devices = slots([item.jobs[-1].config for item in items])[: len(items)]
     free = list(range(len(devices)))
     limit = config.time_limit * 60 if config.time_limit else float("inf")
     context = fork_server()
-    waiting, working = list(items), list[Worker]()
-    began, view = time.monotonic(), View(len(items), len(devices))
+    waiting, working, told = list(items), list[Worker](), False
+    view = View(len(items), len(devices))
     with tempfile.TemporaryDirectory(prefix="leukocls-") as logs, closing(view):
         try:
             while waiting or working:
@@ -168,11 +193,13 @@ def run(items: Sequence[Item]) -> None:
                     slot = free.pop(0)
                     wanted = (item.jobs, log, dict(os.environ), devices[slot])
                     process = context.Process(target=_work, args=wanted)
-                    was = item.status()
                     process.start()  # the first one waits for the imports
                     ends = time.monotonic() + limit
-                    working.append(Worker(item, process, log, slot, was, ends))
+                    working.append(Worker(item, process, log, slot, ends))
                 view.show(working)
+                if waiting and not working and not told:
+                    told = True
+                    print(f"waiting for runs that other processes write: {len(waiting)}")
                 ended = wait([worker.process.sentinel for worker in working], POLL_S)
                 for worker in [w for w in working if w.process.sentinel in ended]:
                     worker.process.join()
@@ -188,7 +215,6 @@ def run(items: Sequence[Item]) -> None:
                     _enforce(worker, config.time_limit)
         finally:
             _stop(working)
-    conclude(items, time.monotonic() - began)
 
 
 def conclude(items: Sequence[Item], seconds: float) -> None:
@@ -200,11 +226,22 @@ def conclude(items: Sequence[Item], seconds: float) -> None:
         )
 
 
-def unfinished(items: Sequence[Item]) -> list[Item]:
-    """Those that are not done, looked at as closely as a run looks at itself, and as it raises."""
-    last = [item.jobs[-1] for item in items]
-    with ProcessPoolExecutor(len(slots(last[0].config)), mp_context=fork_server()) as pool:
-        return [item for item, done in zip(items, pool.map(is_done, last), strict=True) if not done]
+def unfinished(items: Sequence[Item]) -> list[list[Item]]:
+    """Those that are not done, looked at as closely as a run looks at itself, and as it raises:
+    first what waits for nothing, then what scores runs of the first."""
+    first = [item for item in items if item.jobs[-1].source is None]
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=fork_server()) as pool:
+
+        def to_do(some: Sequence[Item]) -> list[Item]:
+            done = pool.map(are_done, [item.jobs for item in some])
+            return [item for item, is_done in zip(some, done, strict=True) if not is_done]
+
+        missing = to_do(first)
+        unmade = {item.directory for item in missing}
+        later = [item for item in items if item not in first]
+        waiting = [item for item in later if item.jobs[-1].source in unmade]
+        at_once = to_do([item for item in later if item not in waiting])
+    return [missing + at_once, waiting]
 
 
 def _next(waiting: Sequence[Item], working: Sequence[Worker]) -> Item | None:
@@ -214,8 +251,8 @@ def _next(waiting: Sequence[Item], working: Sequence[Worker]) -> Item | None:
         wanted = item.jobs[-1].source
         if wanted in unfinished or item.waits_until > time.monotonic():
             continue
-        if item.status() == "running":  # by another sweep; a moment later is soon enough
-            item.waits_until = time.monotonic() + POLL_S
+        if is_locked(item.directory):
+            item.waits_until = time.monotonic() + RETRY_S
             continue
         return item
     return None
@@ -281,16 +318,24 @@ def table(items: Sequence[Item], seconds: float) -> str:
     return f"\n{aligned([header, *rows])}\n\n{', '.join(parts)}, {seconds / 60:.1f} min"
 
 
-def slots(config: DictConfig) -> list[str | None]:
+def slots(configs: Sequence[DictConfig]) -> list[str | None]:
     """The GPUs that each of the jobs at work sees; None where it is not told what to see.
 
     Raises:
-        LeukoclsError: jobs, jobs_per_gpu or time_limit out of range; too few GPUs.
+        LeukoclsError: a number out of range, or several of what is one for a sweep; too few GPUs.
     """
+    config = configs[0]
     for name, kind in (("jobs", int), ("jobs_per_gpu", int), ("time_limit", int | float)):
         value = config[name]
         if value is not None and not (isinstance(value, kind) and value > 0):
             raise LeukoclsError(f"{name}={value}: choose more than 0.")
+    for one in configs:
+        if not (isinstance(one.threads, int) and one.threads > 0):
+            raise LeukoclsError(f"threads={one.threads}: choose a whole number of at least 1.")
+        if (one.trainer.devices, one.trainer.accelerator) != (
+            config.trainer.devices, config.trainer.accelerator,
+        ):  # fmt: skip
+            raise LeukoclsError("trainer.devices, trainer.accelerator: one for all of a sweep.")
     devices, shared = config.trainer.devices, config.jobs_per_gpu
     each = devices if isinstance(devices, int) and devices > 0 else None
     gpus = visible_gpus() if config.trainer.accelerator in ("auto", "gpu", "cuda") else []
@@ -301,8 +346,8 @@ def slots(config: DictConfig) -> list[str | None]:
     elif gpus:  # all of them, or those that are named
         found = [None] * shared
     else:
-        cores = len(os.sched_getaffinity(0))
-        found = [None] * max(1, cores // (config.threads * (each or 1)))
+        threads = max(one.threads for one in configs) * (each or 1)
+        found = [None] * max(1, len(os.sched_getaffinity(0)) // threads)
     if not found:
         raise LeukoclsError(f"trainer.devices={devices}: only {len(gpus)} GPUs are visible here.")
     return [found[i % len(found)] for i in range(config.jobs or len(found))]
@@ -321,26 +366,46 @@ def visible_gpus() -> list[str]:
 
 
 def planned(items: Sequence[Item]) -> str:
-    """What would be run, what is done of it, and what the rest takes; nothing is written."""
+    """What would be run, what is done of it by its record, and what the rest takes.
+
+    Nothing is written, and no data looked at.
+    """
     from leukocls.estimate import Cost, cost  # it times a batch, which takes torch
 
-    config = items[0].jobs[0].config
     left, rows = Cost(0, 0), []
     for item in items:
         found, about = item.status(), "–"
-        if found != "done":
-            estimated = cost(item.jobs)
+        if found == "done" and not as_recorded(item.jobs[-1]):
+            found = "refused"
+        if found != "done" or item.jobs[-1].config.force:
+            jobs = [job for job in item.jobs if job.config.force or Item([job]).status() != "done"]
+            estimated = cost(jobs or item.jobs)
             left += estimated
             about = duration(estimated.seconds)
         rows.append([str(item.directory), found, about])
     done = sum(row[1] == "done" for row in rows)
-    at_once = min(len(slots(config)), max(1, len(rows) - done))
+    free = shutil.disk_usage(
+        next(p for p in items[0].directory.absolute().parents if p.is_dir())
+    ).free
+    at_once = min(
+        len(slots([item.jobs[-1].config for item in items])), max(1, sum(r[2] != "–" for r in rows))
+    )
     return (
         f"{aligned([['run', 'status', 'takes about'], *rows])}\n\n"
         f"{len(rows)} {'run' if len(rows) == 1 else 'runs'}, {done} done; the rest takes about"
-        f" {duration(left.seconds / at_once)} ({at_once} at a time) and {left.size / 1e9:.1f} GB."
-        "\nEstimated from the arm's finished runs, or from one timed batch on this machine."
+        f" {duration(left.seconds / at_once)} ({at_once} at a time) and {left.size / 1e9:.1f} GB"
+        f" ({free / 1e9:.1f} GB are free)."
+        "\nEstimated from the arm's finished runs, or from one timed batch on this machine; no data"
+        " was looked at."
     )
+
+
+def as_recorded(job: Job) -> bool:
+    """Whether the run in the job's directory was made with the same settings; of a scored
+    checkpoint, whose recipe is its own, that is not asked."""
+    before = read_record(job.directory).get("identity") or {}
+    recorded = {k: v for k, v in before.items() if not k.startswith("sha256 of ")}
+    return bool(job.config.checkpoint) or recorded == identity(job.config, {})
 
 
 def duration(seconds: float) -> str:

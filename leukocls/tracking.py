@@ -18,6 +18,7 @@ from leukocls.run import Run
 
 # W&B adds at most so many seconds to a run, whatever fails: all of them where it ends.
 LONGEST_WAIT = 60.0
+MODES = ("offline", "online", "disabled")
 
 
 @contextmanager
@@ -27,11 +28,13 @@ def tracking(
     """The callbacks that `logger` asks for; what they opened is closed on leaving, come what may.
 
     Raises:
-        LeukoclsError: logger=wandb without the package.
+        LeukoclsError: logger=wandb without the package; no such mode.
     """
     if logger.name != "wandb":
         yield []
         return
+    if logger.mode not in MODES:
+        raise LeukoclsError(f"logger.mode={logger.mode}: choose one of {', '.join(MODES)}.")
     tracker = Tracker(logger, run, recorder)
     try:
         yield [tracker]

@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from leukocls.job import Interrupted, composed, exit_code_of, message_of, run_jobs, signals
+from leukocls.run import now
 from leukocls.sweep import Item, planned
 
 # Read when torch is loaded. OpenMP threads that spin while they wait train a small network ten
@@ -47,7 +48,7 @@ def quoted_path(argument: str) -> str:
 def attempt(config: DictConfig) -> int:
     """What one command is without -m. Returns its exit code."""
     try:
-        jobs = composed(config, HydraConfig.get())
+        jobs = composed(config, HydraConfig.get(), now())
         if config.plan:
             print(planned([Item(jobs)]))
             return 0

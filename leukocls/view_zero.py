@@ -19,6 +19,7 @@ from leukocls.losses import CellLoss
 from leukocls.metrics import RECORDED, auroc, best_threshold, by_split, decide, rates, sigmoid
 from leukocls.predictions import view_columns, write
 from leukocls.run import Run
+from leukocls.runs import read_record
 from leukocls.selection import BEST_THRESHOLD, RULES
 
 # What may differ between the runs: everything else is the same training.
@@ -35,10 +36,10 @@ def source_of(directory: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     advice = "run that first (the same command with its ablation), or view_0_of=null trains again"
     if not (directory / "run.json").is_file():
         raise LeukoclsError(f"{directory}: no run whose view 0 could be scored; {advice}.")
-    frame, record = evaluate.load(directory)
-    if record["status"] != "done":
-        raise LeukoclsError(f"{directory}: its run is {record['status']}, not done; {advice}.")
-    return frame, record
+    status = read_record(directory).get("status")
+    if status != "done":
+        raise LeukoclsError(f"{directory}: its run is {status}, not done; {advice}.")
+    return evaluate.load(directory)
 
 
 def derive(run: Run, directory: Path, rule: str, threshold: float | str) -> None:

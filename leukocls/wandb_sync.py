@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from leukocls.compare import ASIDE
 from leukocls.errors import DataFault, LeukoclsError, run_verb
 from leukocls.runs import ITEMS_SKIPPED, find, read_record, status
 
@@ -24,7 +25,6 @@ ANSWER_S = 15  # seconds that a server may take for an answer,
 UPLOAD_S = 900.0  # for one run's upload,
 CONFIRM_S = 30.0  # and to say that it holds it
 # Parts of a chain and scorings of a checkpoint: no arms to compare.
-ASIDE = ("link=", "score=")
 
 
 class Conflict(LeukoclsError):

@@ -61,7 +61,7 @@ def test_a_job_that_is_taken_back_goes_on_where_it_was(small_tree: Path, tmp_pat
     (tmp_path / "leukocls/models/patient.py").write_text(PATIENT)
     (tmp_path / "conf/model/patient.yaml").write_text("_target_: leukocls.models.patient.Patient\n")
     digests = []
-    for name, words in (("taken", ["launcher=submitit"]), ("left", ["jobs=1"])):
+    for name, words in (("taken", ["launcher=submitit", "force=true"]), ("left", ["jobs=1"])):
         outputs = tmp_path / name
         outputs.mkdir()
         if name == "left":

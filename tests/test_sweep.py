@@ -15,6 +15,7 @@ from conftest import Train, record, small
 from omegaconf import OmegaConf
 
 from leukocls.errors import LeukoclsError
+from leukocls.run import Run
 from leukocls.sweep import slots, visible_gpus
 
 ROOT = Path(__file__).parents[1]
@@ -170,6 +171,36 @@ def test_two_identical_sweeps_make_each_run_once(
     assert all("4 of 4 runs done" in text for text in printed)
 
 
+def test_force_replaces_what_was_there_before(
+    small_tree: Path, tmp_path: Path, train: Train
+) -> None:
+    words = [*small(small_tree, tmp_path / "outputs"), "seed=0,1", "trainer.max_epochs=1"]
+    assert train(*words, "-m").code == 0
+    runs = sorted((tmp_path / "outputs").rglob("run.json"))
+    first = [path.stat().st_mtime_ns for path in runs]
+    forced = train(*words, "force=true", "-m")
+    assert "done already" not in forced.out
+    second = [path.stat().st_mtime_ns for path in runs]
+    assert all(new > old for new, old in zip(second, first, strict=True))
+    # Whatever was started since the command was given stays: another sweep's, a job's put back.
+    said = record(runs[0].parent)
+    run = Run(runs[0].parent, said["identity"])
+    assert run.earlier(force=True, since=said["started"]) == "done"
+    assert run.earlier(force=True, since="9999") == "nothing"
+    # Every job failing before it starts is not "done already" because an older run is there.
+    failed = train(*words, "force=true", "data.cache=/dev/null/x", "-m")
+    assert failed.code == 1
+    assert "0 of 2 runs done, 2 refused" in failed.out
+
+
+def test_the_number_of_a_leaky_run_says_so(small_tree: Path, tmp_path: Path, train: Train) -> None:
+    words = small(small_tree, tmp_path / "outputs")
+    swept = train(*words, "trainer.max_epochs=1", "split_scheme=cell", "seed=0,1", "-m")
+    lines = [line for line in swept.out.splitlines() if "selection (val)" in line]
+    assert len(lines) == 4
+    assert all("SYNTHETIC LEAKY" in line for line in lines)
+
+
 @pytest.fixture
 def hanging(faulty: Path, small_tree: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A sweep of two jobs at work that will not end, in a process group of its own."""
@@ -254,8 +285,15 @@ def test_no_configuration_lands_in_anothers_directory(
     swept = train(*words, "-m")
     assert swept.code == 1
     assert f"{place}: holds a run of another configuration; these differ: optim.lr" in swept.err
-    assert "1 of 2 runs done" in swept.out
+    assert "1 of 2 runs done, 1 refused" in swept.out
     assert record(place) == record(trained)
+    assert re.search(f"{re.escape(str(place))} +refused", train(*words, "plan=true", "-m").out)
+    # Nor do two jobs of one sweep share a directory.
+    told = train(*words, f"data.root={small_tree},{tmp_path}", "-m")
+    assert (told.code, "would be one run" in told.err) == (2, True)
+    for bad, cause in (("seed=a,b", "seed=a: choose"), ("seed=range(0)", "nothing to run")):
+        told = train(*words[:-1], bad, "-m")
+        assert (told.code, cause in told.err) == (2, True)
 
 
 def configured(**settings) -> object:
@@ -269,31 +307,41 @@ def test_slots(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setenv("PATH", str(tmp_path))
     assert visible_gpus() == []
-    assert slots(configured()) == [None] * 8
-    assert slots(configured(threads=3)) == [None] * 2
-    assert slots(configured(threads=2, devices=2)) == [None] * 2
-    assert slots(configured(threads=99)) == [None]
-    assert slots(configured(jobs=3)) == [None] * 3
+    assert slots([configured()]) == [None] * 8
+    assert slots([configured(threads=3)]) == [None] * 2
+    assert slots([configured(threads=2, devices=2)]) == [None] * 2
+    assert slots([configured(threads=99)]) == [None]
+    assert slots([configured(jobs=3)]) == [None] * 3
 
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\necho GPU-a\necho GPU-b\necho GPU-c\n")
     tool.chmod(0o755)
     assert visible_gpus() == ["GPU-a", "GPU-b", "GPU-c"]
-    assert slots(configured()) == ["GPU-a", "GPU-b", "GPU-c"]
-    assert slots(configured(jobs_per_gpu=2)) == ["GPU-a", "GPU-b", "GPU-c"] * 2
-    assert slots(configured(jobs=2)) == ["GPU-a", "GPU-b"]
-    assert slots(configured(devices=2)) == ["GPU-a,GPU-b"]
-    assert slots(configured(devices="auto")) == [None]
+    assert slots([configured()]) == ["GPU-a", "GPU-b", "GPU-c"]
+    assert slots([configured(jobs_per_gpu=2)]) == ["GPU-a", "GPU-b", "GPU-c"] * 2
+    assert slots([configured(jobs=2)]) == ["GPU-a", "GPU-b"]
+    assert slots([configured(devices=2)]) == ["GPU-a,GPU-b"]
+    assert slots([configured(devices="auto")]) == [None]
     with pytest.raises(LeukoclsError, match="only 3 GPUs"):
-        slots(configured(devices=4))
+        slots([configured(devices=4)])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1, 2")
-    assert slots(configured()) == ["1", "2"]
+    assert slots([configured()]) == ["1", "2"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert slots(configured()) == [None] * 8
+    assert slots([configured()]) == [None] * 8
 
 
 @pytest.mark.parametrize("bad", [{"jobs": 0}, {"jobs_per_gpu": 0.5}, {"time_limit": -1}])
 def test_limits_out_of_range_are_refused(bad) -> None:
     ((name, value),) = bad.items()
     with pytest.raises(LeukoclsError, match=f"{name}={value}: choose more than 0"):
-        slots(configured(**bad))
+        slots([configured(**bad)])
+
+
+def test_what_is_one_for_all_of_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert slots([configured(threads=1), configured(threads=4)]) == [None] * 2
+    with pytest.raises(LeukoclsError, match="one for all of a sweep"):
+        slots([configured(), configured(devices=2)])
+    with pytest.raises(LeukoclsError, match="threads=0: choose"):
+        slots([configured(threads=0)])
