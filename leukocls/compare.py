@@ -88,6 +88,7 @@ def compare(
         DataFault: a run.json or predictions that are damaged, or not what the run wrote.
     """
     found = _by_arm(_found(runs))
+    seeds = None if seeds is None else list(seeds)
     planned = sorted({seed for arm in found.values() for seed in arm} if seeds is None else seeds)
     _refuse_unplanned(found, planned)
     if not incomplete:
@@ -106,6 +107,7 @@ def compare(
         "test_set": first.result["split"] if first.result["heading"] == "test" else None,
         "marks": list(dict.fromkeys(mark for record in records for mark in record["marks"])),
         "ddof": stats.DDOF,
+        "seeds_planned": None if seeds is None else planned,
         "reference": reference,
         "arms": [
             _arm(name, next(iter(found[name].values())).key, arm, len(planned))
@@ -387,6 +389,8 @@ def text(document: dict[str, Any]) -> str:
         f"Percent, over seeds; SD with ddof {document['ddof']}; expected max: of n normal values"
         " with this mean and SD."
     )
+    if document["seeds_planned"] is None:
+        lines.append("Planned are the seeds that are here; --seeds says how many there should be.")
     if any(arm[HEADLINE]["paper"] for arm in document["arms"]):
         lines.append(f"Paper's: {published_results.SOURCE}.")
     if document["tests"]:

@@ -17,17 +17,19 @@ def summary(values: Sequence[float]) -> dict[str, float | None]:
     """`mean`, `sd` (ddof 0), `min`, `max` and `expected_max` of n values; all None of none.
 
     `expected_max` is what the best of n is expected to be if seeds are normal with this mean and
-    SD: a best seed far above it would be news, one at it is what picking the best gives.
+    SD: a best seed far above it would be news, one at it is what picking the best gives. None where
+    that is above 1, so that the normal is no model of these fractions.
     """
     if not values:
         return dict.fromkeys(("mean", "sd", "min", "max", "expected_max"))
     mean, sd = float(np.mean(values)), float(np.std(values, ddof=DDOF))
+    best = mean + sd * expected_normal_maximum(len(values))
     return {
         "mean": mean,
         "sd": sd,
         "min": min(values),
         "max": max(values),
-        "expected_max": mean + sd * expected_normal_maximum(len(values)),
+        "expected_max": best if best <= 1 else None,
     }
 
 

@@ -24,7 +24,6 @@ PROJECT = "leukocls"  # of runs that were not logged to W&B
 ANSWER_S = 15  # seconds that a server may take for an answer,
 UPLOAD_S = 900.0  # for one run's upload,
 CONFIRM_S = 30.0  # and to say that it holds it
-# Parts of a chain and scorings of a checkpoint: no arms to compare.
 
 
 class Conflict(LeukoclsError):
@@ -192,7 +191,7 @@ def _picture(config: dict[str, Any], record: dict[str, Any]) -> Picture | None:
     import numpy as np
 
     from leukocls.dashboard import pictures
-    from leukocls.data.store import data_digest
+    from leukocls.data.store import data_digest, store_path
 
     data, part = config["data"], config["score"]
     index = _index(data["root"], data["layout"], data["partial"], data["cache"])
@@ -201,8 +200,8 @@ def _picture(config: dict[str, Any], record: dict[str, Any]) -> Picture | None:
     index = index.only((part,) if part else ("train", "prelim"))
     if data["drop_h3"]:
         index = index.without_h3()
-    digest, side = record["data_digest"], data["size"] or data["crop"]
-    store = Path(data["cache"]) / f"{digest[:16]}-crop{data['crop']}-size{side}.npy"
+    digest = record["data_digest"]
+    store = store_path(digest, Path(data["cache"]), data["crop"], data["size"] or data["crop"])
     if data_digest(index) != digest or not store.is_file():
         return None
     return pictures(np.load(store, mmap_mode="r"), index.table)

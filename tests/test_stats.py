@@ -42,6 +42,9 @@ def test_reductions_are_those_of_the_paper():
     # The expected largest of four standard normals, tabled as 1.0294.
     assert found["expected_max"] == pytest.approx(mean + found["sd"] * 1.02938, abs=1e-6)
     assert set(stats.summary([]).values()) == {None}
+    # More than everything right is expected of nobody.
+    assert stats.summary([0.6, 1.0])["expected_max"] < 1 == stats.summary([0.6, 1.0])["max"]
+    assert stats.summary([0.9, 1.0, 1.0])["expected_max"] is None
 
 
 def test_the_best_of_24_seeds_is_what_the_paper_headlines():

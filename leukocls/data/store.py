@@ -55,6 +55,11 @@ def boxes(index: Index, crop: int | str) -> np.ndarray:
     return box.clip(-1, 1).astype(np.float32)
 
 
+def store_path(digest: str, cache: Path, crop: int | str, size: int) -> Path:
+    """The file of a store."""
+    return cache / f"{digest[:16]}-crop{crop}-size{size}.npy"
+
+
 def open_store(
     index: Index, digest: str, cache: Path, crop: int | str, size: int | None
 ) -> np.memmap:
@@ -80,7 +85,7 @@ def open_store(
     size = int(crop) if size is None else size
     if not isinstance(size, int) or not 1 <= size <= LARGEST:
         raise LeukoclsError(f"data.size={size}: choose a side of 1 to {LARGEST} pixels.")
-    path = cache / f"{digest[:16]}-crop{crop}-size{size}.npy"
+    path = store_path(digest, cache, crop, size)
     if not path.is_file():
         _pack(index, path, crop, size)
     images: np.memmap = np.load(path, mmap_mode="r")
