@@ -131,6 +131,11 @@ class View:
             line.set_description_str(said[: width - 1])
         self.bar.refresh()
 
+    def started(self, item: Item) -> None:
+        """Tell it where no line of its own does."""
+        if self.bar.disable:
+            print(f"{item.directory}: started, its log is in there", flush=True)
+
     def ended(self, worker: Worker) -> None:
         """Tell how."""
         self.bar.update()
@@ -194,8 +199,8 @@ def _drive(items: Sequence[Item]) -> None:
                     wanted = (item.jobs, log, dict(os.environ), devices[slot])
                     process = context.Process(target=_work, args=wanted)
                     process.start()  # the first one waits for the imports
-                    ends = time.monotonic() + limit
-                    working.append(Worker(item, process, log, slot, ends))
+                    working.append(Worker(item, process, log, slot, time.monotonic() + limit))
+                    view.started(item)
                 view.show(working)
                 if waiting and not working and not told:
                     told = True
