@@ -293,8 +293,8 @@ def mark_dead(directory: Path, pid: int, status: str, error: str) -> None:
 
 
 def now() -> str:
-    """The time as records have it: UTC, ISO, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    """The time as records have it: UTC, ISO, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def versions() -> dict[str, str]:

@@ -307,7 +307,7 @@ def test_another_networks_weights_are_refused_by_the_key_that_named_them(
 
 @pytest.mark.parametrize(
     "override",
-    ["ema=.5", "loss.focal_gamma=2", "sampler=balanced", "patience=1", "continue_from=nowhere"],
+    ["ema=0.5", "loss.focal_gamma=2", "sampler=balanced", "patience=1", "continue_from=nowhere"],
 )
 def test_options_of_training_are_refused_while_scoring(
     override: str, chained, train: Train

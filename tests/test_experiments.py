@@ -31,7 +31,7 @@ PUBLISHED = {
 ABLATIONS = {
     "proposal": "prellberg2019", "norot": "prellberg2019", "nospeclr_1e-3": "prellberg2019",
     "nospeclr_1e-4": "prellberg2019", "nospeclr_1e-5": "prellberg2019",
-    "noattention": "saeed2022_b3", "noregion": "marzahl2019_region",
+    "noattention": "saeed2022_b3", "noregion": "marzahl2019_region", "noaugment": "georgiev_vgg16",
 }  # fmt: skip
 SMALL = ["model.pretrained=false", "model.backbone=test_resnet"]
 
@@ -85,7 +85,11 @@ def test_every_recipe_runs_end_to_end_within_limits_of_the_command_line(
 
 
 def test_no_experiment_ablation_or_link_is_left_out() -> None:
-    assert set(options("experiment")) == {*PUBLISHED, "demo"}
+    # The demo is run by tests/test_readme.py, and its smaller one, less its size, is the demo.
+    assert set(options("experiment")) == {*PUBLISHED, "demo", "demo_ablation"}
+    demo, smaller = (composed(f"experiment={name}") for name in ("demo", "demo_ablation"))
+    smaller.data.size, smaller.trainer.max_epochs = demo.data.size, demo.trainer.max_epochs
+    assert smaller == demo
     assert set(options("ablation")) == set(ABLATIONS)
     chains = [composed(f"experiment={name}").chain for name in PUBLISHED]
     assert {link for chain in chains for link in chain} == set(options("link"))

@@ -149,7 +149,7 @@ def test_dropping_h3_is_another_configuration_and_no_partial_data(
     done = train(*words, "data.drop_h3=true", "trainer.max_epochs=1")
     assert done.code == 0, done.err
     run = run_of(tmp_path / "outputs", "proposal")
-    assert "data.drop_h3=true" in run.parent.name
+    assert "data.drop_h3=True" in run.parent.name
     assert record(run)["marks"] == ["SYNTHETIC"]
 
 
