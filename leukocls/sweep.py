@@ -134,7 +134,7 @@ class View:
     def started(self, item: Item) -> None:
         """Tell it where no line of its own does."""
         if self.bar.disable:
-            print(f"{item.directory}: started, its log is in there", flush=True)
+            print(f"starting {item.directory}", flush=True)
 
     def ended(self, worker: Worker) -> None:
         """Tell how."""
