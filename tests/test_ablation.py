@@ -65,7 +65,7 @@ def test_it_ends_in_a_comparison_of_what_is_stored(compared) -> None:
     assert "15 of 15 runs done" in printed
     assert "SELECTION" in printed
     assert "SYNTHETIC" in printed
-    document = compare.compare([outputs / arm for arm in ARMS])
+    document = compare.compare([outputs / arm for arm in ARMS], seeds=range(SEEDS))
     assert compare.text(document) in printed
     measures = {
         "weighted_f1": lambda y, z: f1_score(y, z, average="weighted"),
