@@ -52,10 +52,10 @@ if submitit is not None:
 
             began, self.since = time.monotonic(), now()
             items = _items(self, job_overrides)
-            if items[0].jobs[0].config.plan:
+            config = items[0].jobs[0].config
+            if config.plan:
                 print(sweep.planned(items))
                 return []
-            config = items[0].jobs[0].config
             if config.jobs or config.time_limit:
                 raise LeukoclsError(
                     "jobs=, time_limit=: of launcher=processes; a queue has"

@@ -84,7 +84,7 @@ def cells(config: DictConfig) -> tuple[float, float]:
     """Cells that an epoch trains on, and cells that it scores; about."""
     data = config.data
     if data.synthetic is not None:
-        counts = Counter(cell.part for cell in draw_cells(SyntheticSpec(**data.synthetic)))
+        counts = _drawn(SyntheticSpec(**data.synthetic))
         train, prelim = counts.total() - counts["prelim"] - counts["final"], counts["prelim"]
     elif data.root and Path(data.root).is_file():
         with open(data.root, encoding="utf-8") as stream:
@@ -105,6 +105,12 @@ def cells(config: DictConfig) -> tuple[float, float]:
         _limited(training, limits[0], data.batch_size),
         _limited(scored, limits[1], data.eval_batch_size),
     )
+
+
+@functools.cache
+def _drawn(spec: SyntheticSpec) -> Counter[str]:
+    """Embedded cells by part."""
+    return Counter(cell.part for cell in draw_cells(spec))
 
 
 def _limited(count: float, limit: float | int | None, batch: int) -> float:

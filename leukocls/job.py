@@ -126,7 +126,7 @@ class Job:
                 break
         return list(jobs.values())
 
-    @property
+    @cached_property
     def source(self) -> Path | None:
         """The run whose view 0 this one is, if it is one."""
         if self.config.view_0_of is None:

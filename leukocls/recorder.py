@@ -1,7 +1,6 @@
 """What a run writes while it trains: metrics, predictions, the best weights, where to resume."""
 
 import contextlib
-import csv
 import io
 import math
 import os
@@ -22,6 +21,7 @@ from leukocls.data.index import Index
 from leukocls.errors import DataFault, LeukoclsError
 from leukocls.files import atomic_write
 from leukocls.metrics import RECORDED, auroc, best_threshold, by_split, sigmoid
+from leukocls.runs import metrics_rows
 from leukocls.selection import RULES, best_weighted_f1
 
 
@@ -101,8 +101,7 @@ class Recorder(pl.Callback):
 
     def reload(self, epoch: int) -> None:
         """Take up what a stopped run had recorded, up to and including `epoch`."""
-        with open(self.directory / "metrics.csv", newline="", encoding="utf-8") as stream:
-            rows = [{k: _number(v) for k, v in row.items()} for row in csv.DictReader(stream)]
+        rows = metrics_rows(self.directory)
         self.metrics = [row for row in rows if row["epoch"] <= epoch]
         frame = predictions.read(self.directory / "predictions.parquet")
         self.predictions = [frame[frame["epoch"] <= epoch]]
@@ -221,10 +220,6 @@ class Recorder(pl.Callback):
                 " checkpoints/best.safetensors is untouched."
             )
         return predictions.canonical(frame)
-
-
-def _number(text: str) -> Any:
-    return None if text == "" else int(text) if text.lstrip("-").isdigit() else float(text)
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:

@@ -1,6 +1,7 @@
 """`python -m leukocls.runs`: every run under a directory, one line each."""
 
 import argparse
+import csv
 import json
 import os
 import re
@@ -30,6 +31,16 @@ def read_record(directory: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise LeukoclsError(f"{path}: damaged (no JSON object); train this run again")
     return record
+
+
+def metrics_rows(directory: Path) -> list[dict[str, Any]]:
+    """metrics.csv of a run, a row an epoch; None where a field is empty."""
+    with open(directory / "metrics.csv", newline="", encoding="utf-8") as stream:
+        return [{k: _number(v) for k, v in row.items()} for row in csv.DictReader(stream)]
+
+
+def _number(text: str) -> int | float | None:
+    return None if text == "" else int(text) if text.lstrip("-").isdigit() else float(text)
 
 
 def find(outputs: Path) -> list[Path]:

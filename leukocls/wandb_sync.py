@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from leukocls.compare import ASIDE
 from leukocls.errors import DataFault, LeukoclsError, run_verb
-from leukocls.runs import ITEMS_SKIPPED, find, read_record, status
+from leukocls.runs import ITEMS_SKIPPED, find, metrics_rows, read_record, status
 
 if TYPE_CHECKING:
     from leukocls.dashboard import Picture, Shown
@@ -150,7 +149,11 @@ def shown(directory: Path, record: dict[str, Any]) -> tuple[Shown, dict[str, Any
     epochs = frame.groupby("split")["epoch"].nunique()
     tests = set(epochs.index[epochs < epochs.max()])
     curves = [
-        {name: value for name, value in row.items() if name.split("_")[0] not in tests}
+        {
+            name: value
+            for name, value in dashboard.curve(row).items()
+            if name.split("_")[0] not in tests
+        }
         for row in metrics_rows(directory)
     ]
 
@@ -171,19 +174,6 @@ def shown(directory: Path, record: dict[str, Any]) -> tuple[Shown, dict[str, Any
         ),
         init["config"],
     )
-
-
-def metrics_rows(directory: Path) -> list[dict[str, Any]]:
-    """metrics.csv of a run, a row an epoch, without what is empty."""
-    with open(directory / "metrics.csv", newline="", encoding="utf-8") as stream:
-        return [
-            {
-                name: int(text) if text.isdigit() else float(text)
-                for name, text in row.items()
-                if text
-            }
-            for row in csv.DictReader(stream)
-        ]
 
 
 def _picture(config: dict[str, Any], record: dict[str, Any]) -> Picture | None:

@@ -1,6 +1,7 @@
 """What tests share: genuine data where present, one synthetic tree, one warm process, one run."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ import pytest
 import leukocls.train  # noqa: F401  (before torch: it says how OpenMP threads wait)
 from leukocls.data.synthetic import SyntheticSpec, write_tree
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared" / "data"
 CANARY = "canary-0123456789abcdef"
 
 
@@ -68,6 +70,13 @@ def train(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
         return Outcome(int(stop.value.code or 0), printed.out, printed.err)
 
     return run
+
+
+def copied(folder: Path) -> Path:
+    """`folder` with a copy of the package, for tests that add files to it: PYTHONPATH=folder."""
+    for name in ("leukocls", "conf", "hydra_plugins"):
+        shutil.copytree(ROOT / name, folder / name)
+    return folder
 
 
 TINY = ["model=timm", "model.backbone=test_resnet", "model.pretrained=false"]

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import ROOT, copied
 from scipy import stats
 from sklearn.metrics import f1_score, recall_score
 
 from leukocls import compare
 
-ROOT = Path(__file__).parents[1]
 VENV = Path(sys.prefix)
 ARMS = ["proposal", "norot", "nospeclr_1e-3", "nospeclr_1e-4", "nospeclr_1e-5"]
 SEEDS = 3
@@ -35,9 +35,7 @@ trainer: {max_epochs: 2}
 @pytest.fixture(scope="module")
 def compared(small_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The experiment's outputs, and what make printed."""
-    copy = tmp_path_factory.mktemp("ablation")
-    for folder in ("leukocls", "conf", "hydra_plugins"):
-        shutil.copytree(ROOT / folder, copy / folder)
+    copy = copied(tmp_path_factory.mktemp("ablation"))
     shutil.copy(ROOT / "Makefile", copy)
     (copy / "conf/experiment/tiny.yaml").write_text(TINY.lstrip())
     made = subprocess.run(

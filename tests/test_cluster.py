@@ -1,7 +1,6 @@
 """launcher=slurm is hydra-submitit-launcher's; what can be shown of it without a cluster."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -9,11 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Train, record, small
+from conftest import ROOT, Train, copied, record, small
 from hydra import compose, initialize_config_dir
 
 pytest.importorskip("submitit")
-ROOT = Path(__file__).parents[1]
 
 # A network that waits, once its run has something to go on from, to be taken off its node.
 PATIENT = """
@@ -56,8 +54,7 @@ def test_a_sweep_through_submitit_is_the_same_sweep(
 
 
 def test_a_job_that_is_taken_back_goes_on_where_it_was(small_tree: Path, tmp_path: Path) -> None:
-    for folder in ("leukocls", "conf", "hydra_plugins"):
-        shutil.copytree(ROOT / folder, tmp_path / folder)
+    copied(tmp_path)
     (tmp_path / "leukocls/models/patient.py").write_text(PATIENT)
     (tmp_path / "conf/model/patient.yaml").write_text("_target_: leukocls.models.patient.Patient\n")
     digests = []

@@ -12,12 +12,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Train, record
+from conftest import ROOT, Train, copied, record
 from PIL import Image
 
 from leukocls.data.index import build_index
 
-ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 BASH = "\n".join(re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL))
 COMMANDS = [shlex.split(line, comments=True) for line in BASH.splitlines() if line.strip()]
@@ -154,12 +153,31 @@ def test_make_verify_takes_the_data_from_its_line() -> None:
     assert '-m leukocls.verify "/data/C-NMC"' in printed
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("ablation EXPERIMENT=saeed2022_b3 DATA=/data SEEDS=5",
+         ["experiment=saeed2022_b3 'ablation=proposal,noattention'", "'seed=range(5)'",
+          'data.root="/data"', "--seeds 5 outputs/saeed2022_b3/proposal"]),
+        ("paper DATA=/data",
+         ["experiment=prellberg2019 'ablation=proposal,norot,nospeclr_1e-3,", "'seed=range(24)'",
+          'data.root="/data"', "--seeds 24 outputs/prellberg2019/proposal"]),
+        ("wandb-sync", ["-m leukocls.wandb_sync"]),
+    ],
+)  # fmt: skip
+def test_make_targets_say_what_the_readme_says(words: str, expected: list[str]) -> None:
+    """What they call is run by tests/test_ablation.py and tests/test_tracking.py."""
+    make = ["make", "-n", "-C", str(ROOT), *words.split()]
+    printed = subprocess.run(make, capture_output=True, text=True, check=True).stdout
+    for part in expected:
+        assert part in printed
+
+
 def test_own_network(small_tree: Path, tmp_path: Path) -> None:
     """The README's file and configuration, added to an installed package, train."""
     (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     (config,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
-    for folder in ("leukocls", "conf"):
-        shutil.copytree(ROOT / folder, tmp_path / folder)
+    copied(tmp_path)
     (tmp_path / "leukocls/models/small.py").write_text(code)
     (tmp_path / "conf/model/small.yaml").write_text(config)
 

@@ -11,14 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Train, record, small
+from conftest import Train, copied, record, small
 from omegaconf import OmegaConf
 
 from leukocls.errors import LeukoclsError
 from leukocls.run import Run
 from leukocls.sweep import slots, visible_gpus
-
-ROOT = Path(__file__).parents[1]
 
 # Misbehaves while its run is going on, by the run's seed, as long as FAULTS is set.
 FAULTY = """
@@ -54,9 +52,7 @@ class Faulty(nn.Module):
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the package with a network of that kind."""
-    copy = tmp_path_factory.mktemp("faulty")
-    for folder in ("leukocls", "conf", "hydra_plugins"):
-        shutil.copytree(ROOT / folder, copy / folder)
+    copy = copied(tmp_path_factory.mktemp("faulty"))
     (copy / "leukocls/models/faulty.py").write_text(FAULTY)
     (copy / "conf/model/faulty.yaml").write_text("_target_: leukocls.models.faulty.Faulty\n")
     return copy
