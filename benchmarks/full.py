@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from leukocls.files import atomic_write
+from leukocls.common.files import atomic_write
 from leukocls.run import versions
 
 SMALL = ["--cells-per-subject", "9", "--final-cells", "125"]

@@ -39,13 +39,13 @@ from sklearn.svm import SVC
 from tqdm import tqdm
 
 from leukocls import baseline
+from leukocls.common.files import atomic_write
+from leukocls.common.tables import aligned
 from leukocls.data.render import Cell, render
 from leukocls.data.synthetic import GENERATOR_VERSION, SyntheticSpec, draw_cells
 from leukocls.features import colour, handcrafted
-from leukocls.files import atomic_write
 from leukocls.metrics import auroc
 from leukocls.run import versions
-from leukocls.runs import aligned
 
 NUISANCES = ("sd_nuisance_stain", "sd_nuisance_texture", "sd_nuisance_focus")
 AUROC_BAYES = 0.9  # so that there is room above what these models reach honestly

@@ -21,9 +21,9 @@ import pandas as pd
 from PIL import Image
 from scipy import ndimage
 
+from leukocls.common.files import atomic_write
 from leukocls.data.index import build_index
 from leukocls.data.synthetic import SyntheticSpec, draw_cells, render
-from leukocls.files import atomic_write
 from leukocls.run import versions
 
 SPEC = SyntheticSpec(cells_per_subject=6)

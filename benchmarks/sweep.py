@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from leukocls.files import atomic_write
+from leukocls.common.files import atomic_write
 from leukocls.run import versions
 
 JOBS, REPEATS = 8, 3

@@ -20,9 +20,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from leukocls.files import atomic_write
+from leukocls.common.files import atomic_write
+from leukocls.common.tables import aligned
 from leukocls.run import versions
-from leukocls.runs import aligned, find, read_record
+from leukocls.runs import find, read_record
 
 ARMS = {"lite0": "lite0", "random": "null"}  # model.weights
 METRICS = ("auroc", "weighted_f1")

@@ -46,7 +46,7 @@ if submitit is not None:
             from submitit.core.utils import FailedJobError, UncompletedJobError
 
             from leukocls import sweep
-            from leukocls.errors import LeukoclsError
+            from leukocls.common.errors import LeukoclsError
             from leukocls.job import Interrupted
             from leukocls.run import SECRET, key_of, now
 
@@ -108,7 +108,7 @@ def _items(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> list[Any]:
     Raises:
         LeukoclsError: two that would share one, or as a job raises.
     """
-    from leukocls.errors import LeukoclsError
+    from leukocls.common.errors import LeukoclsError
     from leukocls.job import composed
     from leukocls.sweep import Item
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leukocls.errors import DataFault, LeukoclsError, run_verb
+from leukocls.common.errors import DataFault, LeukoclsError, run_verb
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -305,8 +305,8 @@ def _images(root: Path, cache: Path) -> dict[str, tuple[str, str]]:
 
 def _own_split(directory: Path, record: dict[str, Any]) -> pd.DataFrame:
     """The split.csv that a run wrote, unchanged."""
+    from leukocls.common.files import sha256_file
     from leukocls.data.splits import read_split
-    from leukocls.files import sha256_file
 
     path = directory / "split.csv"
     split = read_split(path)
@@ -324,9 +324,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Audit predictions; 0 if nothing was found. Raises LeukoclsError on what does not read."""
     arguments = _parser().parse_args(argv)
     from leukocls import evaluate
+    from leukocls.common.files import sha256_file
+    from leukocls.common.tables import listing
     from leukocls.data.splits import read_split
-    from leukocls.files import sha256_file
-    from leukocls.prediction_files import listing
 
     source: Path = arguments.predictions
     predictions, record = evaluate.load(source, unique=False)

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leukocls.errors import run_verb
+from leukocls.common.errors import run_verb
 from leukocls.split import add_split_options
 
 if TYPE_CHECKING:
@@ -95,8 +95,8 @@ def all_features(index: Index, kind: str, digest: str, cache: Path) -> pd.DataFr
     """Features of `kind`, a row a cell of the index; `cache` keeps them by the data's digest."""
     import pandas as pd
 
+    from leukocls.common.files import atomic_write
     from leukocls.features import VERSION, extract
-    from leukocls.files import atomic_write
 
     name = f"features-{kind}-{VERSION}-{version('scikit-image')}-{digest[:16]}.parquet"
     stored = cache / name
@@ -150,8 +150,8 @@ def _recorded(run: Run) -> Iterator[None]:
 def execute(run: Run, index: Index, split: Split, arguments: argparse.Namespace) -> None:
     """Measure, fit, score and write; the record's last state comes last."""
     from leukocls import predictions
+    from leukocls.common.files import atomic_write
     from leukocls.data.splits import as_csv
-    from leukocls.files import atomic_write
     from leukocls.metrics import by_split
 
     started = time.perf_counter()

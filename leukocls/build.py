@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from leukocls.errors import LeukoclsError
+from leukocls.common.errors import LeukoclsError
 
 ALLOWED = {
     "leukocls.data.augment.Augmentation",

@@ -11,8 +11,8 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torchmetrics import MeanMetric
 from torchmetrics.classification import BinaryStatScores
 
+from leukocls.common.errors import LeukoclsError
 from leukocls.data.augment import view_weights, views
-from leukocls.errors import LeukoclsError
 from leukocls.losses import CellLoss
 from leukocls.metrics import rates
 from leukocls.models.region import iou

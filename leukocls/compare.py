@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from leukocls import evaluate, published_results, stats
-from leukocls.errors import DataFault, LeukoclsError, run_verb
+from leukocls.common.errors import DataFault, LeukoclsError, run_verb
+from leukocls.common.tables import aligned
 from leukocls.metrics import RECORDED
-from leukocls.runs import aligned, find, read_record, status
+from leukocls.runs import find, read_record, status
 
 METRICS = (*RECORDED, "auroc")
 HEADLINE = "weighted_f1"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from leukocls import __version__
-from leukocls.errors import DataFault, LeukoclsError, run_verb
+from leukocls.common.errors import DataFault, LeukoclsError, run_verb
 
 NEEDED = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "timm", "torchmetrics",
           "kornia", "pandas", "pyarrow", "safetensors")  # fmt: skip

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leukocls import metrics
-from leukocls.errors import LeukoclsError, run_verb
-from leukocls.files import atomic_write
-from leukocls.runs import aligned, read_record
+from leukocls.common.errors import LeukoclsError, run_verb
+from leukocls.common.files import atomic_write
+from leukocls.common.tables import aligned
+from leukocls.runs import read_record
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,7 +117,7 @@ def result(part: Part) -> dict[str, Any]:
     if len(unlabelled) == len(frame):
         return part.origin | metrics.unlabelled(len(frame))
     if len(unlabelled):
-        from leukocls.prediction_files import listing
+        from leukocls.common.tables import listing
 
         raise LeukoclsError(
             f"{source}: cells without a label: {listing(unlabelled)}; give them with --truth"

@@ -26,8 +26,8 @@ from skimage.measure import (
 )
 from tqdm import tqdm
 
+from leukocls.common.errors import DataFault, Fault
 from leukocls.data.images import read_image
-from leukocls.errors import DataFault, Fault
 
 VERSION = 1  # raise it whenever the same image would give other values
 

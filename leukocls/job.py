@@ -18,8 +18,8 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from leukocls.errors import DataFault, LeukoclsError
-from leukocls.files import sha256_file
+from leukocls.common.errors import DataFault, LeukoclsError
+from leukocls.common.files import sha256_file
 from leukocls.run import IN_PATH, Busy, arm_name, is_neutral, key_of, logged, weights_of
 
 # What may be said when a checkpoint is scored, besides what changes no result.

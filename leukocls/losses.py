@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from leukocls.errors import LeukoclsError
+from leukocls.common.errors import LeukoclsError
 
 
 class CellLoss:

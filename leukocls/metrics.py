@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from leukocls.errors import LeukoclsError
+from leukocls.common.errors import LeukoclsError
 
 Floats = npt.NDArray[np.float64]
 

@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from leukocls.build import build
-from leukocls.errors import LeukoclsError
+from leukocls.common.errors import LeukoclsError
 
 
 def parameter_groups(

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from leukocls.errors import run_verb
+from leukocls.common.errors import run_verb
 
 
 def _parser() -> argparse.ArgumentParser:

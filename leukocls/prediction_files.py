@@ -18,19 +18,14 @@ import numpy.typing as npt
 import pandas as pd
 
 from leukocls import predictions
-from leukocls.errors import LeukoclsError
+from leukocls.common.errors import LeukoclsError
+from leukocls.common.tables import listing
 from leukocls.metrics import sigmoid
 
 CHALLENGE_FILE = "isbi_valid.predict"
 LARGEST_MEMBER = 16 * 2**20
 UID = re.compile(r"UID_(H?\d+)_\d+_\d+_(all|hem)", re.IGNORECASE)
 NAME_COLUMNS = ("cell", "new_names", "Patient_ID")
-
-
-def listing(names: Iterable[object]) -> str:
-    """The first ten names and how many there are."""
-    every = [str(name) for name in names]
-    return f"{', '.join(every[:10])}{', …' if len(every) > 10 else ''} ({len(every)} in all)"
 
 
 def cell_key(name: str) -> str:

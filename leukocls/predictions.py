@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from leukocls.errors import LeukoclsError
-from leukocls.files import atomic_write
+from leukocls.common.errors import LeukoclsError
+from leukocls.common.files import atomic_write
 from leukocls.metrics import sigmoid
 
 KEY = ["epoch", "split", "cell"]

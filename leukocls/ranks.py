@@ -19,8 +19,9 @@ import torch
 from torch import distributed
 from tqdm import tqdm
 
-from leukocls.errors import DataFault, LeukoclsError
-from leukocls.processes import end_with_parent, ending, fork_server
+from leukocls.common.errors import DataFault, LeukoclsError
+from leukocls.common.processes import end_with_parent, ending, fork_server
+from leukocls.training import PRELOADED
 
 # Read when torch is loaded, in the process that all ranks are forked from: that every parameter was
 # used (see DDP in session.py) would be told by each of them.
@@ -80,7 +81,7 @@ def together(ranks: int, work: Callable[[Place], T]) -> T:
         RuntimeError: it raised anything else; names the rank.
         DataFault: a process died; names the rank.
     """
-    context = fork_server()
+    context = fork_server(PRELOADED)
     meeting = distributed.TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
     processes: list[BaseProcess] = []
     told: dict[Connection, BaseProcess] = {}

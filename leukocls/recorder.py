@@ -17,9 +17,9 @@ from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
 from leukocls import predictions
+from leukocls.common.errors import DataFault, LeukoclsError
+from leukocls.common.files import atomic_write
 from leukocls.data.index import Index
-from leukocls.errors import DataFault, LeukoclsError
-from leukocls.files import atomic_write
 from leukocls.metrics import RECORDED, auroc, best_threshold, by_split, sigmoid
 from leukocls.runs import metrics_rows
 from leukocls.selection import RULES, best_weighted_f1

@@ -20,8 +20,8 @@ from typing import Any, TextIO
 from omegaconf import DictConfig, OmegaConf
 
 from leukocls import __version__, predictions
-from leukocls.errors import LeukoclsError
-from leukocls.files import atomic_write, sha256_file
+from leukocls.common.errors import LeukoclsError
+from leukocls.common.files import atomic_write, sha256_file
 from leukocls.runs import read_record
 
 # What changes where things lie, who watches or how fast it goes, and never the result.

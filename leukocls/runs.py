@@ -6,11 +6,12 @@ import json
 import os
 import re
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from leukocls.errors import LeukoclsError, run_verb
+from leukocls.common.errors import LeukoclsError, run_verb
+from leukocls.common.tables import aligned
 
 ITEMS_SKIPPED = 3
 
@@ -101,14 +102,6 @@ def of_record(record: dict[str, Any]) -> dict[str, Any] | None:
 def _object(record: dict[str, Any], key: str) -> dict[str, Any]:
     value = record.get(key)
     return value if isinstance(value, dict) else {}
-
-
-def aligned(rows: Iterable[Iterable[object]]) -> str:
-    """Rows as left-aligned columns of text."""
-    table = [[str(value) for value in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ("  ".join(map(str.ljust, row, widths)) for row in table)
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def headline(of: dict[str, Any] | None) -> str:

@@ -22,6 +22,8 @@ from torch import nn
 from leukocls import evaluate
 from leukocls.build import build
 from leukocls.classifier import CellClassifier
+from leukocls.common.errors import LeukoclsError
+from leukocls.common.files import atomic_write, sha256_file
 from leukocls.data.augment import view_weights
 from leukocls.data.datamodule import CellDataModule
 from leukocls.data.feature_cache import cached_features
@@ -36,8 +38,6 @@ from leukocls.data.splits import (
 from leukocls.data.store import boxes, data_digest, open_store
 from leukocls.data.synthetic import SyntheticSpec, write_tree
 from leukocls.data.verify import checked_index
-from leukocls.errors import LeukoclsError
-from leukocls.files import atomic_write, sha256_file
 from leukocls.lineage import as_metadata, lineage_of, read_lineage, seen, with_recipe_of
 from leukocls.losses import CellLoss
 from leukocls.models.frozen import FrozenFeatures

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leukocls.errors import run_verb
-from leukocls.files import atomic_write
-from leukocls.runs import aligned
+from leukocls.common.errors import run_verb
+from leukocls.common.files import atomic_write
+from leukocls.common.tables import aligned
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -21,11 +21,13 @@ from typing import Any
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from leukocls.errors import DataFault, LeukoclsError
+from leukocls.common.errors import DataFault, LeukoclsError
+from leukocls.common.processes import GRACE_S, LOST, end_with_parent, ending, fork_server
+from leukocls.common.tables import aligned
 from leukocls.job import Interrupted, Job, are_done, run_jobs, signals
-from leukocls.processes import GRACE_S, LOST, end_with_parent, ending, fork_server
 from leukocls.run import Busy, identity, is_locked, mark_dead
-from leukocls.runs import aligned, headline, of_record, read_record, status
+from leukocls.runs import headline, of_record, read_record, status
+from leukocls.training import PRELOADED
 
 BUSY = os.EX_TEMPFAIL  # exit code of a job whose run another process is writing
 RETRY_S = 1.0
@@ -185,7 +187,7 @@ def _drive(items: Sequence[Item]) -> None:
     devices = slots([item.jobs[-1].config for item in items])[: len(items)]
     free = list(range(len(devices)))
     limit = config.time_limit * 60 if config.time_limit else float("inf")
-    context = fork_server()
+    context = fork_server(PRELOADED)
     waiting, working, told = list(items), list[Worker](), False
     view = View(len(items), len(devices))
     with tempfile.TemporaryDirectory(prefix="leukocls-") as logs, closing(view):
@@ -235,7 +237,9 @@ def unfinished(items: Sequence[Item]) -> list[list[Item]]:
     """Those that are not done, looked at as closely as a run looks at itself, and as it raises:
     first what waits for nothing, then what scores runs of the first."""
     first = [item for item in items if item.jobs[-1].source is None]
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=fork_server()) as pool:
+    with ProcessPoolExecutor(
+        len(os.sched_getaffinity(0)), mp_context=fork_server(PRELOADED)
+    ) as pool:
 
         def to_do(some: Sequence[Item]) -> list[Item]:
             done = pool.map(are_done, [item.jobs for item in some])

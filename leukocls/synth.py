@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from leukocls.common.errors import run_verb
 from leukocls.data.synthetic import MANIFEST, MASKS, TRUTH, SyntheticSpec, write_tree
-from leukocls.errors import run_verb
 
 
 def _parser() -> argparse.ArgumentParser:

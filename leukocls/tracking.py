@@ -10,9 +10,9 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig
 
 from leukocls import predictions
+from leukocls.common.errors import LeukoclsError
 from leukocls.courier import Courier, staged_in
 from leukocls.dashboard import SHA256, curve, described, figures, opened, pictures, summary
-from leukocls.errors import LeukoclsError
 from leukocls.recorder import Recorder
 from leukocls.run import Run
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leukocls.errors import DataFault, run_verb
-from leukocls.runs import aligned
+from leukocls.common.errors import DataFault, run_verb
+from leukocls.common.tables import aligned
 
 if TYPE_CHECKING:
     from leukocls.data.verify import Examination

@@ -13,8 +13,8 @@ import pandas as pd
 import torch
 
 from leukocls import evaluate
-from leukocls.errors import LeukoclsError
-from leukocls.files import atomic_write
+from leukocls.common.errors import LeukoclsError
+from leukocls.common.files import atomic_write
 from leukocls.losses import CellLoss
 from leukocls.metrics import RECORDED, auroc, best_threshold, by_split, decide, rates, sigmoid
 from leukocls.predictions import view_columns, write

@@ -11,8 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from leukocls.common.errors import DataFault, LeukoclsError, run_verb
 from leukocls.compare import ASIDE
-from leukocls.errors import DataFault, LeukoclsError, run_verb
 from leukocls.runs import ITEMS_SKIPPED, find, metrics_rows, read_record, status
 
 if TYPE_CHECKING:

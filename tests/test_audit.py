@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from leukocls import audit, predictions
+from leukocls.common.errors import LeukoclsError
 from leukocls.data.published import subject_counts
-from leukocls.errors import LeukoclsError
 from leukocls.metrics import sigmoid
 
 # RECIPES: who is one person in C-NMC.

@@ -11,6 +11,7 @@ from skimage.measure import regionprops
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms.functional import hflip, resized_crop
 
+from leukocls.common.errors import LeukoclsError
 from leukocls.data.augment import (
     AUGMENT_STREAM,
     HOLES_STREAM,
@@ -27,7 +28,6 @@ from leukocls.data.augment import (
 from leukocls.data.bmp import read_crop
 from leukocls.data.images import image_sides
 from leukocls.data.index import build_index
-from leukocls.errors import LeukoclsError
 
 SIZE = 300
 STREAMS = (AUGMENT_STREAM, ORDER_STREAM, STEPS_STREAM, HOLES_STREAM, MIXUP_STREAM)

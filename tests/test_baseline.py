@@ -14,8 +14,8 @@ import pytest
 from conftest import Outcome, only_run, record
 
 from leukocls import baseline, evaluate, features, predictions, runs
+from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.data.synthetic import SyntheticSpec, write_tree
-from leukocls.errors import DataFault, LeukoclsError
 from leukocls.metrics import auroc
 
 Verb = Callable[..., Outcome]

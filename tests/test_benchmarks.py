@@ -11,9 +11,9 @@ from types import ModuleType
 import pytest
 from conftest import only_run, record
 
+from leukocls.common.errors import LeukoclsError
+from leukocls.common.files import sha256_file
 from leukocls.data.synthetic import SyntheticSpec
-from leukocls.errors import LeukoclsError
-from leukocls.files import sha256_file
 from leukocls.models.weights import weights_file
 
 ROOT = Path(__file__).parents[1]

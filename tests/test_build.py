@@ -8,8 +8,8 @@ from torch import nn
 
 import leukocls
 from leukocls.build import build
+from leukocls.common.errors import LeukoclsError
 from leukocls.data.augment import Augmentation
-from leukocls.errors import LeukoclsError
 from leukocls.models import timm_network
 from leukocls.models.timm_network import TimmNetwork
 from leukocls.optim import configure, parameter_groups

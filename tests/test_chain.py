@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from conftest import TINY, Train, record
 
-from leukocls.files import sha256_file
+from leukocls.common.files import sha256_file
 from leukocls.session import Session
 
 LINKS = ["georgiev_1", "georgiev_2", "georgiev_3", "georgiev_4"]

@@ -15,7 +15,7 @@ from scipy import stats as oracle
 from sklearn import metrics as scores
 
 from leukocls import compare, metrics, predictions, published_results
-from leukocls.errors import DataFault, LeukoclsError
+from leukocls.common.errors import DataFault, LeukoclsError
 
 SEEDS = range(4)
 CELLS = 60

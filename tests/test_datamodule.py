@@ -10,11 +10,11 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from leukocls.common.errors import LeukoclsError
 from leukocls.data.augment import ORDER_STREAM, Augmentation, extent, generator
 from leukocls.data.datamodule import CellDataModule, Cells
 from leukocls.data.index import Index
 from leukocls.data.splits import Split
-from leukocls.errors import LeukoclsError
 
 TRAIN, PRELIM, SIZE = 22, 11, 24
 PAPER = Augmentation(0.5, 0.5, 180, 0.2)

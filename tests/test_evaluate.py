@@ -12,7 +12,7 @@ import pytest
 from sklearn import metrics as oracle
 
 from leukocls import evaluate, metrics, prediction_files, predictions
-from leukocls.errors import LeukoclsError
+from leukocls.common.errors import LeukoclsError
 
 SUBJECTS = ["51", "57", "H3", "H25"]
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from leukocls.common.errors import DataFault
 from leukocls.data.images import read_image
-from leukocls.errors import DataFault
 from leukocls.features import KINDS, colour, extract, handcrafted, mask, size, tight
 
 COLOUR = (90, 40, 120)

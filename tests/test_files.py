@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from leukocls import errors, files
+from leukocls.common import errors, files
 
 
 def test_writes_whole_and_leaves_nothing_else(tmp_path):
@@ -100,7 +100,7 @@ def test_run_verb_passes_the_exit_code_on():
 
 def test_a_closed_pipe_is_quiet():
     program = (
-        "import sys; from leukocls.errors import run_verb\n"
+        "import sys; from leukocls.common.errors import run_verb\n"
         "run_verb(lambda: print('x' * 100, *range(200_000), sep='\\n') or 0)"
     )
     process = subprocess.Popen(

@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader
 import leukocls
 from leukocls.build import build
 from leukocls.classifier import CellClassifier
+from leukocls.common.errors import LeukoclsError
 from leukocls.data.augment import views
 from leukocls.data.feature_cache import cached_features
-from leukocls.errors import LeukoclsError
 from leukocls.losses import CellLoss
 from leukocls.models.frozen import FrozenFeatures
 from leukocls.models.weights import load_weights

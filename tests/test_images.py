@@ -10,9 +10,9 @@ import pytest
 from PIL import Image, ImageFile
 from torchvision.transforms.functional import center_crop
 
+from leukocls.common.errors import DataFault, Fault
 from leukocls.data.images import LARGEST, central, read_image
 from leukocls.data.synthetic import encode_bmp
-from leukocls.errors import DataFault, Fault
 
 
 def noise(height, width, seed=0):

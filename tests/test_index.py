@@ -6,9 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.data.index import build_index, scan
 from leukocls.data.published import subject_counts
-from leukocls.errors import DataFault, LeukoclsError
 
 # Train folder, prelim folder, prelim labels, final folder.
 LAYOUTS = {

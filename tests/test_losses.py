@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.ops import sigmoid_focal_loss
 
-from leukocls.errors import LeukoclsError
+from leukocls.common.errors import LeukoclsError
 from leukocls.losses import CellLoss
 
 

@@ -9,7 +9,7 @@ from scipy import optimize
 from sklearn import metrics as oracle
 
 from leukocls import metrics
-from leukocls.errors import LeukoclsError
+from leukocls.common.errors import LeukoclsError
 
 EXACT = {"rel": 1e-12, "abs": 1e-12}
 

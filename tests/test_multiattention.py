@@ -13,7 +13,7 @@ from torch import nn
 
 import leukocls
 from leukocls.build import build
-from leukocls.errors import LeukoclsError
+from leukocls.common.errors import LeukoclsError
 from leukocls.models.multiattention import MultiAttention, masked_pooling
 from leukocls.models.timm_network import TimmNetwork
 from leukocls.optim import parameter_groups

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 import leukocls
-from leukocls.errors import LeukoclsError
+from leukocls.common.errors import LeukoclsError
 from leukocls.models.timm_network import TimmNetwork
 from leukocls.models.weights import load_weights, read_state_dict
 

@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from leukocls.errors import LeukoclsError
+from leukocls.common.errors import LeukoclsError
 from leukocls.models.timm_network import TimmNetwork
 from leukocls.optim import configure, parameter_groups
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from leukocls import predictions
-from leukocls.errors import LeukoclsError
+from leukocls.common.errors import LeukoclsError
 
 
 @pytest.fixture

@@ -21,12 +21,12 @@ from torch import distributed, nn
 
 from leukocls import predictions
 from leukocls.classifier import CellClassifier
+from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.data.augment import Augmentation
 from leukocls.data.datamodule import CellDataModule
 from leukocls.data.index import Index
 from leukocls.data.splits import Split
 from leukocls.data.synthetic import SyntheticSpec, write_tree
-from leukocls.errors import DataFault, LeukoclsError
 from leukocls.losses import CellLoss
 from leukocls.ranks import Place, together
 

@@ -15,7 +15,7 @@ from torchvision.ops import box_iou, roi_align
 
 import leukocls
 from leukocls.build import build
-from leukocls.errors import LeukoclsError
+from leukocls.common.errors import LeukoclsError
 from leukocls.models.region import FastaiNetwork, RegionNetwork, concat_pool, iou, region_grid
 from leukocls.models.timm_network import NORMALISATION
 from leukocls.optim import parameter_groups

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from leukocls import runs
-from leukocls.errors import LeukoclsError
+from leukocls.common.errors import LeukoclsError
 
 
 def make(root, experiment="prellberg2019", arm="proposal", seed=3, **changes):

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
 from leukocls import audit, evaluate, metrics, predictions, recorder, runs, session
+from leukocls.common.errors import LeukoclsError
 from leukocls.data.index import build_index
-from leukocls.errors import LeukoclsError
 
 HONEST = ["split_scheme=honest", "folds=3"]
 ONE = "trainer.max_epochs=1"

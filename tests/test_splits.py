@@ -19,12 +19,12 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from leukocls import split as verb
+from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.data import splits
 from leukocls.data.index import COLUMNS, TABLE, Index
 from leukocls.data.published import merged_subject, subject_counts
 from leukocls.data.splits import SCHEMES, Choice, Split, as_csv, make_split, nested, part_rows
 from leukocls.data.verify import checked_index
-from leukocls.errors import DataFault, LeukoclsError
 
 # RECIPES: "subjects" of C-NMC's train with so many images in common, pair by pair.
 SAME_IMAGES = [

@@ -14,7 +14,7 @@ import pytest
 from conftest import Train, copied, record, small
 from omegaconf import OmegaConf
 
-from leukocls.errors import LeukoclsError
+from leukocls.common.errors import LeukoclsError
 from leukocls.run import Run
 from leukocls.sweep import slots, visible_gpus
 

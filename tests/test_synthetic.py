@@ -25,13 +25,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from leukocls import synth
+from leukocls.common.errors import LeukoclsError
 from leukocls.data import synthetic
 from leukocls.data.index import build_index
 from leukocls.data.latents import SHIFTS
 from leukocls.data.published import published_counts
 from leukocls.data.render import CYTOPLASM, NUCLEUS, Cell, render_mask
 from leukocls.data.synthetic import SyntheticSpec, draw_cells, render, truth, write_tree
-from leukocls.errors import LeukoclsError
 
 SPEC = SyntheticSpec(
     train_subjects_all=3,

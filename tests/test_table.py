@@ -12,11 +12,11 @@ from PIL import Image
 
 from leukocls import pack, predictions
 from leukocls import verify as verb
+from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.data.index import COLUMNS, build_index, scan
 from leukocls.data.splits import Choice, make_split
 from leukocls.data.store import data_digest, open_store
 from leukocls.data.verify import checked_index, examine
-from leukocls.errors import DataFault, LeukoclsError
 
 SUFFIXES = (".png", ".tif", ".jpg", ".bmp", ".tiff", ".jpeg")
 HEADER = ["cell", "subject", "label", "path"]

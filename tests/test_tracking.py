@@ -19,9 +19,9 @@ import pytest
 from conftest import Train, only_run, record, small
 
 from leukocls import courier, dashboard, tracking, wandb_sync
+from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.compare import compare
 from leukocls.courier import Courier
-from leukocls.errors import DataFault, LeukoclsError
 
 KEY = "k" * 40
 HISTORY, SUMMARY = "wandb-history.jsonl", "wandb-summary.json"

@@ -20,11 +20,11 @@ from conftest import small
 from PIL import Image
 
 from leukocls import verify as verb
+from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.data import index as index_module
 from leukocls.data import verify
 from leukocls.data.synthetic import MANIFEST, encode_bmp
 from leukocls.data.verify import checked_index, examine, pixel_digest
-from leukocls.errors import DataFault, LeukoclsError
 
 # Train folder, prelim folder, prelim labels, final folder (RECIPES §1).
 LAYOUTS = {

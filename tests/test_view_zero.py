@@ -9,10 +9,10 @@ import pytest
 from conftest import Train, record, small
 
 from leukocls import evaluate, predictions
+from leukocls.common.errors import LeukoclsError
 from leukocls.data.index import build_index
 from leukocls.data.published import subject_counts
 from leukocls.data.splits import Choice, make_split
-from leukocls.errors import LeukoclsError
 
 
 @pytest.fixture(scope="module")

@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 
 import leukocls
 from leukocls.build import build
+from leukocls.common.errors import LeukoclsError
+from leukocls.common.files import sha256_file
 from leukocls.data.store import data_digest, open_store
 from leukocls.data.verify import checked_index
-from leukocls.errors import LeukoclsError
-from leukocls.files import sha256_file
 from leukocls.models.multiattention import MultiAttention
 from leukocls.models.timm_network import TimmNetwork
 from leukocls.models.weights import PACKAGED, load_weights, weights_file

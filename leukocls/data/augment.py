@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from kornia.geometry.transform import get_affine_matrix2d, get_perspective_transform
 from torch import Tensor
 
-from leukocls.errors import LeukoclsError
+from leukocls.common.errors import LeukoclsError
 
 # Streams of one (seed, epoch) key, so that the order of cells and their pixels are independent.
 # Later steps have streams of their own: what a recipe without them draws never moves.

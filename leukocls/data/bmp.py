@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from leukocls.errors import DataFault, Fault
+from leukocls.common.errors import DataFault, Fault
 
 # BITMAPFILEHEADER + the head of BITMAPINFOHEADER (Microsoft, Windows GDI reference).
 _HEADER = struct.Struct("<2sIHHI IiiHHII")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from leukocls.common.errors import LeukoclsError
 from leukocls.data.augment import (
     ORDER_STREAM,
     Augmentation,
@@ -21,7 +22,6 @@ from leukocls.data.augment import (
 )
 from leukocls.data.index import Index
 from leukocls.data.splits import Split
-from leukocls.errors import LeukoclsError
 
 RESIDENCES = ("mmap", "ram", "device")
 SAMPLERS = ("shuffle", "balanced")

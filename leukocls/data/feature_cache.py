@@ -17,8 +17,8 @@ import torch
 from tqdm import tqdm
 
 from leukocls import __version__
+from leukocls.common.files import atomic_stream
 from leukocls.data.augment import to_images, view_count, views
-from leukocls.files import atomic_stream
 from leukocls.models.frozen import FrozenFeatures
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from leukocls.common.errors import DataFault, Fault
 from leukocls.data.bmp import read_crop, read_header
 from leukocls.data.index import TABLE, Index
 from leukocls.data.published import FINAL_SIDE, SIDE
-from leukocls.errors import DataFault, Fault
 
 FORMATS = {"BMP": {".bmp"}, "PNG": {".png"}, "TIFF": {".tif", ".tiff"}, "JPEG": {".jpg", ".jpeg"}}
 LARGEST = 8192  # px; more is a slide, not a cell, and is refused before it is decoded

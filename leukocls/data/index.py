@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from leukocls.common.errors import DataFault, Fault, LeukoclsError, report
 from leukocls.data.published import merged_subject, published_counts, published_subjects
 from leukocls.data.synthetic import MANIFEST
-from leukocls.errors import DataFault, Fault, LeukoclsError, report
 
 TRAIN_NAME = re.compile(r"UID_(H?\d+)_(\d+)_(\d+)_(all|hem)\.bmp", re.IGNORECASE)
 NUMBERED_NAME = re.compile(r"(\d+)\.bmp", re.IGNORECASE)

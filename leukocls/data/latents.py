@@ -26,10 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri, pdtrik
 
+from leukocls.common.errors import LeukoclsError
 from leukocls.data.published import FINAL_CELLS, SIDE, subject_counts
 from leukocls.data.random import random_numbers
 from leukocls.data.render import Cell
-from leukocls.errors import LeukoclsError
 
 CENTRAL = 300  # px; `outside` is what reaches beyond this square
 FIRST_SUBJECT = 101  # above every genuine number, whose known duplicates are merged by name

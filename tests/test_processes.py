@@ -1,0 +1,28 @@
+"""The fork server imports what it is told to, and every name it is told exists."""
+
+import sys
+from importlib.util import find_spec
+
+import pytest
+
+from leukocls.common.processes import fork_server
+from leukocls.training import PRELOADED
+
+
+@pytest.mark.parametrize("module", PRELOADED)
+def test_every_preloaded_module_exists(module: str) -> None:
+    # multiprocessing passes over a missing name in silence: every job would then import torch anew.
+    assert find_spec(module) is not None
+
+
+def _report(pipe) -> None:
+    pipe.send([name for name in PRELOADED if name in sys.modules])
+
+
+def test_a_child_finds_the_preloaded_modules_imported() -> None:
+    context = fork_server(PRELOADED)
+    ours, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=_report, args=(theirs,))
+    child.start()
+    assert ours.recv() == list(PRELOADED)
+    child.join()
