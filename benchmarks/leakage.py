@@ -41,9 +41,9 @@ from tqdm import tqdm
 from leukocls import baseline
 from leukocls.common.files import atomic_write
 from leukocls.common.tables import aligned
+from leukocls.data.features import colour, handcrafted
 from leukocls.data.render import Cell, render
 from leukocls.data.synthetic import GENERATOR_VERSION, SyntheticSpec, draw_cells
-from leukocls.features import colour, handcrafted
 from leukocls.metrics import auroc
 from leukocls.run import versions
 

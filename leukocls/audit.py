@@ -84,8 +84,8 @@ def _known(
 ) -> pd.DataFrame:
     """The split by `key`, with `group` and `pixels` ("" unknown) and `scored`, and `side`: the
     split's name, or the fold."""
+    from leukocls.data.names import cell_key, subject_of
     from leukocls.data.published import merged_subject
-    from leukocls.prediction_files import cell_key, subject_of
 
     table = split.assign(key=split["cell"].map(cell_key))
     scored = predictions
@@ -185,7 +185,7 @@ def _elsewhere(cells: pd.DataFrame, trained: pd.DataFrame, column: str) -> pd.Se
 
 def _keys(predictions: pd.DataFrame) -> pd.DataFrame:
     """What one prediction is for: split, epoch (where the file has them) and cell."""
-    from leukocls.prediction_files import cell_key
+    from leukocls.data.names import cell_key
 
     columns = [name for name in ("split", "epoch") if name in predictions]
     return predictions[columns].assign(key=predictions["cell"].map(cell_key))
@@ -221,10 +221,11 @@ def _complete(predictions: pd.DataFrame, table: pd.DataFrame) -> dict[str, Any]:
 
 
 def _labels(predictions: pd.DataFrame, table: pd.DataFrame) -> dict[str, Any]:
-    from leukocls.data.table import WORDS
-    from leukocls.prediction_files import cell_key
+    from leukocls.data.names import LABEL_WORDS, cell_key
 
-    stated = table["label"].str.lower().map(WORDS) if "label" in table else table["key"].map({})
+    stated = (
+        table["label"].str.lower().map(LABEL_WORDS) if "label" in table else table["key"].map({})
+    )
     of_split = dict(zip(table["key"], stated, strict=True))
     given = predictions["cell"].map(cell_key).map(of_split)
     both = given.notna() & (predictions["label"] >= 0)
@@ -293,8 +294,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _images(root: Path, cache: Path) -> dict[str, tuple[str, str]]:
+    from leukocls.data.names import cell_key
     from leukocls.data.verify import examine
-    from leukocls.prediction_files import cell_key
 
     table = examine(root, "auto", True, cache).index.table
     # A final cell may have a prelim cell's name; who audits final has no labels to leak.

@@ -96,7 +96,7 @@ def all_features(index: Index, kind: str, digest: str, cache: Path) -> pd.DataFr
     import pandas as pd
 
     from leukocls.common.files import atomic_write
-    from leukocls.features import VERSION, extract
+    from leukocls.data.features import VERSION, extract
 
     name = f"features-{kind}-{VERSION}-{version('scikit-image')}-{digest[:16]}.parquet"
     stored = cache / name
@@ -213,10 +213,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     from omegaconf import OmegaConf
 
+    from leukocls.data.features import VERSION
     from leukocls.data.splits import Choice, as_csv, make_split
     from leukocls.data.store import data_digest
     from leukocls.data.verify import checked_index
-    from leukocls.features import VERSION
     from leukocls.run import Run, arm_name, identity, logged
 
     index = checked_index(arguments.root, partial=arguments.partial, cache=arguments.cache)

@@ -8,8 +8,7 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError, safe_open
 
-from leukocls.data.splits import members
-from leukocls.prediction_files import subject_of
+from leukocls.data.names import members, subject_of
 
 KEY = "lineage"  # in the metadata of a weights file, so that a copy of it still knows
 

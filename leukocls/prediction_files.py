@@ -3,7 +3,6 @@
 Whatever is wrong is one LeukoclsError that names the file, the cause and the remedy.
 """
 
-import csv
 import io
 import re
 import zipfile
@@ -20,23 +19,13 @@ import pandas as pd
 from leukocls import predictions
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.tables import listing
+from leukocls.data.names import UID, cell_key, subject_of
+from leukocls.data.text_tables import decoded, parse_csv, read_bytes, read_table
 from leukocls.metrics import sigmoid
 
 CHALLENGE_FILE = "isbi_valid.predict"
 LARGEST_MEMBER = 16 * 2**20
-UID = re.compile(r"UID_(H?\d+)_\d+_\d+_(all|hem)", re.IGNORECASE)
 NAME_COLUMNS = ("cell", "new_names", "Patient_ID")
-
-
-def cell_key(name: str) -> str:
-    """What two spellings of one cell share: no `.bmp`, no case."""
-    return name.strip().casefold().removesuffix(".bmp")
-
-
-def subject_of(name: str) -> str:
-    """The subject in an original name such as `UID_H3_2_1_hem.bmp`, upper case; else ""."""
-    match = UID.match(name.strip())
-    return match[1].upper() if match else ""
 
 
 @dataclass(frozen=True)
@@ -60,23 +49,10 @@ def read_predictions(path: Path, unique: bool = True) -> pd.DataFrame:
         lines = content.split()
         if path.suffix == ".predict" or (lines and set(lines) <= {"0", "1"}):
             return _challenge(lines, path)
-        return _foreign(_csv(content, path), path, unique)
+        return _foreign(parse_csv(content, path), path, unique)
     if unique and {*predictions.COLUMNS, "view_0"} <= set(content.columns):
         return predictions.canonical(content, str(path))
     return _foreign(content, path, unique)
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    """A CSV or parquet file; the columns of a CSV are text."""
-    content = _text_or_table(path)
-    return _csv(content, path) if isinstance(content, str) else content
-
-
-def read_words(path: Path) -> pd.DataFrame:
-    """A CSV or parquet file as stripped text; what is missing is ""."""
-    table = read_table(path)
-    table = table.astype(object).where(table.notna(), "").astype(str)
-    return table.apply(lambda column: column.str.strip())
 
 
 def read_truth(path: Path) -> Truth:
@@ -223,31 +199,9 @@ def _challenge(lines: list[str], path: Path) -> pd.DataFrame:
 
 
 def _text_or_table(path: Path) -> str | pd.DataFrame:
-    """Told apart by content, because a name proves nothing."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise LeukoclsError(f"{path}: no such file or directory; check the path") from None
-    except OSError as error:
-        raise LeukoclsError(f"{path}: cannot be read ({error.strerror})") from error
-    if data.startswith(b"PAR1"):
-        try:
-            return pd.read_parquet(io.BytesIO(data))
-        except (OSError, ValueError) as error:
-            raise LeukoclsError(f"{path}: damaged parquet ({error}); make it again") from error
-    if data.startswith(b"PK"):
-        data = _unzip(data, path)
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text:
-        raise LeukoclsError(
-            f"{path}: neither CSV (UTF-8), parquet nor a challenge file; check what it is"
-        )
-    if not text.strip():
-        raise LeukoclsError(f"{path}: is empty; make it again")
-    return text
+    """The file's text or table; of a zip archive the challenge file in it."""
+    data = read_bytes(path)
+    return decoded(_unzip(data, path) if data.startswith(b"PK") else data, path)
 
 
 def _unzip(data: bytes, path: Path) -> bytes:
@@ -268,24 +222,6 @@ def _unzip(data: bytes, path: Path) -> bytes:
             f"{path}: {CHALLENGE_FILE} is larger than {LARGEST_MEMBER >> 20} MiB; refused"
         )
     return text
-
-
-def _csv(text: str, path: Path) -> pd.DataFrame:
-    """All columns as text: a cell named 1 must not become 1.0. No row may be ragged."""
-    try:
-        rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
-    except csv.Error as error:
-        raise LeukoclsError(f"{path}: not a CSV file ({error}); check what it is") from error
-    header, body = [name.strip() for name in rows[0]], rows[1:]
-    if len(set(header)) < len(header):
-        raise LeukoclsError(f"{path}: a column name is there twice: {', '.join(header)}; drop one")
-    ragged = [k for k, row in enumerate(body, 2) if len(row) != len(header)]
-    if ragged:
-        raise LeukoclsError(
-            f"{path}: {len(header)} columns, but another number in row {listing(ragged)};"
-            " separate columns by commas"
-        )
-    return pd.DataFrame(body, columns=header, dtype=str)
 
 
 def _name_columns(table: pd.DataFrame, path: Path) -> list[str]:

@@ -7,7 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from leukocls.common.errors import run_verb
-from leukocls.data.synthetic import MANIFEST, MASKS, TRUTH, SyntheticSpec, write_tree
+from leukocls.data.published import MANIFEST
+from leukocls.data.synthetic import MASKS, TRUTH, SyntheticSpec, write_tree
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,8 +13,9 @@ import pandas as pd
 import pytest
 from conftest import Outcome, only_run, record
 
-from leukocls import baseline, evaluate, features, predictions, runs
+from leukocls import baseline, evaluate, predictions, runs
 from leukocls.common.errors import DataFault, LeukoclsError
+from leukocls.data import features
 from leukocls.data.synthetic import SyntheticSpec, write_tree
 from leukocls.metrics import auroc
 

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from leukocls.common.errors import DataFault
+from leukocls.data.features import KINDS, colour, extract, handcrafted, mask, size, tight
 from leukocls.data.images import read_image
-from leukocls.features import KINDS, colour, extract, handcrafted, mask, size, tight
 
 COLOUR = (90, 40, 120)
 

@@ -23,7 +23,8 @@ from leukocls import verify as verb
 from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.data import index as index_module
 from leukocls.data import verify
-from leukocls.data.synthetic import MANIFEST, encode_bmp
+from leukocls.data.published import MANIFEST
+from leukocls.data.synthetic import encode_bmp
 from leukocls.data.verify import checked_index, examine, pixel_digest
 
 # Train folder, prelim folder, prelim labels, final folder (RECIPES §1).

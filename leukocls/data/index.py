@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from leukocls.common.errors import DataFault, Fault, LeukoclsError, report
-from leukocls.data.published import merged_subject, published_counts, published_subjects
-from leukocls.data.synthetic import MANIFEST
+from leukocls.data.published import MANIFEST, merged_subject, published_counts, published_subjects
 
 TRAIN_NAME = re.compile(r"UID_(H?\d+)_(\d+)_(\d+)_(all|hem)\.bmp", re.IGNORECASE)
 NUMBERED_NAME = re.compile(r"(\d+)\.bmp", re.IGNORECASE)

@@ -12,6 +12,7 @@ from importlib import resources
 import pandas as pd
 
 SIDE, FINAL_SIDE = 450, 600  # px; final images are larger
+MANIFEST = "synthetic.json"  # the file that marks a data tree as SYNTHETIC
 FINAL_CELLS = 2586  # its labels and subjects are not published, its size is
 
 # sha256 over the sorted lines `{sha256 of the file}  {file name}\n` of a part.

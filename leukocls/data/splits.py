@@ -16,7 +16,7 @@ from leukocls.common.errors import LeukoclsError
 from leukocls.common.tables import listing
 from leukocls.data.index import UNKNOWN, Index
 from leukocls.data.random import random_numbers
-from leukocls.prediction_files import read_words
+from leukocls.data.text_tables import read_words
 
 COLUMNS = ["cell", "subject", "group", "label", "pixels", "split"]
 # Streams of one split seed, so that folds and subsets are independent.
@@ -206,11 +206,6 @@ def overlap(table: pd.DataFrame) -> pd.DataFrame:
         splits = table[known].groupby(column)["split"].transform("nunique")
         shared |= known & (splits.reindex(table.index, fill_value=1) > 1)
     return table[shared & (table["split"] != "train")]
-
-
-def members(group: Iterable[str]) -> set[str]:
-    """The subjects in groups: merged ones are named by their members, joined with +."""
-    return {subject for one in group for subject in one.split("+")}
 
 
 def part_rows(index: Index, part: str) -> np.ndarray:

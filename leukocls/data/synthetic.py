@@ -26,11 +26,10 @@ from tqdm import tqdm
 
 from leukocls.common.errors import LeukoclsError
 from leukocls.data.latents import SyntheticSpec, draw_cells
-from leukocls.data.published import FINAL_SIDE, SIDE, labels_digest
+from leukocls.data.published import FINAL_SIDE, MANIFEST, SIDE, labels_digest
 from leukocls.data.render import Cell, render, render_mask
 
 GENERATOR_VERSION = 2  # raise it whenever the same spec would give other bytes
-MANIFEST = "synthetic.json"
 TRUTH = "truth.parquet"
 MASKS = Path("masks")
 PIXELS_PER_METRE = (3779, 3779)  # as in every genuine file

@@ -14,10 +14,10 @@ from collections import Counter
 from pathlib import Path
 
 from leukocls.common.errors import Fault, LeukoclsError
-from leukocls.prediction_files import cell_key, read_words
+from leukocls.data.names import LABEL_WORDS, cell_key
+from leukocls.data.text_tables import read_words
 
 REQUIRED = ("cell", "subject", "label", "path")
-WORDS = {"1": 1, "1.0": 1, "all": 1, "0": 0, "0.0": 0, "hem": 0}
 # P07 and p7 are one person: to keep two apart by mistake would leak.
 LEADING_ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
 PART_OF_SPLIT = {
@@ -52,7 +52,7 @@ def table_rows(path: Path, faults: list[Fault]) -> tuple[list[tuple], list[str]]
     for number, row in enumerate(table.itertuples(), start=2):
         where = path.with_name(f"{path.name}, row {number}")
         part = PART_OF_SPLIT.get(row.split)
-        label = WORDS.get(row.label.lower(), -1)
+        label = LABEL_WORDS.get(row.label.lower(), -1)
         seen[cell_key(row.cell)] += 1
         cause = ""
         if not row.cell or seen[cell_key(row.cell)] > 1:
