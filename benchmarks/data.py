@@ -26,9 +26,9 @@ from leukocls.data.augment import Augmentation, views
 from leukocls.data.bmp import read_crop
 from leukocls.data.images import image_sides
 from leukocls.data.store import data_digest, open_store
-from leukocls.data.synthetic import SyntheticSpec, write_tree
 from leukocls.data.verify import checked_index
 from leukocls.run import versions
+from leukocls.synthetic.tree import SyntheticSpec, write_tree
 
 CROP, BATCH, ROUNDS = 300, 16, 15
 

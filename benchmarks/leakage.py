@@ -42,10 +42,10 @@ from leukocls import baseline
 from leukocls.common.files import atomic_write
 from leukocls.common.tables import aligned
 from leukocls.data.features import colour, handcrafted
-from leukocls.data.render import Cell, render
-from leukocls.data.synthetic import GENERATOR_VERSION, SyntheticSpec, draw_cells
 from leukocls.metrics import auroc
 from leukocls.run import versions
+from leukocls.synthetic.render import Cell, render
+from leukocls.synthetic.tree import GENERATOR_VERSION, SyntheticSpec, draw_cells
 
 NUISANCES = ("sd_nuisance_stain", "sd_nuisance_texture", "sd_nuisance_focus")
 AUROC_BAYES = 0.9  # so that there is room above what these models reach honestly

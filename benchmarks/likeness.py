@@ -23,8 +23,8 @@ from scipy import ndimage
 
 from leukocls.common.files import atomic_write
 from leukocls.data.index import build_index
-from leukocls.data.synthetic import SyntheticSpec, draw_cells, render
 from leukocls.run import versions
+from leukocls.synthetic.tree import SyntheticSpec, draw_cells, render
 
 SPEC = SyntheticSpec(cells_per_subject=6)
 PUBLISHED = {  # RECIPES.md §1

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from leukocls.data.augment import Augmentation
-from leukocls.data.synthetic import SyntheticSpec, draw_cells, render
+from leukocls.synthetic.tree import SyntheticSpec, draw_cells, render
 
 SIDE, SHOWN, COLUMNS = 300, 150, 6
 

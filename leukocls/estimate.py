@@ -14,12 +14,12 @@ from torch import Tensor
 
 from leukocls.build import build
 from leukocls.data.augment import view_count
-from leukocls.data.latents import draw_cells
 from leukocls.data.published import published_subjects
-from leukocls.data.synthetic import SyntheticSpec
 from leukocls.job import Job
 from leukocls.models.frozen import FrozenFeatures
 from leukocls.runs import find, read_record
+from leukocls.synthetic.latents import draw_cells
+from leukocls.synthetic.tree import SyntheticSpec
 
 TIMED = 8  # images; a whole batch of a large network takes long on a CPU
 

@@ -36,7 +36,6 @@ from leukocls.data.splits import (
     part_rows,
 )
 from leukocls.data.store import boxes, data_digest, open_store
-from leukocls.data.synthetic import SyntheticSpec, write_tree
 from leukocls.data.verify import checked_index
 from leukocls.lineage import as_metadata, lineage_of, read_lineage, seen, with_recipe_of
 from leukocls.losses import CellLoss
@@ -48,6 +47,7 @@ from leukocls.recorder import Recorder
 from leukocls.run import Run, identity, weights_of
 from leukocls.runs import read_record
 from leukocls.selection import BEST_THRESHOLD
+from leukocls.synthetic.tree import SyntheticSpec, write_tree
 from leukocls.tracking import tracking
 from leukocls.view_zero import VIEW_0, source_of
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from leukocls.common.errors import run_verb
 from leukocls.data.published import MANIFEST
-from leukocls.data.synthetic import MASKS, TRUTH, SyntheticSpec, write_tree
+from leukocls.synthetic.tree import MASKS, TRUTH, SyntheticSpec, write_tree
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import leukocls.train  # noqa: F401  (before torch: it says how OpenMP threads wait)
-from leukocls.data.synthetic import SyntheticSpec, write_tree
+from leukocls.synthetic.tree import SyntheticSpec, write_tree
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"

@@ -16,8 +16,8 @@ from conftest import Outcome, only_run, record
 from leukocls import baseline, evaluate, predictions, runs
 from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.data import features
-from leukocls.data.synthetic import SyntheticSpec, write_tree
 from leukocls.metrics import auroc
+from leukocls.synthetic.tree import SyntheticSpec, write_tree
 
 Verb = Callable[..., Outcome]
 

@@ -13,8 +13,8 @@ from conftest import only_run, record
 
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.files import sha256_file
-from leukocls.data.synthetic import SyntheticSpec
 from leukocls.models.weights import weights_file
+from leukocls.synthetic.tree import SyntheticSpec
 
 ROOT = Path(__file__).parents[1]
 

@@ -10,7 +10,7 @@ from PIL import Image
 from leukocls.common.errors import DataFault
 from leukocls.data import bmp
 from leukocls.data.bmp import read_crop, read_header
-from leukocls.data.synthetic import encode_bmp
+from leukocls.synthetic.tree import encode_bmp
 
 SIZE_FIELD, OFFSET_FIELD, WIDTH_FIELD, HEIGHT_FIELD = 2, 10, 18, 22
 BITS_FIELD, COMPRESSION_FIELD = 28, 30

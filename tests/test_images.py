@@ -12,7 +12,7 @@ from torchvision.transforms.functional import center_crop
 
 from leukocls.common.errors import DataFault, Fault
 from leukocls.data.images import LARGEST, central, read_image
-from leukocls.data.synthetic import encode_bmp
+from leukocls.synthetic.tree import encode_bmp
 
 
 def noise(height, width, seed=0):

@@ -26,9 +26,9 @@ from leukocls.data.augment import Augmentation
 from leukocls.data.datamodule import CellDataModule
 from leukocls.data.index import Index
 from leukocls.data.splits import Split
-from leukocls.data.synthetic import SyntheticSpec, write_tree
 from leukocls.losses import CellLoss
 from leukocls.ranks import Place, together
+from leukocls.synthetic.tree import SyntheticSpec, write_tree
 
 EPOCHS = 3
 TWO = ["trainer.accelerator=cpu", "trainer.devices=2", "threads=1"]

@@ -17,8 +17,8 @@ from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.data import store, verify
 from leukocls.data.index import build_index
 from leukocls.data.store import boxes, data_digest, open_store
-from leukocls.data.synthetic import encode_bmp
 from leukocls.data.verify import checked_index
+from leukocls.synthetic.tree import encode_bmp
 
 FILES = {
     "fold_0/all/UID_1_1_1_all.bmp": 450,

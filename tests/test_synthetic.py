@@ -26,12 +26,12 @@ from sklearn.preprocessing import StandardScaler
 
 from leukocls import synth
 from leukocls.common.errors import LeukoclsError
-from leukocls.data import synthetic
 from leukocls.data.index import build_index
-from leukocls.data.latents import SHIFTS
 from leukocls.data.published import published_counts
-from leukocls.data.render import CYTOPLASM, NUCLEUS, Cell, render_mask
-from leukocls.data.synthetic import SyntheticSpec, draw_cells, render, truth, write_tree
+from leukocls.synthetic import tree as tree_module
+from leukocls.synthetic.latents import SHIFTS
+from leukocls.synthetic.render import CYTOPLASM, NUCLEUS, Cell, render_mask
+from leukocls.synthetic.tree import SyntheticSpec, draw_cells, render, truth, write_tree
 
 SPEC = SyntheticSpec(
     train_subjects_all=3,
@@ -671,7 +671,7 @@ def test_failed_write_leaves_nothing(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(synthetic, "encode_bmp", full)
+    monkeypatch.setattr(tree_module, "encode_bmp", full)
     with pytest.raises(OSError, match="No space left"):
         write_tree(tmp_path / "tree", SPEC)
     assert os.listdir(tmp_path) == []

@@ -24,8 +24,8 @@ from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.data import index as index_module
 from leukocls.data import verify
 from leukocls.data.published import MANIFEST
-from leukocls.data.synthetic import encode_bmp
 from leukocls.data.verify import checked_index, examine, pixel_digest
+from leukocls.synthetic.tree import encode_bmp
 
 # Train folder, prelim folder, prelim labels, final folder (RECIPES §1).
 LAYOUTS = {

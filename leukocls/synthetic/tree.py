@@ -25,9 +25,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from leukocls.common.errors import LeukoclsError
-from leukocls.data.latents import SyntheticSpec, draw_cells
 from leukocls.data.published import FINAL_SIDE, MANIFEST, SIDE, labels_digest
-from leukocls.data.render import Cell, render, render_mask
+from leukocls.synthetic.latents import SyntheticSpec, draw_cells
+from leukocls.synthetic.render import Cell, render, render_mask
 
 GENERATOR_VERSION = 2  # raise it whenever the same spec would give other bytes
 TRUTH = "truth.parquet"

@@ -29,7 +29,7 @@ from scipy.special import ndtr, ndtri, pdtrik
 from leukocls.common.errors import LeukoclsError
 from leukocls.data.published import FINAL_CELLS, SIDE, subject_counts
 from leukocls.data.random import random_numbers
-from leukocls.data.render import Cell
+from leukocls.synthetic.render import Cell
 
 CENTRAL = 300  # px; `outside` is what reaches beyond this square
 FIRST_SUBJECT = 101  # above every genuine number, whose known duplicates are merged by name

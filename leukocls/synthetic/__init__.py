@@ -1,0 +1,1 @@
+"""SYNTHETIC cells whose truth is known: latent parameters, rendering, and a data tree of them."""
