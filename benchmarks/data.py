@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from leukocls.artifacts.environment import versions
 from leukocls.common.files import atomic_write
 from leukocls.data.augment import Augmentation, views
 from leukocls.data.bmp import read_crop
 from leukocls.data.images import image_sides
 from leukocls.data.store import data_digest, open_store
 from leukocls.data.verify import checked_index
-from leukocls.run import versions
 from leukocls.synthetic.tree import SyntheticSpec, write_tree
 
 CROP, BATCH, ROUNDS = 300, 16, 15

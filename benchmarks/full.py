@@ -15,8 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from leukocls.artifacts.environment import versions
 from leukocls.common.files import atomic_write
-from leukocls.run import versions
 
 SMALL = ["--cells-per-subject", "9", "--final-cells", "125"]
 

@@ -39,11 +39,11 @@ from sklearn.svm import SVC
 from tqdm import tqdm
 
 from leukocls import baseline
+from leukocls.artifacts.environment import versions
 from leukocls.common.files import atomic_write
 from leukocls.common.tables import aligned
 from leukocls.data.features import colour, handcrafted
 from leukocls.metrics import auroc
-from leukocls.run import versions
 from leukocls.synthetic.render import Cell, render
 from leukocls.synthetic.tree import GENERATOR_VERSION, SyntheticSpec, draw_cells
 

@@ -21,9 +21,9 @@ import pandas as pd
 from PIL import Image
 from scipy import ndimage
 
+from leukocls.artifacts.environment import versions
 from leukocls.common.files import atomic_write
 from leukocls.data.index import build_index
-from leukocls.run import versions
 from leukocls.synthetic.tree import SyntheticSpec, draw_cells, render
 
 SPEC = SyntheticSpec(cells_per_subject=6)

@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 from statistics import median
 
+from leukocls.artifacts.environment import versions
 from leukocls.common.files import atomic_write
-from leukocls.run import versions
 
 JOBS, REPEATS = 8, 3
 TINY = [

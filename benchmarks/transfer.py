@@ -20,10 +20,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from leukocls.artifacts.environment import versions
+from leukocls.artifacts.record import read_record, run_directories
 from leukocls.common.files import atomic_write
 from leukocls.common.tables import aligned
-from leukocls.run import versions
-from leukocls.runs import find, read_record
 
 ARMS = {"lite0": "lite0", "random": "null"}  # model.weights
 METRICS = ("auroc", "weighted_f1")
@@ -41,7 +41,7 @@ def trained(folder: Path, arm: str, seeds: int, options: list[str]) -> list[dict
         f"data.cache={folder / 'store'}", *options,
     ]  # fmt: skip
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    records = [read_record(run) for run in find(folder / arm)]
+    records = [read_record(run) for run in run_directories(folder / arm)]
     assert len(records) == seeds
     assert all("SYNTHETIC" in record["marks"] for record in records)
     return [

@@ -26,7 +26,7 @@ class ProcessLauncher(Launcher):
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         from leukocls import sweep
-        from leukocls.run import now
+        from leukocls.artifacts.record import now
 
         self.since = now()
         items = _items(self, job_overrides)
@@ -46,9 +46,10 @@ if submitit is not None:
             from submitit.core.utils import FailedJobError, UncompletedJobError
 
             from leukocls import sweep
+            from leukocls.artifacts.identity import SECRET, key_of
+            from leukocls.artifacts.record import now
             from leukocls.common.errors import LeukoclsError
             from leukocls.job import Interrupted
-            from leukocls.run import SECRET, key_of, now
 
             began, self.since = time.monotonic(), now()
             items = _items(self, job_overrides)
@@ -83,15 +84,15 @@ if submitit is not None:
 
         def __call__(self: Any, overrides: Any, *job: Any) -> int:
             """The life of a job; the last of `job` is what Hydra's singletons were."""
+            from leukocls.artifacts.run_dir import RunLocked
             from leukocls.job import run_jobs
-            from leukocls.run import Busy
             from leukocls.sweep import BUSY
 
             Singleton.set_state(job[-1])
             (item,) = _items(self, [overrides])
             try:
                 return run_jobs(item.jobs)
-            except Busy as error:
+            except RunLocked as error:
                 print(f"error: {error}", file=sys.stderr)
                 return BUSY
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from leukocls.artifacts.marks import Mark, banner
 from leukocls.common.errors import DataFault, LeukoclsError, run_verb
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def audit(
         _labels(predictions, table),
         _selection(predictions, table, record),
     ]
-    if "LEAKY" in (record.get("marks") or []):
+    if Mark.LEAKY in (record.get("marks") or []):
         findings.append(_finding("mark", False, "the run itself is marked LEAKY"))
     failed = [OF_CHECK[one["check"]] for one in findings if one["ok"] is False]
     unseen = any(one["ok"] is None for one in findings)
@@ -311,7 +312,7 @@ def _own_split(directory: Path, record: dict[str, Any]) -> pd.DataFrame:
 
     path = directory / "split.csv"
     split = read_split(path)
-    if sha256_file(path) != (record.get("identity") or {}).get("sha256 of split"):
+    if sha256_file(path) != (record.get("inputs") or {}).get("split"):
         raise LeukoclsError(f"{path}: is not the split the run was trained on; restore it")
     if TRAIN not in set(split["split"]):
         raise LeukoclsError(
@@ -338,14 +339,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         split = _own_split(source if source.is_dir() else source.parent, record)
     else:
         split = read_split(arguments.split)
-        if sha256_file(arguments.split) != (record.get("identity") or {}).get("sha256 of split"):
+        if sha256_file(arguments.split) != (record.get("inputs") or {}).get("split"):
             record = {"marks": marks}  # what the run chose by is not of this split
     images = _images(arguments.data, arguments.cache) if arguments.data else None
     found = audit(predictions, split, record, images)
     if arguments.json:
         print(json.dumps({"source": str(source), "marks": marks, **found}, indent=2))
     else:
-        print(f"{source}" + (f"\n*** {' '.join(marks)} ***" if marks else ""))
+        print("\n".join([str(source), *banner(marks)]))
         for one in found["findings"]:
             sign = {True: "good", False: "BAD", None: "unseen"}[one["ok"]]
             named = f": {listing(one['cells'])}" if one["cells"] and one["ok"] is False else ""

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from leukocls.artifacts.record import RunState
 from leukocls.common.errors import run_verb
 from leukocls.split import add_split_options
 
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from sklearn.pipeline import Pipeline
 
+    from leukocls.artifacts.run_dir import RunDir
     from leukocls.data.index import Index
     from leukocls.data.splits import Split
-    from leukocls.run import Run
 
 EXPERIMENT = "baseline"
 KINDS = ("size", "mask", "colour", "handcrafted")
@@ -76,8 +77,8 @@ def predict(model: Pipeline, index: Index, split: Split, features: pd.DataFrame)
     """Predictions, in their format, for every split but train; `features` as the index's rows."""
     import pandas as pd
 
-    from leukocls import predictions
-    from leukocls.metrics import sigmoid
+    from leukocls.artifacts import predictions
+    from leukocls.artifacts.predictions import sigmoid
 
     frames = []
     for name, rows in split.rows.items():
@@ -110,13 +111,9 @@ def all_features(index: Index, kind: str, digest: str, cache: Path) -> pd.DataFr
 
 def facts(index: Index, split: Split, digest: str) -> dict[str, Any]:
     """What run.json says of the run from its start on."""
-    from leukocls.run import versions
+    from leukocls.artifacts.environment import versions
+    from leukocls.artifacts.marks import data_marks, run_marks
 
-    marks = {
-        "SYNTHETIC": index.synthetic,
-        "PARTIAL": bool(index.incomplete()),
-        "LEAKY": split.leaky,
-    }
     return {
         "versions": versions() | {name: version(name) for name in PACKAGES},
         "device": "cpu",
@@ -126,7 +123,7 @@ def facts(index: Index, split: Split, digest: str) -> dict[str, Any]:
         "selection": {"rule": "last", "set": split.selection, "epoch": None},
         "threshold": 0.5,
         "view_weights": [1.0],
-        "marks": [name for name, holds in marks.items() if holds],
+        "marks": run_marks(data_marks(index), leaky=split.leaky),
         "metrics": {},
         "predictions_sha256": None,
         "weights_sha256": None,
@@ -135,21 +132,21 @@ def facts(index: Index, split: Split, digest: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _recorded(run: Run) -> Iterator[None]:
+def _recorded(run: RunDir) -> Iterator[None]:
     """Leave no run behind that claims to be running."""
     try:
         yield
     except KeyboardInterrupt:
-        run.end("interrupted", "interrupted")
+        run.end(RunState.INTERRUPTED, "interrupted")
         raise
     except Exception as error:
-        run.end("failed", f"{type(error).__name__}: {error}")
+        run.end(RunState.FAILED, f"{type(error).__name__}: {error}")
         raise
 
 
-def execute(run: Run, index: Index, split: Split, arguments: argparse.Namespace) -> None:
+def execute(run: RunDir, index: Index, split: Split, arguments: argparse.Namespace) -> None:
     """Measure, fit, score and write; the record's last state comes last."""
-    from leukocls import predictions
+    from leukocls.artifacts import predictions
     from leukocls.common.files import atomic_write
     from leukocls.data.splits import as_csv
     from leukocls.metrics import by_split
@@ -165,7 +162,7 @@ def execute(run: Run, index: Index, split: Split, arguments: argparse.Namespace)
     atomic_write(run.directory / "coefficients.csv", coefficients(model).to_csv(index=False))
     predictions.write(run.directory / "predictions.parquet", frame)
     run.end(
-        "done",
+        RunState.DONE,
         predictions_sha256=predictions.digest(frame),
         selection=run.record["selection"] | {"epoch": EPOCH},
         metrics=by_split(frame, run.record["threshold"]),
@@ -176,7 +173,7 @@ def execute(run: Run, index: Index, split: Split, arguments: argparse.Namespace)
     )
 
 
-def show(run: Run, as_json: bool) -> None:
+def show(run: RunDir, as_json: bool) -> None:
     """What `evaluate` says of every scored split, and where the run is."""
     from leukocls import evaluate
 
@@ -213,11 +210,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     from omegaconf import OmegaConf
 
+    from leukocls.artifacts.identity import arm_name
+    from leukocls.artifacts.run_dir import RunDir, logged_to
     from leukocls.data.features import VERSION
     from leukocls.data.splits import Choice, as_csv, make_split
     from leukocls.data.store import data_digest
     from leukocls.data.verify import checked_index
-    from leukocls.run import Run, arm_name, identity, logged
 
     index = checked_index(arguments.root, partial=arguments.partial, cache=arguments.cache)
     # As for a run that trains a network, so that both name the data by one digest.
@@ -236,15 +234,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = OmegaConf.create({**recipe, **options})
     digest = data_digest(index)
     split_digest = sha256(as_csv(split.table(index)).encode()).hexdigest()
-    run = Run(directory, identity(config, {"data": digest, "split": split_digest}))
+    run = RunDir(directory, config, {"data": digest, "split": split_digest})
     with run.locked():
-        if run.earlier(arguments.force) == "done":
+        if run.state(arguments.force) == RunState.DONE:
             if not arguments.json:
                 print(f"{directory}: done already, nothing to do (--force runs it again)")
             show(run, arguments.json)
             return 0
-        run.start(config, **facts(index, split, digest))
-        with logged(directory / "log.txt"):
+        run.start(**facts(index, split, digest))
+        with logged_to(directory / "log.txt"):
             with _recorded(run):
                 execute(run, index, split, arguments)
             show(run, arguments.json)

@@ -13,17 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from leukocls import evaluate, published_results, stats
+from leukocls.artifacts.identity import differences
+from leukocls.artifacts.marks import banner, merged_marks
+from leukocls.artifacts.record import RunState, read_record, run_directories, state_of
 from leukocls.common.errors import DataFault, LeukoclsError, run_verb
 from leukocls.common.tables import aligned
 from leukocls.metrics import RECORDED
-from leukocls.runs import find, read_record, status
 
 METRICS = (*RECORDED, "auroc")
 HEADLINE = "weighted_f1"
 # Earlier links of a chain, and scorings of a checkpoint: no runs to compare unless they are named.
 ASIDE = ("link=", "score=")
 # What differs between the runs of one arm: the seed, and what each seed made for itself.
-OF_A_SEED = {"seed", "sha256 of weights", "sha256 of view 0"}
+OF_A_SEED = {"seed", "inputs.weights", "inputs.view_0"}
 NOISE = "These tests measure training noise (seeds), not generalisation to patients."
 
 
@@ -106,7 +108,7 @@ def compare(
     return {
         "selection_set": first.run.record["selection"]["set"],
         "test_set": first.result["split"] if first.result["heading"] == "test" else None,
-        "marks": list(dict.fromkeys(mark for record in records for mark in record["marks"])),
+        "marks": merged_marks(record["marks"] for record in records),
         "ddof": stats.DDOF,
         "seeds_planned": None if seeds is None else planned,
         "reference": reference,
@@ -124,7 +126,7 @@ def _found(roots: Iterable[Path]) -> list[Run]:
     directories: dict[Path, None] = {}
     for root in roots:
         named = root.resolve()
-        below = [directory.resolve() for directory in find(root)]
+        below = [directory.resolve() for directory in run_directories(root)]
         kept = [d for d in below if not d.parent.name.startswith(ASIDE) or named in (d, d.parent)]
         if not kept:
             left_out = " but links of chains and scorings, which have to be named" if below else ""
@@ -186,10 +188,10 @@ def _refuse_unfinished(arms: dict[str, dict[int, Run]], planned: list[int]) -> N
         if missing:
             lines.append(f"arm {name}, seed {', '.join(missing)}: missing")
         lines += [
-            f"arm {name}, seed {seed}: {status(run.record)}"
+            f"arm {name}, seed {seed}: {state_of(run.record)}"
             + (f" ({error.splitlines()[0]})" if (error := run.record.get("error")) else "")
             for seed, run in of.items()
-            if status(run.record) != "done"
+            if state_of(run.record) != RunState.DONE
         ]
     if lines:
         raise LeukoclsError(
@@ -204,7 +206,7 @@ def _read(found: dict[str, dict[int, Run]]) -> Arms:
     damaged = []
     for name, arm in found.items():
         for seed, run in arm.items():
-            if status(run.record) != "done":
+            if state_of(run.record) != RunState.DONE:
                 continue
             try:
                 parts = evaluate.parts(run.directory, evaluate.Choice(epoch="all"))
@@ -268,11 +270,10 @@ def _refuse_mixture(counted: list[Scored]) -> None:
     first: dict[tuple[str, str], Run] = {}
     for run in (one.run for one in counted):
         other = first.setdefault(run.key, run)
-        before, now = other.record["identity"], run.record["identity"]
         keys = [
-            f"{key} ({before.get(key)} and {now.get(key)})"
-            for key in sorted((before.keys() | now.keys()) - OF_A_SEED)
-            if before.get(key) != now.get(key)
+            f"{key} ({before} and {now})"
+            for key, (before, now) in differences(other.record, run.record).items()
+            if key not in OF_A_SEED
         ]
         if keys:
             raise LeukoclsError(
@@ -383,8 +384,7 @@ def text(document: dict[str, Any]) -> str:
     if test:
         head = f"TEST   on {test}; selection set: {selection}"
     lines = [head]
-    if document["marks"]:
-        lines.append(f"*** {' '.join(document['marks'])} ***")
+    lines += banner(document["marks"])
     lines += ["", *_summaries(document)]
     lines.append(
         f"Percent, over seeds; SD with ddof {document['ddof']}; expected max: of n normal values"

@@ -12,12 +12,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from leukocls.artifacts.record import read_record, run_directories
 from leukocls.build import build
 from leukocls.data.augment import view_count
 from leukocls.data.published import published_subjects
 from leukocls.job import Job
 from leukocls.models.frozen import FrozenFeatures
-from leukocls.runs import find, read_record
 from leukocls.synthetic.latents import draw_cells
 from leukocls.synthetic.tree import SyntheticSpec
 
@@ -45,7 +45,7 @@ def cost(jobs: list[Job]) -> Cost:
 def _as_before(arm: Path) -> Cost | None:
     """The median of the arm's finished runs."""
     took = []
-    for directory in find(arm):
+    for directory in run_directories(arm):
         timing = read_record(directory).get("timing") or {}
         if timing:
             size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())

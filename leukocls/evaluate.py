@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leukocls import metrics
+from leukocls.artifacts.marks import Mark, banner
+from leukocls.artifacts.record import read_record
 from leukocls.common.errors import LeukoclsError, run_verb
 from leukocls.common.files import atomic_write
 from leukocls.common.tables import aligned
-from leukocls.runs import read_record
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,7 +64,7 @@ def heading(record: dict[str, Any], split: str | None, as_selected: bool) -> str
     if split == chosen_on:
         return "selection"
     # What was in part trained on or chosen by is no test, whatever its name.
-    clean = chosen_on and as_selected and "LEAKY" not in (record.get("marks") or [])
+    clean = chosen_on and as_selected and Mark.LEAKY not in (record.get("marks") or [])
     return "test" if clean else "unknown"
 
 
@@ -146,7 +147,8 @@ def load(source: Path, unique: bool = True) -> tuple[pd.DataFrame, dict[str, Any
 
     Raises LeukoclsError unless they are those that the run wrote.
     """
-    from leukocls import prediction_files, predictions
+    from leukocls import prediction_files
+    from leukocls.artifacts import predictions
 
     directory = source if source.is_dir() else source.parent
     in_run = source.name == "predictions.parquet" and (directory / "run.json").exists()
@@ -228,8 +230,7 @@ def text(result: dict[str, Any], per_subject: bool = False) -> str:
     hard = result["threshold"] is None
     where.append("hard labels" if hard else f"threshold {result['threshold']:g}")
     lines = [f"{result['heading'].upper()}   {' · '.join(where)}"]
-    if result["marks"]:
-        lines.append(f"*** {' '.join(result['marks'])} ***")
+    lines += banner(result["marks"])
     if result["tp"] is None:
         return "\n".join([*lines, f"{result['n']} cells, no labels: nothing to score"])
 

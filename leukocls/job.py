@@ -18,9 +18,11 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from leukocls.artifacts.identity import IN_PATH, arm_name, is_neutral, key_of
+from leukocls.artifacts.record import RunState
+from leukocls.artifacts.run_dir import RunLocked, logged_to, run_weights
 from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.common.files import sha256_file
-from leukocls.run import IN_PATH, Busy, arm_name, is_neutral, key_of, logged, weights_of
 
 # What may be said when a checkpoint is scored, besides what changes no result.
 SCORING = {"score", "experiment", "data", "trainer"}
@@ -52,7 +54,7 @@ class Job:
         experiment, arm, seed = self.experiment, self.ablation, f"seed_{self.config.seed:03d}"
         if self.config.checkpoint:
             # A scored run stands beside the run that was trained.
-            weights = weights_of(self.config.checkpoint).resolve()
+            weights = run_weights(self.config.checkpoint).resolve()
             experiment, arm, seed = weights.parent.parent.parts[-3:]
             which = "" if weights.stem == "best" else f"{weights.stem},"
             arm = f"score={self.config.score},{which}{arm}"
@@ -67,7 +69,7 @@ class Job:
             key = key_of(override)
             given = OmegaConf.select(self.config, key)
             if key == "continue_from" and given:
-                override = f"{key}={sha256_file(weights_of(given, key, 'last'))[:8]}"
+                override = f"{key}={sha256_file(run_weights(given, key, 'last'))[:8]}"
             elif key == "model.weights" and given:
                 # Only here, for it brings torch.
                 from leukocls.models.weights import PACKAGED, weights_file
@@ -167,12 +169,12 @@ def run_jobs(jobs: list[Job]) -> int:
     """Do one run, or a chain of them. Returns the exit code; what went wrong is printed.
 
     Raises:
-        Busy: another process is writing one of them.
+        RunLocked: another process is writing one of them.
     """
     try:
         for job in jobs:
             run_job(job)
-    except Busy:
+    except RunLocked:
         raise
     except Exception as error:
         print(f"error: {message_of(error)}", file=sys.stderr)
@@ -186,7 +188,7 @@ def are_done(jobs: list[Job]) -> bool:
 
     def is_done(job: Job) -> bool:
         run = Session(job.config).run(job.directory, job.source)
-        return run.earlier(job.config.force, job.since) == "done"
+        return run.state(job.config.force, job.since) == RunState.DONE
 
     return all(map(is_done, jobs))
 
@@ -206,12 +208,12 @@ def run_job(job: Job) -> None:
     session = Session(config)
     run = session.run(job.directory, job.source)
     with run.locked():
-        state = run.earlier(config.force, job.since)
-        if state == "done":
+        state = run.state(config.force, job.since)
+        if state == RunState.DONE:
             print(f"{run.directory}: done already, nothing to do (force=true runs it again)")
             session.print_result(run)
             return
-        _do(session, run, job.source, resume=state == "stopped" and config.resume)
+        _do(session, run, job.source, resume=state == RunState.INTERRUPTED and config.resume)
 
 
 def _do(session: Any, run: Any, source: Path | None, resume: bool) -> None:
@@ -221,18 +223,18 @@ def _do(session: Any, run: Any, source: Path | None, resume: bool) -> None:
     if resume:
         run.resume(**facts)
     else:
-        run.start(session.config, **facts)
-    with logged(run.directory / "log.txt"):
+        run.start(**facts)
+    with logged_to(run.directory / "log.txt"):
         try:
             if source:
                 derive(run, source, session.config.selection, session.config.threshold)
             else:
                 session.execute(run, resume)
         except (Interrupted, SystemExit) as stop:  # the latter when a cluster takes the job back
-            run.end("interrupted", str(stop))
+            run.end(RunState.INTERRUPTED, str(stop))
             raise
         except Exception as error:
-            run.end("failed", f"{type(error).__name__}: {error}")
+            run.end(RunState.FAILED, f"{type(error).__name__}: {error}")
             raise
         session.print_result(run)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from leukocls.artifacts.predictions import sigmoid
 from leukocls.common.errors import LeukoclsError
 
 Floats = npt.NDArray[np.float64]
@@ -87,13 +88,6 @@ def _mean(first: float | None, second: float | None) -> float | None:
     return None if first is None or second is None else (first + second) / 2
 
 
-def sigmoid(logit: npt.ArrayLike) -> Floats:
-    """Probability of ALL from its logit, in float64, without overflow."""
-    z = np.asarray(logit, dtype=np.float64)
-    small = np.exp(-np.abs(z))
-    return np.where(z >= 0, 1.0, small) / (1.0 + small)
-
-
 def decide(
     *,
     logit: npt.ArrayLike | None = None,
@@ -115,6 +109,18 @@ def decide(
     if label_pred is not None:
         return np.equal(_labels(label_pred), 1)
     raise ValueError("needs logit, prob or label_pred")
+
+
+def confusion(label: npt.ArrayLike, called: npt.ArrayLike) -> dict[str, int]:
+    """Counts `tp`, `fp`, `tn`, `fn` of labels [n] (ALL = 1) and calls [n] (true: ALL)."""
+    y, is_called = _labels(label), np.asarray(called, bool)
+    cases = (
+        is_called & (y == 1),
+        is_called & (y == 0),
+        ~is_called & (y == 0),
+        ~is_called & (y == 1),
+    )
+    return {name: int(case.sum()) for name, case in zip(COUNTS, cases, strict=True)}
 
 
 def auroc(label: npt.ArrayLike, logit: npt.ArrayLike) -> float | None:
@@ -296,8 +302,7 @@ def cell_metrics(
         clipped = np.clip(p, SMALLEST_PROB, 1 - SMALLEST_PROB)
         z = np.log(clipped) - np.log1p(-clipped)
 
-    cases = (called & (y == 1), called & (y == 0), ~called & (y == 0), ~called & (y == 1))
-    counts = {name: int(case.sum()) for name, case in zip(COUNTS, cases, strict=True)}
+    counts = confusion(y, called)
     values = rates(**counts)
     reasons = dict(_REASONS)
     if order is None or z is None or p is None:

@@ -29,6 +29,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Pack the tree. Raises LeukoclsError or DataFault as a run would."""
     arguments = _parser().parse_args(argv)
+    from leukocls.artifacts.marks import banner, data_marks
     from leukocls.data.store import data_digest, open_store
     from leukocls.data.verify import checked_index
 
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "data_digest": digest,
         "counts": index.counts(),
         "incomplete": index.incomplete(parts),
-        "marks": ["SYNTHETIC"] if index.synthetic else [],
+        "marks": data_marks(index, parts),
     }
     if arguments.json:
         print(json.dumps(packed, indent=2))
@@ -52,9 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         number, side = images.shape[:2]
         print(f"{packed['store']}: {number:,} images of {side}×{side} pixels")
         if packed["incomplete"]:
-            print(f"PARTIAL: {packed['incomplete']}")
-        if index.synthetic:
-            print("*** SYNTHETIC ***")
+            print(packed["incomplete"])
+        for line in banner(packed["marks"]):
+            print(line)
     return 0
 
 

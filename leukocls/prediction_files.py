@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from leukocls import predictions
+from leukocls.artifacts import predictions
+from leukocls.artifacts.predictions import sigmoid
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.tables import listing
 from leukocls.data.names import UID, cell_key, subject_of
 from leukocls.data.text_tables import decoded, parse_csv, read_bytes, read_table
-from leukocls.metrics import sigmoid
 
 CHALLENGE_FILE = "isbi_valid.predict"
 LARGEST_MEMBER = 16 * 2**20

@@ -1,7 +1,6 @@
 """What a run writes while it trains: metrics, predictions, the best weights, where to resume."""
 
 import contextlib
-import io
 import math
 import os
 import time
@@ -16,12 +15,13 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
-from leukocls import predictions
+from leukocls.artifacts import predictions
+from leukocls.artifacts.predictions import sigmoid
 from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.common.files import atomic_write
 from leukocls.data.index import Index
-from leukocls.metrics import RECORDED, auroc, best_threshold, by_split, sigmoid
-from leukocls.runs import metrics_rows
+from leukocls.evaluation.history import read_history, split_columns, write_history
+from leukocls.metrics import auroc, best_threshold, by_split
 from leukocls.selection import RULES, best_weighted_f1
 
 
@@ -101,7 +101,7 @@ class Recorder(pl.Callback):
 
     def reload(self, epoch: int) -> None:
         """Take up what a stopped run had recorded, up to and including `epoch`."""
-        rows = metrics_rows(self.directory)
+        rows = read_history(self.directory)
         self.metrics = [row for row in rows if row["epoch"] <= epoch]
         frame = predictions.read(self.directory / "predictions.parquet")
         self.predictions = [frame[frame["epoch"] <= epoch]]
@@ -147,14 +147,11 @@ class Recorder(pl.Callback):
             if self.test_epoch is not None:  # a resumed run may have done it before
                 self.predictions = [f[f["split"] != split] for f in self.predictions]
             self.predictions.append(frame)
-            values = pl_module.rows[split]
+            values = dict(pl_module.rows[split])
             known = frame["label"] >= 0
-            names = ("loss", "tp", "fp", "tn", "fn", *RECORDED)
-            row |= {f"{split}_{name}": values.get(name) for name in names}
-            if "iou" in values:
-                row[f"{split}_iou"] = values["iou"]
             if known.any():
-                row[f"{split}_auroc"] = auroc(frame.loc[known, "label"], frame.loc[known, "logit"])
+                values["auroc"] = auroc(frame.loc[known, "label"], frame.loc[known, "logit"])
+            row |= split_columns(split, values)
         trainer.should_stop |= trained and self.exhausted
         if not trainer.is_global_zero:  # the others only have to come to the same decisions
             return
@@ -167,7 +164,7 @@ class Recorder(pl.Callback):
                 atomic_write(self.best_weights, save(self._best, self._metadata))
                 self._best = None
             predictions.write(self.directory / "predictions.parquet", pd.concat(self.predictions))
-            atomic_write(self.directory / "metrics.csv", _csv(self.metrics))
+            write_history(self.directory, self.metrics)
         tqdm.write(_line(row, pl_module.scored, self.selected_epoch))
 
     def _row(self, epoch: int) -> dict[str, Any]:
@@ -220,16 +217,6 @@ class Recorder(pl.Callback):
                 " checkpoints/best.safetensors is untouched."
             )
         return predictions.canonical(frame)
-
-
-def _csv(rows: list[dict[str, Any]]) -> str:
-    table = pd.DataFrame(rows)
-    # Rates by stage are unknown before training, and belong beside the loss all the same.
-    lead = ["epoch", "train_loss", *(c for c in table if c.startswith("lr_"))]
-    lead += ["grad_norm", "images_per_s"]
-    stream = io.StringIO()
-    table[lead + [c for c in table if c not in lead]].to_csv(stream, index=False)
-    return stream.getvalue()
 
 
 def _line(row: dict[str, Any], splits: list[str], selected: int) -> str:

@@ -20,6 +20,10 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import nn
 
 from leukocls import evaluate
+from leukocls.artifacts.lineage import as_metadata, lineage_of, read_lineage, seen, with_recipe_of
+from leukocls.artifacts.marks import data_marks, run_marks
+from leukocls.artifacts.record import RunState, read_record
+from leukocls.artifacts.run_dir import RunDir, run_weights
 from leukocls.build import build
 from leukocls.classifier import CellClassifier
 from leukocls.common.errors import LeukoclsError
@@ -37,15 +41,12 @@ from leukocls.data.splits import (
 )
 from leukocls.data.store import boxes, data_digest, open_store
 from leukocls.data.verify import checked_index
-from leukocls.lineage import as_metadata, lineage_of, read_lineage, seen, with_recipe_of
 from leukocls.losses import CellLoss
 from leukocls.models.frozen import FrozenFeatures
 from leukocls.models.weights import load_weights, weights_file
 from leukocls.optim import parameter_groups
 from leukocls.ranks import Place, first_alone, together
 from leukocls.recorder import Recorder
-from leukocls.run import Run, identity, weights_of
-from leukocls.runs import read_record
 from leukocls.selection import BEST_THRESHOLD
 from leukocls.synthetic.tree import SyntheticSpec, write_tree
 from leukocls.tracking import tracking
@@ -92,7 +93,7 @@ class Session:
             raise LeukoclsError(
                 "checkpoint= and score= go together: checkpoint=RUN_DIRECTORY score=final"
             )
-        self.weights = weights_of(config.checkpoint) if config.checkpoint else None
+        self.weights = run_weights(config.checkpoint) if config.checkpoint else None
         # The run that is scored.
         self.source = self.weights.resolve().parent.parent if self.weights else None
         self.config = with_recipe_of(self.source, config) if self.source else config
@@ -120,7 +121,7 @@ class Session:
         self.parts = (part,) if part else ("train", "prelim")
         # Whether final is there is nothing to a run that trains.
         self.index = load_index(self.config).only(self.parts)
-        self.partial = bool(self.index.incomplete(self.parts))
+        self.data_marks = data_marks(self.index, self.parts)
         if self.config.data.drop_h3:
             self.index = self.index.without_h3()
         self.split = self._split()
@@ -140,7 +141,7 @@ class Session:
     def _start(self) -> Path | None:
         """The weights that training starts from, if not from the backbone's own or random ones."""
         if self.config.continue_from:
-            return weights_of(self.config.continue_from, "continue_from", "last")
+            return run_weights(self.config.continue_from, "continue_from", "last")
         weights = self.config.model.get("weights")
         return weights_file(weights) if weights else None
 
@@ -158,14 +159,14 @@ class Session:
         )
         return make_split(self.index, config.split_scheme, choice)
 
-    def run(self, directory: Path, view_0_of: Path | None = None) -> Run:
+    def run(self, directory: Path, view_0_of: Path | None = None) -> RunDir:
         """The run of this configuration on this data, or view 0 of another run's."""
         weights = self.weights or self.start
         digests = {"data": self.digest, "weights": sha256_file(weights) if weights else None}
         digests["split"] = sha256(self._split_csv().encode()).hexdigest()
         if view_0_of:
             digests[VIEW_0] = source_of(view_0_of)[1]["predictions_sha256"]
-        return Run(directory, identity(self.config, digests))
+        return RunDir(directory, self.config, digests)
 
     def _split_csv(self) -> str:
         return as_csv(self._cells())
@@ -211,13 +212,6 @@ class Session:
             rule, chosen_on = source["selection"]["rule"], source["selection"]["set"]
         if source and (trained or chose):  # under whatever name these cells did it
             chosen_on = self.split.selection
-        marks = {
-            "SYNTHETIC": self.index.synthetic,
-            "PARTIAL": self.partial,
-            "LIMITED": _is_limited(config.trainer),
-            "LEAKY": self.split.leaky or trained,
-            "RECONSTRUCTION": self.config.reconstruction,
-        }
         return {
             "device": None,
             "threads": config.threads,
@@ -227,9 +221,13 @@ class Session:
             "threshold": None,
             "pos_weight": self.pos_weight(),
             "view_weights": view_weights(config.views),
-            "marks": [
-                name for name, holds in marks.items() if holds or name in source.get("marks", [])
-            ],
+            "marks": run_marks(
+                self.data_marks,
+                limited=_is_limited(config.trainer),
+                leaky=self.split.leaky or trained,
+                reconstruction=config.reconstruction,
+                inherited=source.get("marks", []),
+            ),
             "metrics": {},
             "predictions_sha256": None,
             "weights_sha256": None,
@@ -242,7 +240,7 @@ class Session:
         trained = read_record(self.source)["threshold"] if self.source else None
         return self.config.threshold if trained is None else trained
 
-    def execute(self, run: Run, resume: bool) -> None:
+    def execute(self, run: RunDir, resume: bool) -> None:
         """Train (or score), then write the record's last state.
 
         Several devices take a process each, beside this one, which holds the run. A batch is
@@ -255,13 +253,13 @@ class Session:
         else:
             self._images()  # made once, before several want it
             ended = together(devices, partial(self.work, run, resume))
-        run.end("done", **run.stored_hashes(), **ended)
+        run.end(RunState.DONE, **run.stored_hashes(), **ended)
 
     def _images(self) -> np.memmap:
         data = self.config.data
         return open_store(self.index, self.digest, Path(data.cache), data.crop, data.size)
 
-    def work(self, run: Run, resume: bool, place: Place | None = None) -> dict[str, Any]:
+    def work(self, run: RunDir, resume: bool, place: Place | None = None) -> dict[str, Any]:
         """Train or score in this process, one of several if it has a place; what to record of it.
 
         Rank 0 alone writes files and is tracked.
@@ -397,7 +395,7 @@ class Session:
         )
 
     def _trainer(
-        self, callbacks: list[pl.Callback], run: Run, place: Place | None = None
+        self, callbacks: list[pl.Callback], run: RunDir, place: Place | None = None
     ) -> pl.Trainer:
         for message in QUIET:
             warnings.filterwarnings("ignore", message)
@@ -453,7 +451,7 @@ class Session:
             raise LeukoclsError(f"ema={decay}: choose a decay between 0 and 1, such as .999.")
         return EMAWeightAveraging(decay=decay)
 
-    def print_result(self, run: Run) -> None:
+    def print_result(self, run: RunDir) -> None:
         """The metrics of the selected epoch, as `evaluate` gives them, and where they are."""
         choice = evaluate.Choice()
         for part in evaluate.parts(run.directory, choice):

@@ -62,6 +62,7 @@ def counts(table: pd.DataFrame) -> dict[str, dict[str, int]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Write a split. Raises LeukoclsError or DataFault as training would."""
     arguments = _parser().parse_args(argv)
+    from leukocls.artifacts.marks import banner, data_marks, run_marks
     from leukocls.data.splits import Choice, as_csv, make_split
     from leukocls.data.verify import checked_index
 
@@ -79,17 +80,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     table = split.table(index)
     atomic_write(arguments.out, as_csv(table))
     found = counts(table)
-    partial = bool(index.incomplete(("train", "prelim")))
-    holds = {"SYNTHETIC": index.synthetic, "PARTIAL": partial, "LEAKY": split.leaky}
-    marks = [mark for mark, true in holds.items() if true]
+    marks = run_marks(data_marks(index, ("train", "prelim")), leaky=split.leaky)
     if arguments.json:
         told: dict[str, Any] = {"file": str(arguments.out), "scheme": split.scheme, "marks": marks}
         told |= {"selection": split.selection, "test": list(split.tests), "splits": found}
         print(json.dumps(told, indent=2))
         return 0
     print(f"{arguments.out}: {split.scheme}, selection on {split.selection}")
-    if marks:
-        print(f"*** {' '.join(marks)} ***")
+    for line in banner(marks):
+        print(line)
     rows = [[name, *one.values()] for name, one in found.items()]
     print(aligned([["split", *next(iter(found.values()))], *rows]))
     return 0

@@ -21,12 +21,20 @@ from typing import Any
 from omegaconf import DictConfig
 from tqdm import tqdm
 
+from leukocls.artifacts.identity import settings_of
+from leukocls.artifacts.record import (
+    RunState,
+    headline,
+    headline_text,
+    mark_ended,
+    read_record,
+    state_of,
+)
+from leukocls.artifacts.run_dir import RunLocked, is_locked
 from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.common.processes import GRACE_S, LOST, end_with_parent, ending, fork_server
 from leukocls.common.tables import aligned
 from leukocls.job import Interrupted, Job, are_done, run_jobs, signals
-from leukocls.run import Busy, identity, is_locked, mark_dead
-from leukocls.runs import headline, of_record, read_record, status
 from leukocls.training import PRELOADED
 
 BUSY = os.EX_TEMPFAIL  # exit code of a job whose run another process is writing
@@ -47,26 +55,25 @@ class Item:
         """That of the run that is its result."""
         return self.jobs[-1].directory
 
-    def status(self) -> str:
-        """As `leukocls.runs.status` has it; `missing` without a record, `refused` where the job did
-        not end well and another run is in its place."""
+    def status(self) -> RunState:
+        """The state of its run; REFUSED where the job failed and another run is in its place."""
         return self._read()[0]
 
-    def _read(self) -> tuple[str, dict[str, Any]]:
+    def _read(self) -> tuple[RunState, dict[str, Any]]:
         try:
             record = read_record(self.directory)
         except LeukoclsError:
-            return "missing", {}
-        found = status(record)
-        return "refused" if found == "done" and self.error else found, record
+            return RunState.MISSING, {}
+        found = state_of(record)
+        return (RunState.REFUSED if found == RunState.DONE and self.error else found), record
 
     def cells(self) -> list[str]:
         """Directory, status, headline and first error, for a table."""
         found, record = self._read()
-        error = (self.error or record.get("error") or "–") if found != "done" else "–"
+        error = (self.error or record.get("error") or "–") if found != RunState.DONE else "–"
         number = "–"
-        if found == "done":
-            number = " ".join([headline(of_record(record)), *record.get("marks", [])])
+        if found == RunState.DONE:
+            number = " ".join([headline_text(headline(record)), *record.get("marks", [])])
         return [str(self.directory), found, number, error.splitlines()[0]]
 
 
@@ -103,12 +110,12 @@ class Worker:
         if self.process.exitcode == LOST:
             with suppress(ProcessLookupError):  # it may have outlived its server
                 os.kill(pid, signal.SIGKILL)
-        if self.process.exitcode != 0 or self.item.status() != "done":
+        if self.process.exitcode != 0 or self.item.status() != RunState.DONE:
             self.item.error = self.cause()
-            ended = "interrupted" if self.stopped else "failed"
+            ended = RunState.INTERRUPTED if self.stopped else RunState.FAILED
             for job in self.item.jobs:
                 with suppress(OSError):  # a full disk; the table says it all the same
-                    mark_dead(job.directory, pid, ended, self.item.error)
+                    mark_ended(job.directory, pid, ended, self.item.error)
 
 
 class View:
@@ -144,7 +151,7 @@ class View:
         self.count += 1
         item, count = worker.item, f"[{self.count}/{self.bar.total}]"
         path, found, number, error = item.cells()
-        if found != "done":
+        if found != RunState.DONE:
             cause = item.error or error
             again = cause in self.causes and "\n" in cause
             self.causes.add(cause)
@@ -227,7 +234,7 @@ def _drive(items: Sequence[Item]) -> None:
 def conclude(items: Sequence[Item], seconds: float) -> None:
     """Tell how every item stands. Raises DataFault: not all are done."""
     print(table(items, seconds))
-    if missing := sum(item.status() != "done" for item in items):
+    if missing := sum(item.status() != RunState.DONE for item in items):
         raise DataFault(
             f"{missing} of {len(items)} runs are not done; the same command runs just those."
         )
@@ -284,7 +291,7 @@ def _work(jobs: list[Job], log: Path, environment: dict[str, str], gpus: str | N
             code = run_jobs(jobs)
         except Interrupted as stop:
             code = stop.code
-        except Busy:
+        except RunLocked:
             code = BUSY
     sys.exit(code)
 
@@ -321,7 +328,7 @@ def table(items: Sequence[Item], seconds: float) -> str:
     """How every item stands, and how many do."""
     rows = [item.cells() for item in items]
     counts = Counter(row[1] for row in rows)
-    parts = [f"{counts.pop('done', 0)} of {len(rows)} runs done"]
+    parts = [f"{counts.pop(RunState.DONE, 0)} of {len(rows)} runs done"]
     parts += [f"{count} {name}" for name, count in counts.items()]
     header = ["run", "status", "weighted F1", "first error"]
     return f"\n{aligned([header, *rows])}\n\n{', '.join(parts)}, {seconds / 60:.1f} min"
@@ -384,15 +391,19 @@ def planned(items: Sequence[Item]) -> str:
     left, rows = Cost(0, 0), []
     for item in items:
         found, about = item.status(), "–"
-        if found == "done" and not as_recorded(item.jobs[-1]):
-            found = "refused"
-        if found != "done" or item.jobs[-1].config.force:
-            jobs = [job for job in item.jobs if job.config.force or Item([job]).status() != "done"]
+        if found == RunState.DONE and not as_recorded(item.jobs[-1]):
+            found = RunState.REFUSED
+        if found != RunState.DONE or item.jobs[-1].config.force:
+            jobs = [
+                job
+                for job in item.jobs
+                if job.config.force or Item([job]).status() != RunState.DONE
+            ]
             estimated = cost(jobs or item.jobs)
             left += estimated
             about = duration(estimated.seconds)
         rows.append([str(item.directory), found, about])
-    done = sum(row[1] == "done" for row in rows)
+    done = sum(row[1] == RunState.DONE for row in rows)
     free = shutil.disk_usage(
         next(p for p in items[0].directory.absolute().parents if p.is_dir())
     ).free
@@ -412,9 +423,8 @@ def planned(items: Sequence[Item]) -> str:
 def as_recorded(job: Job) -> bool:
     """Whether the run in the job's directory was made with the same settings; of a scored
     checkpoint, whose recipe is its own, that is not asked."""
-    before = read_record(job.directory).get("identity") or {}
-    recorded = {k: v for k, v in before.items() if not k.startswith("sha256 of ")}
-    return bool(job.config.checkpoint) or recorded == identity(job.config, {})
+    recorded = read_record(job.directory).get("identity")
+    return bool(job.config.checkpoint) or recorded == settings_of(job.config)
 
 
 def duration(seconds: float) -> str:

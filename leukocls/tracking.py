@@ -9,12 +9,12 @@ import pandas as pd
 import pytorch_lightning as pl
 from omegaconf import DictConfig
 
-from leukocls import predictions
+from leukocls.artifacts import predictions
+from leukocls.artifacts.run_dir import RunDir
 from leukocls.common.errors import LeukoclsError
 from leukocls.courier import Courier, staged_in
 from leukocls.dashboard import SHA256, curve, described, figures, opened, pictures, summary
 from leukocls.recorder import Recorder
-from leukocls.run import Run
 
 # W&B adds at most so many seconds to a run, whatever fails: all of them where it ends.
 LONGEST_WAIT = 60.0
@@ -23,7 +23,7 @@ MODES = ("offline", "online", "disabled")
 
 @contextmanager
 def tracking(
-    logger: DictConfig, run: Run, recorder: Recorder, images: np.ndarray
+    logger: DictConfig, run: RunDir, recorder: Recorder, images: np.ndarray
 ) -> Iterator[list[pl.Callback]]:
     """The callbacks that `logger` asks for; what they opened is closed on leaving, come what may.
 
@@ -54,7 +54,7 @@ class Tracker(pl.Callback):
     without. What was not sent is in the run's files, from which `leukocls.wandb_sync` sends it.
     """
 
-    def __init__(self, logger: DictConfig, run: Run, recorder: Recorder) -> None:
+    def __init__(self, logger: DictConfig, run: RunDir, recorder: Recorder) -> None:
         try:
             import wandb
         except ImportError as error:

@@ -14,8 +14,8 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from leukocls.artifacts.record import now
 from leukocls.job import Interrupted, composed, exit_code_of, message_of, run_jobs, signals
-from leukocls.run import now
 from leukocls.sweep import Item, planned
 
 # Read when torch is loaded. OpenMP threads that spin while they wait train a small network ten

@@ -43,16 +43,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def text(found: Examination) -> str:
     """The report for people: parts, known duplicates, faults."""
+    from leukocls.artifacts.marks import banner, data_marks
     from leukocls.data.verify import summary
 
-    told = summary(found)
+    told, marks = summary(found), data_marks(found.index)
     words = {True: "yes", False: "no", None: "–"}
     rows: list[Sequence[object]] = [("part", "images", "expected", "subjects", "as published")]
     for part, one in told["parts"].items():
         expected = "–" if one["expected"] is None else f"{one['expected']:,}"
         subjects = one["subjects"] or "–"
         rows.append((part, f"{one['cells']:,}", expected, subjects, words[one["as_published"]]))
-    lines = [f"{told['root']} ({told['layout']} layout)", *_marked(told["marks"]), aligned(rows)]
+    lines = [f"{told['root']} ({told['layout']} layout)", *banner(marks), aligned(rows)]
     if known := _known(found):
         lines += ["", "Images that are there more than once, and are known to be:", aligned(known)]
         lines += [SCHEMES_ON_COPIES]
@@ -63,13 +64,9 @@ def text(found: Examination) -> str:
         lines += ["", f"{len(found.faults)} fault(s):", *sorted(map(str, found.faults))]
     else:
         whole = [one for one in told["parts"].values() if one["cells"]]
-        as_published = all(one["as_published"] for one in whole) and not told["marks"]
+        as_published = all(one["as_published"] for one in whole) and not marks
         lines += ["", "As published." if as_published else "No fault found in what is there."]
     return "\n".join(lines)
-
-
-def _marked(marks: list[str]) -> list[str]:
-    return [f"*** {' '.join(marks)} ***"] if marks else []
 
 
 def _known(found: Examination) -> list[tuple[str, ...]]:
@@ -100,11 +97,12 @@ def _known(found: Examination) -> list[tuple[str, ...]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Verify a data set; 1 if anything is wrong with it. Raises LeukoclsError without one."""
     arguments = _parser().parse_args(argv)
+    from leukocls.artifacts.marks import data_marks
     from leukocls.data.verify import examine, summary
 
     found = examine(arguments.root, arguments.layout, arguments.partial, arguments.cache)
     if arguments.json:
-        told: dict[str, Any] = summary(found)
+        told: dict[str, Any] = summary(found) | {"marks": data_marks(found.index)}
         print(json.dumps(told, indent=2))
     else:
         print(text(found))

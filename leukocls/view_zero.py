@@ -4,8 +4,6 @@ Prellberg & Kramer 2019 train NOROT again; view 0 of eight is the unrotated imag
 hold it already.
 """
 
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +11,18 @@ import pandas as pd
 import torch
 
 from leukocls import evaluate
+from leukocls.artifacts.predictions import sigmoid, view_columns, write
+from leukocls.artifacts.record import RunState, read_record
+from leukocls.artifacts.run_dir import RunDir
 from leukocls.common.errors import LeukoclsError
-from leukocls.common.files import atomic_write
+from leukocls.evaluation.history import Row, read_history, split_columns, write_history
 from leukocls.losses import CellLoss
-from leukocls.metrics import RECORDED, auroc, best_threshold, by_split, decide, rates, sigmoid
-from leukocls.predictions import view_columns, write
-from leukocls.run import Run
-from leukocls.runs import read_record
+from leukocls.metrics import auroc, best_threshold, by_split, confusion, decide, rates
 from leukocls.selection import BEST_THRESHOLD, RULES
 
 # What may differ between the runs: everything else is the same training.
-VIEW_0 = "view 0"  # of whose identity the predictions it is taken from are a part
-OWN_KEYS = {"views", "view_0_of", "selection", "threshold", f"sha256 of {VIEW_0}"}
+VIEW_0 = "view_0"  # the input of that name: the predictions that it is taken from
+OWN_KEYS = {"views", "view_0_of", "selection", "threshold", f"inputs.{VIEW_0}"}
 
 
 def source_of(directory: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -42,25 +40,23 @@ def source_of(directory: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     return evaluate.load(directory)
 
 
-def derive(run: Run, directory: Path, rule: str, threshold: float | str) -> None:
+def derive(run: RunDir, directory: Path, rule: str, threshold: float | str) -> None:
     """Write `run` from view 0 of the run in `directory`: predictions, metrics, record.
 
     Raises:
         LeukoclsError: the other run was trained otherwise, or holds its test by its own epoch only.
     """
     frame, record = source_of(directory)
-    before = record["identity"]
-    if before.get("patience"):
+    if record["identity"].get("patience"):
         raise LeukoclsError(
             f"{directory}: its patience ended it by the mean of its views; view_0_of=null trains"
             " again."
         )
-    differ = {k for k in before.keys() | run.what.keys() if before.get(k) != run.what.get(k)}
-    if strange := sorted(differ - OWN_KEYS):
+    if strange := [key for key in run.differences(record) if key not in OWN_KEYS]:
         raise LeukoclsError(f"{directory}: was trained otherwise: {', '.join(strange)} differ.")
     frame = frame.drop(columns=view_columns(frame)[1:]).assign(logit=frame["view_0"])
     frame["prob"] = sigmoid(frame["logit"])
-    rows = _rows(directory / "metrics.csv", frame, _loss_of(record))
+    rows = _rows(directory, frame, _loss_of(record))
     chosen_on = record["selection"]["set"]
     epoch = RULES[rule]([row[f"{chosen_on}_weighted_f1"] for row in rows])
     selected = frame[frame["epoch"] == epoch]
@@ -73,10 +69,10 @@ def derive(run: Run, directory: Path, rule: str, threshold: float | str) -> None
     if threshold == BEST_THRESHOLD:
         threshold = best_threshold(on["label"], on["prob"])
     write(run.directory / "predictions.parquet", frame)
-    atomic_write(run.directory / "metrics.csv", _csv(rows))
+    write_history(run.directory, rows)
     (run.directory / "split.csv").write_bytes((directory / "split.csv").read_bytes())
     run.end(
-        "done",
+        RunState.DONE,
         predictions_sha256=run.stored_hashes()["predictions_sha256"],
         selection={"rule": rule, "set": chosen_on, "epoch": epoch},
         threshold=threshold,
@@ -92,28 +88,15 @@ def _loss_of(record: dict[str, Any]) -> CellLoss:
     return CellLoss(**{**chosen, "pos_weight": record["pos_weight"]})
 
 
-def _rows(path: Path, frame: pd.DataFrame, loss: CellLoss) -> list[dict[str, Any]]:
+def _rows(directory: Path, frame: pd.DataFrame, loss: CellLoss) -> list[Row]:
     """metrics.csv of the trained run, with what depends on the logit taken from view 0."""
-    with open(path, newline="", encoding="utf-8") as stream:
-        rows: list[dict[str, Any]] = list(csv.DictReader(stream))
+    rows = read_history(directory)
     for row in rows:
-        of_epoch = frame[frame["epoch"] == int(row["epoch"])]
+        of_epoch = frame[frame["epoch"] == row["epoch"]]
         for split, cells in of_epoch[of_epoch["label"] >= 0].groupby("split"):
             label, logit = cells["label"].to_numpy(), cells["logit"].to_numpy()
-            called = decide(logit=logit)
-            counts = [int(((called == c) & (label == y)).sum()) for c, y in
-                      ((1, 1), (1, 0), (0, 0), (0, 1))]  # fmt: skip
-            values = dict(zip(("tp", "fp", "tn", "fn"), counts, strict=True)) | rates(*counts)
+            counts = confusion(label, decide(logit=logit))
             mean = float(loss(torch.tensor(logit).double(), torch.tensor(label)))
-            values |= {"loss": mean, "auroc": auroc(label, logit)}
-            names = ("loss", "tp", "fp", "tn", "fn", *RECORDED, "auroc")
-            row |= {f"{split}_{name}": values[name] for name in names}
+            values = {"loss": mean, **counts, **rates(**counts), "auroc": auroc(label, logit)}
+            row |= split_columns(str(split), values)
     return rows
-
-
-def _csv(rows: list[dict[str, Any]]) -> str:
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, rows[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return stream.getvalue()

@@ -11,9 +11,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from leukocls.common.errors import DataFault, LeukoclsError, run_verb
+from leukocls.artifacts.record import RunState, read_record, run_directories, state_of
+from leukocls.common.errors import ITEMS_SKIPPED, DataFault, LeukoclsError, run_verb
 from leukocls.compare import ASIDE
-from leukocls.runs import ITEMS_SKIPPED, find, metrics_rows, read_record, status
+from leukocls.evaluation.history import read_history
 
 if TYPE_CHECKING:
     from leukocls.dashboard import Picture, Shown
@@ -154,7 +155,7 @@ def shown(directory: Path, record: dict[str, Any]) -> tuple[Shown, dict[str, Any
             for name, value in dashboard.curve(row).items()
             if name.split("_")[0] not in tests
         }
-        for row in metrics_rows(directory)
+        for row in read_history(directory)
     ]
 
     def picture() -> Picture | None:
@@ -230,7 +231,7 @@ def compared(runs: list[Path]) -> tuple[Shown, dict[str, Any]]:
     document = compare(runs, incomplete=True)
     curves: dict[str, list[dict[str, Any]]] = {}
     for directory in runs:
-        curves.setdefault(directory.resolve().parts[-2], []).extend(metrics_rows(directory))
+        curves.setdefault(directory.resolve().parts[-2], []).extend(read_history(directory))
     experiment = runs[0].resolve().parts[-3]
     config = described(runs[0], read_record(runs[0]))["config"]
     return comparison(experiment, document, curves), config
@@ -258,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _finished(roots: list[Path]) -> tuple[list[tuple[Path, dict[str, Any]]], list[str]]:
     """Finished runs at or below `roots`, and what is to be said of the others."""
     done, left_out = [], []
-    directories = list(dict.fromkeys(path for root in roots for path in find(root)))
+    directories = list(dict.fromkeys(path for root in roots for path in run_directories(root)))
     if not directories:
         raise LeukoclsError(f"{', '.join(map(str, roots))}: no run here; train one, or name others")
     for directory in directories:
@@ -267,10 +268,10 @@ def _finished(roots: list[Path]) -> tuple[list[tuple[Path, dict[str, Any]]], lis
         except LeukoclsError as error:
             left_out.append(str(error))
             continue
-        if status(record) == "done":
+        if state_of(record) == RunState.DONE:
             done.append((directory, record))
         else:
-            left_out.append(f"{directory}: {status(record)}, not done")
+            left_out.append(f"{directory}: {state_of(record)}, not done")
     return done, left_out
 
 

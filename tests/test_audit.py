@@ -12,10 +12,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from leukocls import audit, predictions
+from leukocls import audit
+from leukocls.artifacts import predictions
+from leukocls.artifacts.predictions import sigmoid
 from leukocls.common.errors import LeukoclsError
 from leukocls.data.published import subject_counts
-from leukocls.metrics import sigmoid
 
 # RECIPES: who is one person in C-NMC.
 SAME = [{"20", "21"}, {"51", "75", "78"}, {"H2", "H4", "H5", "H6"}, {"H3", "H10"}]
@@ -421,7 +422,7 @@ def run(tmp_path):
             "selection": {"rule": "best_weighted_f1", "set": chosen_on, "epoch": epochs[-1]},
             "threshold": 0.5, "data_digest": "0" * 64,
             "predictions_sha256": predictions.digest(frame),
-            "identity": {"sha256 of split": written},
+            "inputs": {"split": written},
         } | record  # fmt: skip
         (directory / "run.json").write_text(json.dumps(said))
         return directory

@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 from conftest import Outcome, only_run, record
 
-from leukocls import baseline, evaluate, predictions, runs
+from leukocls import baseline, evaluate, runs
+from leukocls.artifacts import predictions
 from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.data import features
 from leukocls.metrics import auroc
@@ -82,7 +83,7 @@ def test_run_directory_is_read_like_any_other(small_tree: Path, tmp_path: Path, 
     assert without_place(result) == run["metrics"]["prelim"]
     assert evaluate.text(result) in done.out
     assert evaluate.text(result) in (directory / "log.txt").read_text()
-    assert runs.summary(directory)["headline"]["set"] == "prelim"
+    assert runs.run_row(directory)["headline"]["set"] == "prelim"
 
 
 def test_coefficients_give_the_logits_again(small_tree: Path, tmp_path: Path, verb: Verb) -> None:

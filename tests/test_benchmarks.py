@@ -69,11 +69,11 @@ def test_transfer_trains_the_same_cells_from_both_weights(
     result = benchmark("transfer").measure(
         tmp_path, 1, ["trainer.max_epochs=1", "data.size=32", *tree]
     )
-    identities = {arm: record(only_run(tmp_path / arm))["identity"] for arm in ("lite0", "random")}
-    assert [identities[arm].pop("sha256 of weights") for arm in identities] == [lite0, None]
-    assert identities["lite0"] == identities["random"]
+    records = {arm: record(only_run(tmp_path / arm)) for arm in ("lite0", "random")}
+    assert [records[arm]["inputs"]["weights"] for arm in records] == [lite0, None]
+    assert records["lite0"]["identity"] == records["random"]["identity"]
     gain = result["gain"]["auroc"]
-    ours, theirs = (result["arms"][arm]["mean"]["auroc"] for arm in identities)
+    ours, theirs = (result["arms"][arm]["mean"]["auroc"] for arm in records)
     assert gain["by_seed"] == [gain["mean"]] == [ours - theirs]
     assert "SYNTHETIC" in benchmark("transfer").table(result)
 

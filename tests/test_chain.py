@@ -69,7 +69,7 @@ def test_each_link_starts_from_the_last_weights_of_the_one_before(chained) -> No
     runs = [directory(outputs, link) for link in [*LINKS[:3], None]]
     for before, after in pairwise(runs):
         last = before / "checkpoints" / "last.safetensors"
-        assert record(after)["identity"]["sha256 of weights"] == sha256_file(last)
+        assert record(after)["inputs"]["weights"] == sha256_file(last)
 
 
 def test_stage_iiis_first_weights_are_stage_iis_last(chained) -> None:
@@ -124,7 +124,7 @@ def test_link_ends_the_chain_early(small_tree: Path, tmp_path: Path, train: Trai
         "link=georgiev_2",
     ]
     # II starts anew if the chain says so.
-    assert [record(run.parent)["identity"]["sha256 of weights"] for run in runs] == [None, None]
+    assert [record(run.parent)["inputs"]["weights"] for run in runs] == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_a_chain_may_start_from_a_run_and_may_be_left(
     done = train(*words, "link=georgiev_1", f"continue_from='{first}'")
     assert done.code == 0, done.err
     digest = sha256_file(first / "checkpoints" / "last.safetensors")
-    assert record(only(tmp_path / "outputs"))["identity"]["sha256 of weights"] == digest
+    assert record(only(tmp_path / "outputs"))["inputs"]["weights"] == digest
     shutil.rmtree(tmp_path / "outputs")
     done = train(*words, "chain=null")
     assert done.code == 0, done.err

@@ -14,7 +14,8 @@ from conftest import Train, record, small
 from scipy import stats as oracle
 from sklearn import metrics as scores
 
-from leukocls import compare, metrics, predictions, published_results
+from leukocls import compare, metrics, published_results
+from leukocls.artifacts import predictions
 from leukocls.common.errors import DataFault, LeukoclsError
 
 SEEDS = range(4)

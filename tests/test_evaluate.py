@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 from sklearn import metrics as oracle
 
-from leukocls import evaluate, metrics, prediction_files, predictions
+from leukocls import evaluate, metrics, prediction_files
+from leukocls.artifacts import predictions
 from leukocls.common.errors import LeukoclsError
 
 SUBJECTS = ["51", "57", "H3", "H25"]

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from leukocls import predictions
+from leukocls.artifacts import predictions
 from leukocls.common.errors import LeukoclsError
 
 

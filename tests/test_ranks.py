@@ -19,7 +19,7 @@ from conftest import Train, only_run, record, small
 from sklearn import metrics as oracle
 from torch import distributed, nn
 
-from leukocls import predictions
+from leukocls.artifacts import predictions
 from leukocls.classifier import CellClassifier
 from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.data.augment import Augmentation

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from leukocls import audit, evaluate, metrics, predictions, recorder, runs, session
+from leukocls import audit, evaluate, metrics, recorder, runs, session
+from leukocls.artifacts import predictions
 from leukocls.common.errors import LeukoclsError
 from leukocls.data.index import build_index
 
@@ -549,7 +550,7 @@ def test_a_file_that_was_changed_since_is_another_configuration(go, tmp_path):
     run, _ = again()
     table[table["split"] != "prelim"].to_csv(path, index=False)
     before = (run / "run.json").read_bytes()
-    with pytest.raises(AssertionError, match=r"another configuration.*sha256 of split"):
+    with pytest.raises(AssertionError, match=r"another configuration.*inputs.split"):
         again()
     assert (run / "run.json").read_bytes() == before
     # Rows in another order are the same split.

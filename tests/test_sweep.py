@@ -14,8 +14,8 @@ import pytest
 from conftest import Train, copied, record, small
 from omegaconf import OmegaConf
 
+from leukocls.artifacts.run_dir import RunDir
 from leukocls.common.errors import LeukoclsError
-from leukocls.run import Run
 from leukocls.sweep import slots, visible_gpus
 
 # Misbehaves while its run is going on, by the run's seed, as long as FAULTS is set.
@@ -180,9 +180,9 @@ def test_force_replaces_what_was_there_before(
     assert all(new > old for new, old in zip(second, first, strict=True))
     # Whatever was started since the command was given stays: another sweep's, a job's put back.
     said = record(runs[0].parent)
-    run = Run(runs[0].parent, said["identity"])
-    assert run.earlier(force=True, since=said["started"]) == "done"
-    assert run.earlier(force=True, since="9999") == "nothing"
+    run = RunDir(runs[0].parent, OmegaConf.load(runs[0].parent / "config.yaml"), said["inputs"])
+    assert run.state(force=True, since=said["started"]) == "done"
+    assert run.state(force=True, since="9999") == "nothing"
     # Every job failing before it starts is not "done already" because an older run is there.
     failed = train(*words, "force=true", "data.cache=/dev/null/x", "-m")
     assert failed.code == 1

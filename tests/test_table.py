@@ -10,8 +10,9 @@ import pytest
 from conftest import only_run, record, small
 from PIL import Image
 
-from leukocls import pack, predictions
+from leukocls import pack
 from leukocls import verify as verb
+from leukocls.artifacts import predictions
 from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.data.index import COLUMNS, build_index, scan
 from leukocls.data.splits import Choice, make_split

@@ -15,7 +15,8 @@ import pytest
 from conftest import CANARY, Train, only_run, record, small
 from sklearn import metrics as oracle
 
-from leukocls import evaluate, predictions
+from leukocls import evaluate
+from leukocls.artifacts import predictions
 from leukocls.data.index import build_index
 from leukocls.train import quoted_path
 
@@ -432,11 +433,11 @@ def test_score_of_a_checkpoint_is_its_recipes(
 def test_secret_is_in_no_name_and_tokens_of_a_network_are_kept() -> None:
     from omegaconf import OmegaConf
 
-    from leukocls.run import arm_name, identity, redacted
+    from leukocls.artifacts.identity import arm_name, redacted, settings_of
 
     assert arm_name("proposal", [f"+my_api_key={CANARY}", "optim.lr=1"]) == "proposal,optim.lr=1"
     config = OmegaConf.create({"my_api_key": CANARY, "model": {"options": {"reg_tokens": 4}}})
-    assert identity(config, {}) == {"model.options.reg_tokens": 4}
+    assert settings_of(config) == {"model.options.reg_tokens": 4}
     assert CANARY not in redacted(config)
     assert "reg_tokens: 4" in redacted(config)
 

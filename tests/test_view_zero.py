@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import Train, record, small
 
-from leukocls import evaluate, predictions
+from leukocls import evaluate
+from leukocls.artifacts import predictions
 from leukocls.common.errors import LeukoclsError
 from leukocls.data.index import build_index
 from leukocls.data.published import subject_counts
@@ -194,5 +195,5 @@ def test_view_0_of_what_was_trained_again_is_not_called_done(
     (proposal / "run.json").write_text(json.dumps(changed))
     told = train(*words, "ablation=norot")
     assert told.code == 2
-    assert "sha256 of view 0" in told.err
+    assert "inputs.view_0" in told.err
     assert train(*words, "ablation=norot", "force=true").code == 0

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+ITEMS_SKIPPED = 3  # exit code: completed, with items skipped
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 

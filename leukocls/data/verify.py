@@ -369,7 +369,7 @@ def _two_classes(index: Index) -> list[Fault]:
 
 
 def summary(found: Examination) -> dict[str, Any]:
-    """Everything that was found, fit for JSON."""
+    """What was found, fit for JSON, without the data's marks."""
     index, table = found.index, found.index.table
     names, wanted = index.part_names(), index.expected()
     parts = {
@@ -384,11 +384,6 @@ def summary(found: Examination) -> dict[str, Any]:
     return {
         "root": str(index.source),
         "layout": index.layout,
-        "marks": [
-            mark
-            for mark, holds in (("SYNTHETIC", index.synthetic), ("PARTIAL", index.incomplete()))
-            if holds
-        ],
         "parts": parts,
         "faults": [{**fault._asdict(), "path": str(fault.path)} for fault in found.faults],
         "duplicates": [

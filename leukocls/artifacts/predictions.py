@@ -12,7 +12,6 @@ import pandas as pd
 
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.files import atomic_write
-from leukocls.metrics import sigmoid
 
 KEY = ["epoch", "split", "cell"]
 COLUMNS = {
@@ -24,6 +23,13 @@ COLUMNS = {
     "logit": "float32",
     "prob": "float64",
 }
+
+
+def sigmoid(logit: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Probability of ALL from its logit, in float64, without overflow."""
+    z = np.asarray(logit, dtype=np.float64)
+    small = np.exp(-np.abs(z))
+    return np.where(z >= 0, 1.0, small) / (1.0 + small)
 
 
 def view_columns(frame: pd.DataFrame) -> list[str]:

@@ -1,0 +1,1 @@
+"""The files that a run leaves, and how each is read and written. Nothing here imports torch."""

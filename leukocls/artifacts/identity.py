@@ -1,0 +1,101 @@
+"""Run identity: the settings and input digests that decide a result, and the name made of them."""
+
+import hashlib
+import json
+import re
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+# Keys that change where files lie, what is displayed or how fast a run goes, never its result.
+NEUTRAL = {
+    "outputs", "logger", "launcher", "jobs", "jobs_per_gpu", "time_limit", "plan", "force",
+    "resume", "checkpoint",
+    "data.root", "data.layout", "data.cache", "data.partial", "data.workers", "data.residence",
+    "save_every", "trainer.enable_progress_bar",
+}  # fmt: skip
+# Weights to start from: identified by their digest among the inputs, not by their path.
+BY_CONTENT = {"continue_from", "model.weights"}
+# Keys that are in the directory's path already.
+IN_PATH = {"ablation", "seed", "experiment", "score", "link"}
+SECRET = re.compile(r"(^|[._-])(api[_-]?key|token|secret|password|passwd)$", re.IGNORECASE)
+
+
+def arm_name(ablation: str, overrides: list[str]) -> str:
+    """Directory name of an arm: the ablation, then every override that changes the result.
+
+    Overrides take Hydra's `override_dirname` form. Two different lists never give one name: a hash
+    distinguishes names in which characters were replaced or cut.
+    """
+    kept = [o for o in overrides if not is_neutral(key_of(o))]
+    full = ",".join([ablation, *sorted(kept)])
+    safe = re.sub(r"[^A-Za-z0-9._=,+-]", "-", full)
+    if safe == full and len(safe) <= 80:
+        return safe
+    return f"{safe[:70]}-{hashlib.sha256(full.encode()).hexdigest()[:8]}"
+
+
+def key_of(override: str) -> str:
+    """The key that a Hydra override sets, adds or deletes."""
+    return override.split("=")[0].lstrip("+~")
+
+
+def is_neutral(key: str) -> bool:
+    """Whether a configuration key is left out of the arm's name. Secrets are."""
+    return (
+        key in IN_PATH
+        or SECRET.search(key) is not None
+        or any(key == k or key.startswith(f"{k}.") for k in NEUTRAL)
+    )
+
+
+def settings_of(config: DictConfig) -> dict[str, Any]:
+    """The configuration keys that decide a result, flat, by dotted key."""
+    flat: dict[str, Any] = {}
+
+    def walk(node: Any, prefix: str) -> None:
+        if isinstance(node, dict) and node:
+            for key, value in node.items():
+                walk(value, f"{prefix}.{key}" if prefix else str(key))
+        elif prefix in IN_PATH or not (is_neutral(prefix) or prefix in BY_CONTENT):
+            flat[prefix] = node
+
+    walk(OmegaConf.to_container(config, resolve=True), "")
+    return flat
+
+
+def config_hash(settings: dict[str, Any], inputs: dict[str, str | None]) -> str:
+    """sha256 of the sorted JSON of a run's settings and input digests."""
+    return hashlib.sha256(json.dumps([settings, inputs], sort_keys=True).encode()).hexdigest()
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Keys in which two records' identities differ, with both values, sorted.
+
+    Args:
+        before, now: records, or any dicts with `identity` (settings) and `inputs` (digests), which
+            appear as `inputs.<name>`.
+    """
+    a, b = (
+        {**one["identity"], **{f"inputs.{name}": sha for name, sha in one["inputs"].items()}}
+        for one in (before, now)
+    )
+    keys = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
+    return {key: (a.get(key), b.get(key)) for key in keys}
+
+
+def redacted(config: DictConfig) -> str:
+    """The resolved configuration as YAML, with the values of secret keys replaced by `***`."""
+    return OmegaConf.to_yaml(
+        OmegaConf.create(starred(OmegaConf.to_container(config, resolve=True)))
+    )
+
+
+def starred(node: Any) -> Any:
+    """A copy of nested dicts and lists with the values of secret keys replaced by `***`."""
+    if isinstance(node, dict):
+        return {
+            key: "***" if value and SECRET.search(str(key)) else starred(value)
+            for key, value in node.items()
+        }
+    return [starred(v) for v in node] if isinstance(node, list) else node

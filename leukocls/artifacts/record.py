@@ -1,0 +1,142 @@
+"""run.json: a run's record, its state, and where runs are found."""
+
+import json
+import os
+import socket
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from leukocls.artifacts.identity import config_hash
+from leukocls.common.errors import LeukoclsError
+from leukocls.common.files import atomic_write
+
+
+class RunState(StrEnum):
+    """Every state that a run is reported in; `run.json` itself holds the first four.
+
+    DEAD: it says `running`, and its process is gone from this host. MISSING: there is no record.
+    REFUSED: another configuration's run is in its directory. DAMAGED: its record does not read.
+    """
+
+    RUNNING = "running"
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+    DONE = "done"
+    DEAD = "dead"
+    MISSING = "missing"
+    REFUSED = "refused"
+    DAMAGED = "damaged"
+
+
+def now() -> str:
+    """The time as records hold it: UTC, ISO 8601, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def read_record(directory: Path) -> dict[str, Any]:
+    """The run.json of a run directory, in the present format whichever version wrote it.
+
+    Raises:
+        LeukoclsError: it is missing or damaged.
+    """
+    path = directory / "run.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise LeukoclsError(
+            f"{directory}: not a run directory (no run.json); name one, or a predictions file"
+        ) from None
+    except OSError as error:
+        raise LeukoclsError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise LeukoclsError(f"{path}: damaged ({error}); train this run again") from error
+    if not isinstance(record, dict):
+        raise LeukoclsError(f"{path}: damaged (no JSON object); train this run again")
+    return _upgraded(record)
+
+
+def write_record(directory: Path, record: dict[str, Any]) -> None:
+    """Replace run.json as a whole."""
+    atomic_write(directory / "run.json", json.dumps(record, indent=2))
+
+
+def _upgraded(record: dict[str, Any]) -> dict[str, Any]:
+    """The record of a version before 0.2, which kept digests among the settings, as ours."""
+    identity = record.get("identity")
+    if "inputs" in record or not isinstance(identity, dict):
+        return record
+    prefix = "sha256 of "
+    settings = {key: value for key, value in identity.items() if not key.startswith(prefix)}
+    inputs = {
+        key.removeprefix(prefix).replace("view 0", "view_0"): value
+        for key, value in identity.items()
+        if key.startswith(prefix)
+    }
+    hashed = {"config_hash": config_hash(settings, inputs)}
+    return record | {"identity": settings, "inputs": inputs} | hashed
+
+
+def run_directories(root: Path) -> list[Path]:
+    """Every directory at or below `root` that holds a run.json, sorted."""
+    return sorted(Path(here) for here, _, files in os.walk(root) if "run.json" in files)
+
+
+def state_of(record: dict[str, Any]) -> RunState:
+    """The run's state; DEAD if it says `running` and its process is gone from this host.
+
+    A run that another host is writing is taken at its word. A record without a known status is
+    DAMAGED.
+    """
+    try:
+        state = RunState(record.get("status", ""))
+    except ValueError:
+        return RunState.DAMAGED
+    here = record.get("host") == socket.gethostname()
+    if state == RunState.RUNNING and here and not _alive(record.get("pid")):
+        return RunState.DEAD
+    return state
+
+
+def _alive(pid: object) -> bool:
+    if not isinstance(pid, int) or pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
+
+
+def mark_ended(directory: Path, pid: int, state: RunState, error: str) -> None:
+    """Write `state` into the record of a run whose process `pid` died without doing so."""
+    try:
+        record = read_record(directory)
+    except LeukoclsError:  # it died before there was one
+        return
+    if record.get("status") == RunState.RUNNING and record.get("pid") == pid:
+        write_record(directory, record | {"status": state, "finished": now(), "error": error})
+
+
+def headline(record: dict[str, Any]) -> dict[str, Any] | None:
+    """The run's weighted F1 on its selection set: `heading`, `set`, `weighted_f1`; else None."""
+    chosen_on = _object(record, "selection").get("set")
+    value = _object(_object(record, "metrics"), str(chosen_on)).get("weighted_f1")
+    if value is None:
+        return None
+    return {"heading": "selection", "set": chosen_on, "weighted_f1": value}
+
+
+def headline_text(headline: dict[str, Any] | None) -> str:
+    """What `headline` gives, for a table; a dash for None."""
+    if not headline:
+        return "–"
+    return f"{headline['weighted_f1']:.4f} {headline['heading']} ({headline['set']})"
+
+
+def _object(record: dict[str, Any], key: str) -> dict[str, Any]:
+    value = record.get(key)
+    return value if isinstance(value, dict) else {}

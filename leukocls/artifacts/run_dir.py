@@ -1,0 +1,228 @@
+"""A run directory: its lock, its record and its log. The status `done` is written last."""
+
+import fcntl
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from omegaconf import DictConfig
+
+from leukocls.artifacts import predictions
+from leukocls.artifacts.environment import git_state, versions
+from leukocls.artifacts.identity import config_hash, differences, redacted, settings_of, starred
+from leukocls.artifacts.record import RunState, now, read_record, write_record
+from leukocls.common.errors import LeukoclsError
+from leukocls.common.files import atomic_write, sha256_file
+
+# The files whose digests a finished run records.
+STORED = {
+    "predictions_sha256": "predictions.parquet",
+    "weights_sha256": "checkpoints/best.safetensors",
+    "last_sha256": "checkpoints/last.safetensors",
+}
+
+
+class RunLocked(LeukoclsError):
+    """Another process is writing the run."""
+
+
+class RunDir:
+    """One run directory and its `run.json`.
+
+    Args:
+        directory: `outputs/<experiment>/<arm>/seed_<nnn>`.
+        config: the run's configuration.
+        inputs: sha256 of each thing that the run reads, by name; None where it reads none.
+    """
+
+    def __init__(self, directory: Path, config: DictConfig, inputs: dict[str, str | None]) -> None:
+        self.directory, self.config, self.inputs = directory, config, inputs
+        self.settings = settings_of(config)
+        self.hash = config_hash(self.settings, inputs)
+        experiment, arm, seed = directory.parts[-3:]
+        number = int(seed.removeprefix("seed_"))
+        self.id = f"{experiment}-{arm}-s{number}-{self.hash[:8]}"
+        self.record: dict[str, Any] = {}
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory against every other process.
+
+        Raises:
+            RunLocked: another process holds it.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with open(self.directory / ".lock", "w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunLocked(
+                    f"{self.directory}: another process is writing this run. Wait for it, or"
+                    " choose another seed."
+                ) from error
+            yield
+
+    def differences(self, record: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Settings and inputs in which `record` differs from this run: key to both values."""
+        return differences(record, {"identity": self.settings, "inputs": self.inputs})
+
+    def state(self, force: bool, since: str = "") -> RunState:
+        """What the directory holds: MISSING (start), DONE (complete) or INTERRUPTED (resumable).
+
+        Args:
+            force: ignore runs that were started before `since` (UTC, ISO 8601), or any without it.
+
+        Raises:
+            LeukoclsError: the directory belongs to another configuration or its files were
+                changed, and `force` is false.
+        """
+        path = self.directory / "run.json"
+        if not path.is_file() or (force and not since):
+            return RunState.MISSING
+        try:
+            record = read_record(self.directory)
+            status, started = record["status"], record["started"]
+            differ = self.differences(record)
+        except (LeukoclsError, KeyError, TypeError) as error:
+            raise LeukoclsError(
+                f"{path}: does not read ({error}); force=true (--force) starts the run again."
+            ) from error
+        if force and started < since:
+            return RunState.MISSING
+        # A run that failed before it wrote anything holds nothing to keep.
+        if status == RunState.FAILED and not (self.directory / "predictions.parquet").is_file():
+            return RunState.MISSING
+        if differ:
+            keys = [f"{key} ({before} → {now})" for key, (before, now) in differ.items()]
+            raise LeukoclsError(
+                f"{self.directory}: holds a run of another configuration; these differ:"
+                f" {', '.join(keys)}. Choose another experiment or outputs=, or force=true"
+                " (--force) to replace it."
+            )
+        self.id = record["id"]  # a resumed run keeps its name, whichever version gave it
+        if status != RunState.DONE:
+            return RunState.INTERRUPTED
+        for key, name in STORED.items():
+            if record.get(key) is not None and self._sha256(name) != record[key]:
+                raise LeukoclsError(
+                    f"{self.directory / name}: changed since the run ended ({key} differs);"
+                    " restore it, or force=true (--force) to run again."
+                )
+        self.record = record
+        return RunState.DONE
+
+    def start(self, **facts: Any) -> None:
+        """Empty the directory; write the configuration and a record with status `running`."""
+        for name in ("run.json", "predictions.parquet", "metrics.csv", "log.txt"):
+            (self.directory / name).unlink(missing_ok=True)
+        for name in ("checkpoints", "wandb"):
+            shutil.rmtree(self.directory / name, ignore_errors=True)
+        atomic_write(self.directory / "config.yaml", redacted(self.config))
+        self.resume(**facts)
+
+    def resume(self, **facts: Any) -> None:
+        """Write a record with status `running`; every other file stays."""
+        self.record = {
+            "id": self.id,
+            "status": RunState.RUNNING,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "started": now(),
+            "finished": None,
+            "error": None,
+            "config_hash": self.hash,
+            "identity": starred(self.settings),
+            "inputs": self.inputs,
+            "git": git_state(),
+            "versions": versions(),
+            **facts,
+        }
+        write_record(self.directory, self.record)
+
+    def end(self, state: RunState, error: str | None = None, **facts: Any) -> None:
+        """Write the last record, with status `done`, `failed` or `interrupted`."""
+        self.record |= {"status": state, "finished": now(), "error": error, **facts}
+        write_record(self.directory, self.record)
+
+    def stored_hashes(self) -> dict[str, str]:
+        """sha256 of the predictions' values and of the weights files."""
+        return {key: self._sha256(name) for key, name in STORED.items()}
+
+    def _sha256(self, name: str) -> str:
+        path = self.directory / name
+        if not path.is_file():
+            return "missing"
+        if path.suffix == ".parquet":
+            return predictions.digest(predictions.read(path))
+        return sha256_file(path)
+
+
+def is_locked(directory: Path) -> bool:
+    """Whether a process is writing the run in `directory`, on whatever host."""
+    try:
+        with open(directory / ".lock") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def run_weights(run: str, key: str = "checkpoint", which: str = "best") -> Path:
+    """The weights file that `key=run` names: `which` of a run directory, or one file of a run.
+
+    Raises:
+        LeukoclsError: it is neither, its run is not done, or the file was changed.
+    """
+    path = Path(run)
+    weights = path / "checkpoints" / f"{which}.safetensors" if path.is_dir() else path
+    if not weights.is_file() or not (weights.parent.parent / "run.json").is_file():
+        raise LeukoclsError(
+            f"{key}={run}: neither a run directory nor a .safetensors file in one's"
+            " checkpoints/. For other weights use model.weights=FILE."
+        )
+    record = read_record(weights.parent.parent)
+    if record.get("status") != RunState.DONE:
+        raise LeukoclsError(f"{key}={run}: its run is {record.get('status')}, not done; finish it.")
+    hashes = {"best": "weights_sha256", "last": "last_sha256"}
+    recorded = hashes.get(weights.stem)
+    if recorded and sha256_file(weights) != record.get(recorded):
+        raise LeukoclsError(
+            f"{weights}: changed since the run ended ({recorded} differs); restore it."
+        )
+    return weights
+
+
+class _Tee:
+    """A text stream that also writes a log, without what a progress bar draws."""
+
+    def __init__(self, stream: TextIO, log: TextIO) -> None:
+        self.stream, self.log = stream, log
+
+    def write(self, text: str) -> int:
+        if "\r" not in text and "\x1b" not in text:
+            self.log.write(text)
+            self.log.flush()
+        return self.stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+@contextmanager
+def logged_to(path: Path) -> Iterator[None]:
+    """Append everything that is printed to the file `path` as well."""
+    stdout, stderr = sys.stdout, sys.stderr
+    with open(path, "a", encoding="utf-8") as log:
+        log.write(f"# {now()}\n")
+        sys.stdout, sys.stderr = _Tee(stdout, log), _Tee(stderr, log)
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = stdout, stderr

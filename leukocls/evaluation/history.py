@@ -1,0 +1,46 @@
+"""metrics.csv: one row for each epoch, epoch 0 before training. One writer and one reader."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from leukocls.common.files import atomic_write
+from leukocls.metrics import COUNTS, RECORDED
+
+Row = dict[str, Any]
+
+
+def split_columns(split: str, values: dict[str, Any]) -> Row:
+    """The columns of one split, prefixed with its name.
+
+    Args:
+        values: `loss`, counts and rates by name, and `iou` and `auroc` where they are known; a
+            missing value leaves its column empty, a missing `iou` or `auroc` leaves it out.
+    """
+    row = {f"{split}_{name}": values.get(name) for name in ("loss", *COUNTS, *RECORDED)}
+    optional = {f"{split}_{name}": values[name] for name in ("iou", "auroc") if name in values}
+    return row | optional
+
+
+def read_history(directory: Path) -> list[Row]:
+    """The rows of a run's metrics.csv; None where a field is empty."""
+    with open(directory / "metrics.csv", newline="", encoding="utf-8") as stream:
+        return [{k: _number(v) for k, v in row.items()} for row in csv.DictReader(stream)]
+
+
+def write_history(directory: Path, rows: list[Row]) -> None:
+    """Write metrics.csv whole; learning rates come first, beside the training loss."""
+    columns = dict.fromkeys(name for row in rows for name in row)
+    rates = [name for name in columns if name.startswith("lr_")]
+    lead = ["epoch", "train_loss", *rates, "grad_norm", "images_per_s"]
+    names = [*lead, *(name for name in columns if name not in lead)]
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    atomic_write(directory / "metrics.csv", stream.getvalue())
+
+
+def _number(text: str) -> int | float | None:
+    return None if text == "" else int(text) if text.lstrip("-").isdigit() else float(text)
