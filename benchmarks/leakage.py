@@ -43,7 +43,7 @@ from leukocls.artifacts.environment import versions
 from leukocls.common.files import atomic_write
 from leukocls.common.tables import aligned
 from leukocls.data.features import colour, handcrafted
-from leukocls.metrics import auroc
+from leukocls.evaluation.metrics import auroc
 from leukocls.synthetic.render import Cell, render
 from leukocls.synthetic.tree import GENERATOR_VERSION, SyntheticSpec, draw_cells
 

@@ -149,7 +149,7 @@ def execute(run: RunDir, index: Index, split: Split, arguments: argparse.Namespa
     from leukocls.artifacts import predictions
     from leukocls.common.files import atomic_write
     from leukocls.data.splits import as_csv
-    from leukocls.metrics import by_split
+    from leukocls.evaluation.metrics import by_split
 
     started = time.perf_counter()
     digest = run.record["data_digest"]
@@ -175,14 +175,18 @@ def execute(run: RunDir, index: Index, split: Split, arguments: argparse.Namespa
 
 def show(run: RunDir, as_json: bool) -> None:
     """What `evaluate` says of every scored split, and where the run is."""
-    from leukocls import evaluate
+    from leukocls.evaluation import scoring
+    from leukocls.reporting import tables
 
-    results = [evaluate.result(part) for part in evaluate.parts(run.directory, evaluate.Choice())]
+    results = [
+        scoring.metrics_of(part)
+        for part in scoring.scored_parts(run.directory, scoring.ScoringOptions())
+    ]
     if as_json:
         document = {"run": str(run.directory), "id": run.id, "results": results}
         print(json.dumps(document, indent=2, allow_nan=False))
     else:
-        print("\n\n".join(evaluate.text(one) for one in results))
+        print("\n\n".join(tables.result_text(one) for one in results))
         print(f"\n{run.directory}")
 
 
@@ -213,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from leukocls.artifacts.identity import arm_name
     from leukocls.artifacts.run_dir import RunDir, logged_to
     from leukocls.data.features import VERSION
-    from leukocls.data.splits import Choice, as_csv, make_split
+    from leukocls.data.splits import SplitOptions, as_csv, make_split
     from leukocls.data.store import data_digest
     from leukocls.data.verify import checked_index
 
@@ -222,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     index = index.only(("train", "prelim"))
     options = {name: getattr(arguments, name) for name in SPLIT_OPTIONS}
     scheme, *choice = options.values()
-    split = make_split(index, scheme, Choice(*choice))
+    split = make_split(index, scheme, SplitOptions(*choice))
     chosen = [f"{name}={value}" for name, value in options.items() if value != SPLIT_OPTIONS[name]]
     directory = arguments.outputs / EXPERIMENT / arm_name(arguments.features, chosen) / "seed_000"
     recipe = {

@@ -13,8 +13,8 @@ from torchmetrics.classification import BinaryStatScores
 
 from leukocls.common.errors import LeukoclsError
 from leukocls.data.augment import view_weights, views
+from leukocls.evaluation.metrics import rates
 from leukocls.losses import CellLoss
-from leukocls.metrics import rates
 from leukocls.models.region import iou
 from leukocls.optim import configure
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from leukocls import evaluate
-from leukocls.metrics import cell_metrics, decide
+from leukocls.evaluation import scoring
+from leukocls.evaluation.metrics import cell_metrics, decide
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,7 +97,7 @@ def summary(record: dict[str, Any]) -> dict[str, Any]:
         SHA256: record[SHA256],
     }
     for split, measured in record["metrics"].items():
-        values[f"selected/{split}/heading"] = evaluate.heading(record, split, as_selected=True)
+        values[f"selected/{split}/heading"] = scoring.heading(record, split, as_selected=True)
         subject = {f"subject_{name}": value for name, value in measured["subject"].items()}
         for name, value in (measured | subject).items():
             if isinstance(value, int | float):
@@ -129,7 +129,7 @@ def figures(
         known = cells[cells["label"] >= 0]
         if known.empty:
             continue
-        heading = evaluate.heading(record, split, as_selected=True)
+        heading = scoring.heading(record, split, as_selected=True)
         title = " ".join([f"{split} ({heading}), epoch {epoch}", *record["marks"]])
         called = decide(logit=known["logit"].to_numpy(), threshold=threshold)
         logged[f"{split}/confusion"] = wandb.plot.confusion_matrix(
@@ -175,7 +175,7 @@ def comparison(
     """The W&B run of a comparison; other runs compared make another one.
 
     Args:
-        document: `leukocls.compare.compare`'s.
+        document: `leukocls.evaluation.comparison.compare`'s.
         curves: rows of metrics.csv by arm, of all its runs.
     """
     sources = json.dumps(document["sources"], sort_keys=True)

@@ -21,8 +21,8 @@ from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.common.files import atomic_write
 from leukocls.data.index import Index
 from leukocls.evaluation.history import read_history, split_columns, write_history
-from leukocls.metrics import auroc, best_threshold, by_split
-from leukocls.selection import RULES, best_weighted_f1
+from leukocls.evaluation.metrics import auroc, best_threshold, by_split
+from leukocls.evaluation.selection import RULES, best_weighted_f1
 
 
 class Recorder(pl.Callback):

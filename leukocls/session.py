@@ -19,7 +19,6 @@ from pytorch_lightning.callbacks import EMAWeightAveraging, TQDMProgressBar, Wei
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import nn
 
-from leukocls import evaluate
 from leukocls.artifacts.lineage import as_metadata, lineage_of, read_lineage, seen, with_recipe_of
 from leukocls.artifacts.marks import data_marks, run_marks
 from leukocls.artifacts.record import RunState, read_record
@@ -32,22 +31,18 @@ from leukocls.data.augment import view_weights
 from leukocls.data.datamodule import CellDataModule
 from leukocls.data.feature_cache import cached_features
 from leukocls.data.index import TABLE, Index
-from leukocls.data.splits import (
-    Choice,
-    Split,
-    as_csv,
-    make_split,
-    part_rows,
-)
+from leukocls.data.splits import Split, SplitOptions, as_csv, make_split, part_rows
 from leukocls.data.store import boxes, data_digest, open_store
 from leukocls.data.verify import checked_index
+from leukocls.evaluation import scoring
+from leukocls.evaluation.selection import BEST_THRESHOLD
 from leukocls.losses import CellLoss
 from leukocls.models.frozen import FrozenFeatures
 from leukocls.models.weights import load_weights, weights_file
 from leukocls.optim import parameter_groups
 from leukocls.ranks import Place, first_alone, together
 from leukocls.recorder import Recorder
-from leukocls.selection import BEST_THRESHOLD
+from leukocls.reporting import tables
 from leukocls.synthetic.tree import SyntheticSpec, write_tree
 from leukocls.tracking import tracking
 from leukocls.view_zero import VIEW_0, source_of
@@ -150,7 +145,7 @@ class Session:
         if part is not None:
             # Scored cells choose nothing: the epoch was chosen where the checkpoint was trained.
             return Split(config.split_scheme, {part: part_rows(self.index, part)}, part)
-        choice = Choice(
+        choice = SplitOptions(
             config.fold,
             config.folds,
             config.split_seed,
@@ -453,9 +448,9 @@ class Session:
 
     def print_result(self, run: RunDir) -> None:
         """The metrics of the selected epoch, as `evaluate` gives them, and where they are."""
-        choice = evaluate.Choice()
-        for part in evaluate.parts(run.directory, choice):
-            print("\n" + evaluate.text(evaluate.result(part)))
+        choice = scoring.ScoringOptions()
+        for part in scoring.scored_parts(run.directory, choice):
+            print("\n" + tables.result_text(scoring.metrics_of(part)))
         print(f"\n{run.directory}")
 
 

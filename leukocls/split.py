@@ -63,13 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write a split. Raises LeukoclsError or DataFault as training would."""
     arguments = _parser().parse_args(argv)
     from leukocls.artifacts.marks import banner, data_marks, run_marks
-    from leukocls.data.splits import Choice, as_csv, make_split
+    from leukocls.data.splits import SplitOptions, as_csv, make_split
     from leukocls.data.verify import checked_index
 
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     index = checked_index(arguments.root, partial=arguments.partial, cache=arguments.cache)
     index = index.only(("train", "prelim"))
-    choice = Choice(
+    choice = SplitOptions(
         arguments.fold,
         arguments.folds,
         arguments.split_seed,

@@ -10,15 +10,15 @@ from typing import Any
 import pandas as pd
 import torch
 
-from leukocls import evaluate
 from leukocls.artifacts.predictions import sigmoid, view_columns, write
 from leukocls.artifacts.record import RunState, read_record
 from leukocls.artifacts.run_dir import RunDir
 from leukocls.common.errors import LeukoclsError
+from leukocls.evaluation import scoring
 from leukocls.evaluation.history import Row, read_history, split_columns, write_history
+from leukocls.evaluation.metrics import auroc, best_threshold, by_split, confusion, decide, rates
+from leukocls.evaluation.selection import BEST_THRESHOLD, RULES
 from leukocls.losses import CellLoss
-from leukocls.metrics import auroc, best_threshold, by_split, confusion, decide, rates
-from leukocls.selection import BEST_THRESHOLD, RULES
 
 # What may differ between the runs: everything else is the same training.
 VIEW_0 = "view_0"  # the input of that name: the predictions that it is taken from
@@ -37,7 +37,7 @@ def source_of(directory: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     status = read_record(directory).get("status")
     if status != "done":
         raise LeukoclsError(f"{directory}: its run is {status}, not done; {advice}.")
-    return evaluate.load(directory)
+    return scoring.load_predictions(directory)
 
 
 def derive(run: RunDir, directory: Path, rule: str, threshold: float | str) -> None:

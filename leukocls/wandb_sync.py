@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from leukocls.artifacts.record import RunState, read_record, run_directories, state_of
 from leukocls.common.errors import ITEMS_SKIPPED, DataFault, LeukoclsError, run_verb
-from leukocls.compare import ASIDE
+from leukocls.evaluation.comparison import ASIDE
 from leukocls.evaluation.history import read_history
 
 if TYPE_CHECKING:
@@ -142,9 +142,10 @@ def shown(directory: Path, record: dict[str, Any]) -> tuple[Shown, dict[str, Any
     Raises:
         LeukoclsError: its predictions are not those that it wrote.
     """
-    from leukocls import dashboard, evaluate
+    from leukocls import dashboard
+    from leukocls.evaluation import scoring
 
-    frame, _ = evaluate.load(directory)
+    frame, _ = scoring.load_predictions(directory)
     init = dashboard.described(directory, record)
     # A test is scored once, by the selected epoch: that is no curve.
     epochs = frame.groupby("split")["epoch"].nunique()
@@ -225,8 +226,8 @@ def compared(runs: list[Path]) -> tuple[Shown, dict[str, Any]]:
     Raises:
         LeukoclsError: they cannot be compared.
     """
-    from leukocls.compare import compare
     from leukocls.dashboard import comparison, described
+    from leukocls.evaluation.comparison import compare
 
     document = compare(runs, incomplete=True)
     curves: dict[str, list[dict[str, Any]]] = {}

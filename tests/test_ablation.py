@@ -13,7 +13,8 @@ from conftest import ROOT, copied
 from scipy import stats
 from sklearn.metrics import f1_score, recall_score
 
-from leukocls import compare
+from leukocls.evaluation import comparison
+from leukocls.reporting import tables
 
 VENV = Path(sys.prefix)
 ARMS = ["proposal", "norot", "nospeclr_1e-3", "nospeclr_1e-4", "nospeclr_1e-5"]
@@ -63,8 +64,8 @@ def test_it_ends_in_a_comparison_of_what_is_stored(compared) -> None:
     assert "15 of 15 runs done" in printed
     assert "SELECTION" in printed
     assert "SYNTHETIC" in printed
-    document = compare.compare([outputs / arm for arm in ARMS], seeds=range(SEEDS))
-    assert compare.text(document) in printed
+    document = comparison.compare([outputs / arm for arm in ARMS], seeds=range(SEEDS))
+    assert tables.comparison_text(document) in printed
     measures = {
         "weighted_f1": lambda y, z: f1_score(y, z, average="weighted"),
         "sensitivity": recall_score,

@@ -17,6 +17,7 @@ from leukocls.artifacts import predictions
 from leukocls.artifacts.predictions import sigmoid
 from leukocls.common.errors import LeukoclsError
 from leukocls.data.published import subject_counts
+from leukocls.evaluation.audit import audit as audited
 
 # RECIPES: who is one person in C-NMC.
 SAME = [{"20", "21"}, {"51", "75", "78"}, {"H2", "H4", "H5", "H6"}, {"H3", "H10"}]
@@ -118,7 +119,7 @@ def test_cells_of_trained_subjects_are_found_and_no_others(seed):
     split.loc[rng.random(25) < rng.choice([0, 0.1]), "split"] = "val"
     split = pd.concat([split, table(train={"77": 1}, val={"88": 1})], ignore_index=True)
     predicted = scores(split, "val").assign(subject="", label=-1)
-    found = audit.audit(predicted, split, {}, None)
+    found = audited(predicted, split, {}, None)
     person = pd.Series(persons(split["cell"]))
     trained = set(person[split["split"] == "train"])
     shared = split["cell"][(split["split"] == "val") & person.isin(trained)].to_list()

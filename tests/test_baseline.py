@@ -13,11 +13,13 @@ import pandas as pd
 import pytest
 from conftest import Outcome, only_run, record
 
-from leukocls import baseline, evaluate, runs
+from leukocls import baseline, runs
 from leukocls.artifacts import predictions
 from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.data import features
-from leukocls.metrics import auroc
+from leukocls.evaluation import metrics, scoring
+from leukocls.evaluation.metrics import auroc
+from leukocls.reporting import tables
 from leukocls.synthetic.tree import SyntheticSpec, write_tree
 
 Verb = Callable[..., Outcome]
@@ -50,8 +52,8 @@ def without_place(result: dict[str, Any]) -> dict[str, Any]:
 
 
 METRICS = {
-    *("n", "n_subjects", "prevalence", *evaluate.metrics.COUNTS),
-    *(*evaluate.metrics.RATES, *evaluate.metrics.GRADED),
+    *("n", "n_subjects", "prevalence", *metrics.COUNTS),
+    *(*metrics.RATES, *metrics.GRADED),
 }
 
 
@@ -78,11 +80,11 @@ def test_run_directory_is_read_like_any_other(small_tree: Path, tmp_path: Path, 
     assert predictions.digest(frame) == run["predictions_sha256"]
     assert set(frame["split"]) == {"prelim"}
     assert (frame["view_0"] == frame["logit"]).all()
-    (part,) = evaluate.parts(directory, evaluate.Choice())
-    result = evaluate.result(part)
+    (part,) = scoring.scored_parts(directory, scoring.ScoringOptions())
+    result = scoring.metrics_of(part)
     assert without_place(result) == run["metrics"]["prelim"]
-    assert evaluate.text(result) in done.out
-    assert evaluate.text(result) in (directory / "log.txt").read_text()
+    assert tables.result_text(result) in done.out
+    assert tables.result_text(result) in (directory / "log.txt").read_text()
     assert runs.run_row(directory)["headline"]["set"] == "prelim"
 
 
@@ -146,7 +148,7 @@ def test_every_scheme_scores_all_but_train(
     assert run["marks"] == ["SYNTHETIC", *marks]
     names = [name.replace("test", "prelim") for name in scored.split()]
     assert sorted(run["metrics"]) == sorted(names)
-    found = evaluate.parts(directory, evaluate.Choice())
+    found = scoring.scored_parts(directory, scoring.ScoringOptions())
     headings = {part.origin["split"]: part.origin["heading"] for part in found}
     assert headings == {"val": "selection"} | ({"prelim": "test"} if len(names) > 1 else {})
 

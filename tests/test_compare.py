@@ -14,14 +14,16 @@ from conftest import Train, record, small
 from scipy import stats as oracle
 from sklearn import metrics as scores
 
-from leukocls import compare, metrics, published_results
+from leukocls import compare
 from leukocls.artifacts import predictions
 from leukocls.common.errors import DataFault, LeukoclsError
+from leukocls.evaluation import comparison, metrics, published_results
+from leukocls.reporting import tables
 
 SEEDS = range(4)
 CELLS = 60
 KEYS = {
-    "arms": {"name", "n", "planned", "seeds", *compare.METRICS},
+    "arms": {"name", "n", "planned", "seeds", *comparison.METRICS},
     "tests": {
         *("a", "b", "metric", "test", "alternative", "statistic", "p", "p_holm", "effect"),
         *("effect_name", "family"),
@@ -152,7 +154,7 @@ def values_of(root, arm, split="prelim", which="weighted_f1"):
 
 @pytest.mark.parametrize("metric", ["weighted_f1", "accuracy", "specificity", "auroc"])
 def test_reductions_over_seeds_are_recomputed(sweep, metric):
-    document = compare.compare([sweep])
+    document = comparison.compare([sweep])
     for name in ("proposal", "norot", "nospeclr_1e-4"):
         arm, known = arm_of(document, name), values_of(sweep, name, which=metric)
         found = arm[metric]
@@ -188,13 +190,13 @@ def test_json_has_the_keys_of_interfaces(sweep, capsys):
 
 
 def test_the_papers_numbers_stand_beside_the_arms_they_belong_to(sweep, tmp_path):
-    document = compare.compare([sweep])
+    document = comparison.compare([sweep])
     printed = arm_of(document, "proposal")["accuracy"]["paper"]
     assert printed == {"min": 0.8640, "mean": 0.8796, "sd": 0.0090, "max": 0.8988}
     assert arm_of(document, "norot")["weighted_f1"]["paper"] == {"mean": 0.8692, "sd": 0.0081}
     assert arm_of(document, "norot")["accuracy"]["paper"] is None
     assert arm_of(document, "proposal,optim.lr=1")["weighted_f1"]["paper"] is None
-    shown = compare.text(document)
+    shown = tables.comparison_text(document)
     row = next(line for line in shown.split("\n") if line.startswith("  specificity"))
     assert re.search(r" 75\.31 +80\.36 ± 2\.39 +84\.72$", row)
     assert "paper's mean ± SD" in shown
@@ -203,7 +205,7 @@ def test_the_papers_numbers_stand_beside_the_arms_they_belong_to(sweep, tmp_path
     values = values_of(sweep, "proposal")
     assert ", ".join(f"{s}:{100 * v:.2f}" for s, v in enumerate(values)) in shown
     shutil.move(sweep, tmp_path / "demo")
-    shown = compare.text(compare.compare([tmp_path / "demo"]))
+    shown = tables.comparison_text(comparison.compare([tmp_path / "demo"]))
     assert "paper" not in shown.casefold()
 
 
@@ -220,9 +222,9 @@ def test_the_papers_table_is_that_of_the_paper():
 
 
 def test_selection_is_never_headed_test(sweep):
-    document = compare.compare([sweep])
+    document = comparison.compare([sweep])
     assert (document["selection_set"], document["test_set"]) == ("prelim", None)
-    shown = compare.text(document)
+    shown = tables.comparison_text(document)
     assert shown.startswith("SELECTION   on prelim")
     assert "\n*** SYNTHETIC ***\n" in shown
     assert "TEST" not in shown
@@ -230,9 +232,9 @@ def test_selection_is_never_headed_test(sweep):
 
 
 def test_a_test_set_is_the_table_and_the_chosen_seed_is_shown_on_it(honest):
-    document = compare.compare([honest])
+    document = comparison.compare([honest])
     assert (document["selection_set"], document["test_set"]) == ("val", "prelim")
-    shown = compare.text(document)
+    shown = tables.comparison_text(document)
     assert shown.startswith("TEST   on prelim; selection set: val\n")
     on_val, on_test = (values_of(honest, "proposal", split) for split in ("val", "prelim"))
     arm = arm_of(document, "proposal")
@@ -249,12 +251,12 @@ def test_a_test_set_is_the_table_and_the_chosen_seed_is_shown_on_it(honest):
 def test_leaky_runs_have_no_test(honest):
     for run in honest.rglob("run.json"):
         edit(run.parent, marks=["LEAKY"])
-    document = compare.compare([honest])
+    document = comparison.compare([honest])
     assert (document["test_set"], document["marks"]) == (None, ["LEAKY"])
     assert arm_of(document, "proposal")["weighted_f1"]["values"] == pytest.approx(
         values_of(honest, "proposal", "val")
     )
-    assert compare.text(document).startswith("SELECTION   on val")
+    assert tables.comparison_text(document).startswith("SELECTION   on val")
 
 
 def test_a_run_without_selection_or_test_is_refused(sweep):
@@ -267,16 +269,16 @@ def test_a_run_without_selection_or_test_is_refused(sweep):
 
 def test_marks_are_those_of_any_run(sweep):
     edit(sweep / "norot" / "seed_001", marks=["SYNTHETIC", "LIMITED"])
-    document = compare.compare([sweep])
+    document = comparison.compare([sweep])
     assert document["marks"] == ["SYNTHETIC", "LIMITED"]
-    assert "*** SYNTHETIC LIMITED ***" in compare.text(document)
+    assert "*** SYNTHETIC LIMITED ***" in tables.comparison_text(document)
 
 
 # --- tests
 
 
 def test_arms_that_share_runs_are_paired_and_others_are_not(sweep):
-    document = compare.compare([sweep])
+    document = comparison.compare([sweep])
     assert document["reference"] == "proposal"
     assert document["arms"][0]["name"] == "proposal"
     a = {name: values_of(sweep, "proposal", which=name) for name in ("weighted_f1", "auroc")}
@@ -298,9 +300,9 @@ def test_arms_that_share_runs_are_paired_and_others_are_not(sweep):
             assert row["hodges_lehmann"] is None
         assert (row["statistic"], row["p"]) == pytest.approx((known.statistic, known.pvalue))
         assert (row["a"], row["alternative"]) == ("proposal", "greater")
-    assert compare.NOISE in compare.text(document)
+    assert tables.NOISE in tables.comparison_text(document)
     # View 0 of one proposal shares nothing with another.
-    others = compare.compare([sweep / "norot", sweep / "proposal,optim.lr=1"])
+    others = comparison.compare([sweep / "norot", sweep / "proposal,optim.lr=1"])
     assert {row["test"] for row in others["tests"]} == {"Mann-Whitney U"}
 
 
@@ -310,7 +312,7 @@ def test_the_same_training_is_shared_however_it_came_about(sweep):
         where = sweep / "proposal,optim.lr=1" / f"seed_{seed:03d}"
         selection = {"rule": "last", "set": "prelim", "epoch": 0}
         write_run(where, selected_on_prelim(seed, 1.0), selection=selection)
-    tests = compare.compare([sweep])["tests"]
+    tests = comparison.compare([sweep])["tests"]
     by_arm = {row["b"]: row["test"] for row in tests}
     assert by_arm == {
         "norot": "Wilcoxon signed-rank",
@@ -320,8 +322,8 @@ def test_the_same_training_is_shared_however_it_came_about(sweep):
 
 
 def test_holm_is_over_weighted_f1_alone(sweep):
-    tests = compare.compare([sweep])["tests"]
-    assert len(tests) == 3 * len(compare.METRICS)
+    tests = comparison.compare([sweep])["tests"]
+    assert len(tests) == 3 * len(comparison.METRICS)
     family = sorted((r for r in tests if r["family"] == "weighted_f1"), key=lambda r: r["p"])
     assert [r["metric"] for r in family] == ["weighted_f1"] * 3
     p = [r["p"] for r in family]
@@ -332,15 +334,15 @@ def test_holm_is_over_weighted_f1_alone(sweep):
 
 
 def test_the_reference_can_be_named(sweep):
-    document = compare.compare([sweep], against="norot")
+    document = comparison.compare([sweep], against="norot")
     assert document["reference"] == document["arms"][0]["name"] == "norot"
     assert {row["a"] for row in document["tests"]} == {"norot"}
-    assert "Reference arm: norot" in compare.text(document)
+    assert "Reference arm: norot" in tables.comparison_text(document)
     assert "no such arm; choose one of " in refused(sweep, "--against", "rotnot")
     without = [sweep / "proposal,optim.lr=1", sweep / "norot"]
-    assert compare.compare(without)["reference"] == "proposal,optim.lr=1"
+    assert comparison.compare(without)["reference"] == "proposal,optim.lr=1"
     without = [sweep / "nospeclr_1e-4", sweep / "norot"]
-    assert compare.compare(without)["reference"] == "nospeclr_1e-4"
+    assert comparison.compare(without)["reference"] == "nospeclr_1e-4"
 
 
 def test_what_is_undefined_is_null_with_a_reason(sweep, capsys):
@@ -358,17 +360,17 @@ def test_what_is_undefined_is_null_with_a_reason(sweep, capsys):
     row = next(row for row in document["tests"] if row["metric"] == "auroc")
     assert (row["p"], row["reason"]) == (None, "needs cells of both classes")
     assert row["n"] == 4
-    assert "needs cells of both classes" in compare.text(document)
+    assert "needs cells of both classes" in tables.comparison_text(document)
 
 
 def test_equal_arms_have_no_p_value(sweep):
     shutil.copytree(sweep / "proposal", sweep / "copy")
     for seed in SEEDS:
         edit(sweep / "copy" / f"seed_{seed:03d}", id=f"copy-{seed}")
-    document = compare.compare([sweep / "proposal", sweep / "copy"])
+    document = comparison.compare([sweep / "proposal", sweep / "copy"])
     for row in document["tests"]:
         assert (row["p"], row["reason"]) == (None, "all differences are zero")
-    assert "all differences are zero" in compare.text(document)
+    assert "all differences are zero" in tables.comparison_text(document)
 
 
 # --- which runs
@@ -377,11 +379,11 @@ def test_equal_arms_have_no_p_value(sweep):
 def test_a_run_counts_once_however_it_is_named(sweep, monkeypatch):
     monkeypatch.chdir(sweep.parent)
     named = [Path(), Path("prellberg2019/norot"), sweep / "norot" / "seed_002", sweep]
-    assert compare.compare(named)["sources"] == compare.compare([sweep])["sources"]
-    document = compare.compare([sweep / "norot" / "seed_002"])
+    assert comparison.compare(named)["sources"] == comparison.compare([sweep])["sources"]
+    document = comparison.compare([sweep / "norot" / "seed_002"])
     assert [arm["seeds"] for arm in document["arms"]] == [[2]]
     assert document["tests"] == []
-    assert compare.NOISE not in compare.text(document)
+    assert tables.NOISE not in tables.comparison_text(document)
 
 
 def test_links_and_scorings_are_left_out_unless_they_are_named(sweep):
@@ -389,12 +391,12 @@ def test_links_and_scorings_are_left_out_unless_they_are_named(sweep):
         shutil.copytree(sweep / "proposal", sweep / arm)
         for seed in SEEDS:
             edit(sweep / arm / f"seed_{seed:03d}", id=f"{arm}-{seed}")
-    names = [arm["name"] for arm in compare.compare([sweep])["arms"]]
+    names = [arm["name"] for arm in comparison.compare([sweep])["arms"]]
     assert sorted(names) == sorted(["proposal", "norot", "nospeclr_1e-4", "proposal,optim.lr=1"])
-    document = compare.compare([sweep / "proposal", sweep / "link=a,proposal"])
+    document = comparison.compare([sweep / "proposal", sweep / "link=a,proposal"])
     assert [arm["name"] for arm in document["arms"]] == ["proposal", "link=a,proposal"]
     one = sweep / "score=prelim,proposal" / "seed_001"
-    assert compare.compare([one])["arms"][0]["name"] == "score=prelim,proposal"
+    assert comparison.compare([one])["arms"][0]["name"] == "score=prelim,proposal"
     for arm in ("proposal", "norot", "nospeclr_1e-4", "proposal,optim.lr=1"):
         shutil.rmtree(sweep / arm)
     assert "have to be named" in refused(sweep)
@@ -403,7 +405,7 @@ def test_links_and_scorings_are_left_out_unless_they_are_named(sweep):
 def test_experiments_can_be_compared_where_all_else_agrees(sweep):
     other = sweep.parent / "other"
     shutil.copytree(sweep / "nospeclr_1e-4", other / "proposal")
-    document = compare.compare([sweep / "proposal", other])
+    document = comparison.compare([sweep / "proposal", other])
     assert [arm["name"] for arm in document["arms"]] == [
         "prellberg2019/proposal",
         "other/proposal",
@@ -491,10 +493,10 @@ def test_an_incomplete_sweep_is_refused_with_what_is_missing(broken):
 
 
 def test_an_incomplete_sweep_says_so_when_it_is_asked_for(broken):
-    document = compare.compare([broken], incomplete=True)
+    document = comparison.compare([broken], incomplete=True)
     arm = arm_of(document, "nospeclr_1e-4")
     assert (arm["n"], arm["planned"], arm["seeds"]) == (1, 4, [0])
-    shown = compare.text(document)
+    shown = tables.comparison_text(document)
     assert "nospeclr_1e-4   n = 1 of 4" in shown
     assert "proposal   n = 4\n" in shown
     row = next(r for r in document["tests"] if r["b"] == "nospeclr_1e-4")
@@ -525,10 +527,10 @@ def test_seeds_can_be_planned(sweep, capsys):
 def test_an_arm_of_which_nothing_is_done_is_told(sweep):
     for seed in SEEDS:
         edit(sweep / "norot" / f"seed_{seed:03d}", status="failed", error="x")
-    document = compare.compare([sweep], incomplete=True)
+    document = comparison.compare([sweep], incomplete=True)
     arm = arm_of(document, "norot")
     assert (arm["n"], arm["weighted_f1"]["reason"]) == (0, "no finished run")
-    assert "norot   n = 0 of 4" in compare.text(document)
+    assert "norot   n = 0 of 4" in tables.comparison_text(document)
     assert "none of these runs is done" in refused(sweep / "norot", "--incomplete")
 
 
@@ -597,7 +599,7 @@ def test_trained_runs_are_compared(small_tree: Path, tmp_path: Path, train: Trai
         for seed in (0, 1):
             done = train(*words, f"ablation={ablation}", f"seed={seed}")
             assert done.code == 0, done.err
-    document = compare.compare([tmp_path])
+    document = comparison.compare([tmp_path])
     assert [arm["name"].split(",")[0] for arm in document["arms"]] == [
         "proposal",
         "norot",
@@ -614,4 +616,4 @@ def test_trained_runs_are_compared(small_tree: Path, tmp_path: Path, train: Trai
             run = record(where / f"seed_{seed:03d}")
             assert value == run["metrics"]["prelim"]["weighted_f1"]
     assert document["marks"] == ["SYNTHETIC"]
-    assert compare.text(document).startswith("SELECTION   on prelim")
+    assert tables.comparison_text(document).startswith("SELECTION   on prelim")

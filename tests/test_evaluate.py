@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 from sklearn import metrics as oracle
 
-from leukocls import evaluate, metrics, prediction_files
+from leukocls import evaluate
 from leukocls.artifacts import predictions
 from leukocls.common.errors import LeukoclsError
+from leukocls.evaluation import metrics, prediction_files, scoring
 
 SUBJECTS = ["51", "57", "H3", "H25"]
 
@@ -202,7 +203,9 @@ def test_human_output(run, capsys):
     assert out.startswith("SELECTION ")
     assert "*** SYNTHETIC ***" in out
     assert "threshold 0.4" in out
-    f1 = evaluate.result(evaluate.parts(run, evaluate.Choice("val"))[0])["weighted_f1"]
+    f1 = scoring.metrics_of(scoring.scored_parts(run, scoring.ScoringOptions("val"))[0])[
+        "weighted_f1"
+    ]
     assert f"{f1:.4f}" in out
     assert all(f"\n{subject} " in out for subject in SUBJECTS)
 
@@ -512,13 +515,13 @@ def test_real_commands(run, tmp_path):
 
 def test_help_is_light():
     program = (
-        "import sys; from leukocls import evaluate, runs\n"
+        "import sys; from leukocls import audit, compare, evaluate, runs\n"
         "heavy = {'torch', 'lightning', 'hydra', 'pandas', 'pyarrow', 'sklearn', 'scipy'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     assert command("-c", program).stdout == "[]\n"
     program = (
-        "import sys; from leukocls import predictions, prediction_files\n"
+        "import sys; import leukocls.reporting.tables, leukocls.evaluation.audit\n"
         "print(sorted({'torch', 'lightning', 'hydra'} & set(sys.modules)))"
     )
     assert command("-c", program).stdout == "[]\n"

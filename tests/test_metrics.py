@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from scipy import optimize
 from sklearn import metrics as oracle
 
-from leukocls import metrics
 from leukocls.common.errors import LeukoclsError
+from leukocls.evaluation import metrics
 
 EXACT = {"rel": 1e-12, "abs": 1e-12}
 

@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from leukocls import audit, evaluate, metrics, recorder, runs, session
+from leukocls import audit, evaluate, recorder, runs, session
 from leukocls.artifacts import predictions
 from leukocls.common.errors import LeukoclsError
 from leukocls.data.index import build_index
+from leukocls.evaluation import metrics
 
 HONEST = ["split_scheme=honest", "folds=3"]
 ONE = "trainer.max_epochs=1"

@@ -23,7 +23,15 @@ from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.data import splits
 from leukocls.data.index import COLUMNS, TABLE, Index
 from leukocls.data.published import merged_subject, subject_counts
-from leukocls.data.splits import SCHEMES, Choice, Split, as_csv, make_split, nested, part_rows
+from leukocls.data.splits import (
+    SCHEMES,
+    Split,
+    SplitOptions,
+    as_csv,
+    make_split,
+    nested,
+    part_rows,
+)
 from leukocls.data.verify import checked_index
 
 # RECIPES: "subjects" of C-NMC's train with so many images in common, pair by pair.
@@ -208,7 +216,9 @@ def test_the_images_that_c_nmc_holds_twice_make_66_persons_of_73_subjects(publis
 
 @pytest.mark.parametrize("scheme", APART)
 def test_published_subjects_and_images_are_on_one_side(published, scheme):
-    found = [make_split(published, scheme, Choice(k, 5, 2**64 - 1)) for k in folds_of(scheme, 5)]
+    found = [
+        make_split(published, scheme, SplitOptions(k, 5, 2**64 - 1)) for k in folds_of(scheme, 5)
+    ]
     assert_partition(published, scheme, found)
     for split in found:
         assert not split.leaky
@@ -216,7 +226,7 @@ def test_published_subjects_and_images_are_on_one_side(published, scheme):
 
 
 def test_a_cell_level_split_of_the_published_cells_is_always_leaky(published):
-    found = [make_split(published, "cell", Choice(fold, 5, 3)) for fold in range(5)]
+    found = [make_split(published, "cell", SplitOptions(fold, 5, 3)) for fold in range(5)]
     assert_partition(published, "cell", found)
     assert all(split.leaky for split in found)
     for split in found:  # and nearly every held-out cell's subject is trained on
@@ -239,7 +249,7 @@ def test_subjects_and_images_of_any_structure_are_on_one_side(index, seed, folds
         ]
         found = []
         for fold, works in zip(wanted, possible, strict=True):
-            choice = Choice(fold, folds, seed)
+            choice = SplitOptions(fold, folds, seed)
             if not works:
                 with pytest.raises(LeukoclsError, match=r"one class only|fewer folds"):
                     make_split(index, scheme, choice)
@@ -271,7 +281,7 @@ def test_lofo_leaves_out_what_spans_folds_and_is_not_at_home(published):
     assert left_out == {("20", 0), ("75", 2), ("78", 2), ("H6", 0), ("H3", 2)}
     expected = sum(cells[key] for key in left_out)
     for fold in range(3):
-        split = make_split(published, "lofo", Choice(fold))
+        split = make_split(published, "lofo", SplitOptions(fold))
         assert sum(map(len, split.rows.values())) == 10_661 - expected
         inside = published.table.iloc[np.concatenate(list(split.rows.values()))]
         assert left_out.isdisjoint(zip(inside["subject"], inside["fold"], strict=True))
@@ -284,7 +294,9 @@ def test_lofo_gives_a_tie_to_the_first_fold():
     tied = [("train", 2, "9", 1)] * 3 + [("train", 1, "9", 1)] * 3 + [("train", 0, "9", 1)]
     index = make_index(rows + tied, range(len(rows) + len(tied)))
     nine = index.table["subject"] == "9"
-    sides = [side_of(index, make_split(index, "lofo", Choice(fold)))[nine] for fold in range(3)]
+    sides = [
+        side_of(index, make_split(index, "lofo", SplitOptions(fold)))[nine] for fold in range(3)
+    ]
     folds = index.table["fold"][nine]
     for fold, side in enumerate(sides):
         assert side[folds != 1].isna().all()
@@ -302,7 +314,7 @@ def test_an_image_on_two_sides_is_refused_whatever_the_groups_say(tiny, scheme):
         table.loc[table.index[~train & (table["label"] == 1)][0], "pixels"] = "one image"
     table["pixels"] = table["pixels"].astype(str)
     with pytest.raises(LeukoclsError, match="two sides") as caught:
-        make_split(replace(tiny, table=table), scheme, Choice(folds=3))
+        make_split(replace(tiny, table=table), scheme, SplitOptions(folds=3))
     assert "leukocls.verify" in str(caught.value)
     assert caught.value.exit_code == 2
 
@@ -316,7 +328,7 @@ def test_a_subject_of_train_in_prelim_is_refused(tiny, scheme):
     table.loc[prelim[table["label"][prelim] == 1], "group"] = group
     for fold in folds_of(scheme, 3):
         with pytest.raises(LeukoclsError, match="two sides"):
-            make_split(replace(tiny, table=table), scheme, Choice(fold, 3))
+            make_split(replace(tiny, table=table), scheme, SplitOptions(fold, 3))
 
 
 # --- the challenge's split, and parts
@@ -347,7 +359,7 @@ def test_challenge_has_a_selection_and_no_test(index):
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_without_final_nothing_changes(index, scheme):
-    choice = Choice(folds=3, n_cells=20)
+    choice = SplitOptions(folds=3, n_cells=20)
     smaller = make_split(keep(index, index.table["part"] != "final"), scheme, choice)
     split = make_split(index, scheme, choice)
     assert split.rows.keys() == smaller.rows.keys()
@@ -357,9 +369,9 @@ def test_without_final_nothing_changes(index, scheme):
 
 @pytest.mark.parametrize("scheme", ["subject", "lofo", "cell"])
 def test_prelim_is_nothing_to_the_schemes_that_leave_it_alone(tiny, scheme):
-    without = make_split(keep(tiny, tiny.table["part"] == "train"), scheme, Choice(folds=3))
+    without = make_split(keep(tiny, tiny.table["part"] == "train"), scheme, SplitOptions(folds=3))
     assert as_csv(without.table(tiny)) == as_csv(
-        make_split(tiny, scheme, Choice(folds=3)).table(tiny)
+        make_split(tiny, scheme, SplitOptions(folds=3)).table(tiny)
     )
 
 
@@ -440,7 +452,7 @@ def test_folds_of_any_structure_hold_both_classes(index, seed, folds):
 
 
 def text(index, scheme, *choice, **more):
-    return as_csv(make_split(index, scheme, Choice(*choice, **more)).table(index))
+    return as_csv(make_split(index, scheme, SplitOptions(*choice, **more)).table(index))
 
 
 @pytest.mark.parametrize("scheme", HOLDING)
@@ -472,7 +484,7 @@ def test_no_fold_is_the_first(tiny, scheme):
 
 
 def test_the_table_has_one_row_a_cell_in_the_order_of_the_index(tiny):
-    split = make_split(tiny, "honest", Choice(1, 3))
+    split = make_split(tiny, "honest", SplitOptions(1, 3))
     table = split.table(tiny)
     assert table.columns.tolist() == ["cell", "subject", "group", "label", "pixels", "split"]
     assert table["cell"].tolist() == tiny.table["cell"].tolist()
@@ -495,7 +507,7 @@ def written(tiny, tmp_path):
 
     def write(scheme="honest", change=lambda table: table, name="own.csv"):
         path = tmp_path / name
-        table = change(make_split(tiny, scheme, Choice(folds=3)).table(tiny))
+        table = change(make_split(tiny, scheme, SplitOptions(folds=3)).table(tiny))
         if path.suffix == ".parquet":
             table.to_parquet(path)
         else:
@@ -508,7 +520,7 @@ def written(tiny, tmp_path):
 @pytest.mark.parametrize("name", ["own.csv", "own.parquet"])
 @pytest.mark.parametrize("scheme", HOLDING)
 def test_a_split_that_was_written_is_read_as_it_was(tiny, written, scheme, name):
-    split = make_split(tiny, scheme, Choice(folds=3))
+    split = make_split(tiny, scheme, SplitOptions(folds=3))
     again = make_split(tiny, str(written(scheme, name=name)))
     assert again.scheme == name
     assert (again.selection, again.tests, again.leaky) == (
@@ -639,7 +651,7 @@ def test_a_file_that_is_not_there_or_has_a_fold_is_refused(tiny, written, tmp_pa
     with pytest.raises(LeukoclsError, match=r"gone\.csv: no such file"):
         make_split(tiny, str(tmp_path / "gone.csv"))
     with pytest.raises(LeukoclsError, match=r"own\.csv: a file has no folds; leave fold= out"):
-        make_split(tiny, str(written()), Choice(fold=0))
+        make_split(tiny, str(written()), SplitOptions(fold=0))
     (tmp_path / "empty.csv").write_text("")
     with pytest.raises(LeukoclsError, match="is empty"):
         make_split(tiny, str(tmp_path / "empty.csv"))
@@ -668,12 +680,12 @@ def test_training_cells_of_one_class_are_refused(index, scheme, label):
 @pytest.mark.parametrize("scheme", ["subject", "honest"])
 def test_too_few_subjects_for_the_folds_are_refused(tiny, scheme):
     with pytest.raises(LeukoclsError, match=r"folds=7: the smaller class has 6 .* fewer folds"):
-        make_split(tiny, scheme, Choice(folds=7))
-    assert len(make_split(tiny, scheme, Choice(folds=6)).rows["val"]) == 8
+        make_split(tiny, scheme, SplitOptions(folds=7))
+    assert len(make_split(tiny, scheme, SplitOptions(folds=6)).rows["val"]) == 8
     one = tiny.table["label"] == 1
     none = keep(tiny, one)
     with pytest.raises(LeukoclsError, match="folds=2: the smaller class has 0"):
-        make_split(none, scheme, Choice(folds=2))
+        make_split(none, scheme, SplitOptions(folds=2))
 
 
 @pytest.mark.parametrize(
@@ -683,12 +695,12 @@ def test_too_few_subjects_for_the_folds_are_refused(tiny, scheme):
 def test_a_fold_that_is_not_there_is_refused(tiny, scheme, fold, folds, last):
     message = rf"fold={fold}: (subject|{scheme}) has the folds 0 to {last}"
     with pytest.raises(LeukoclsError, match=message):
-        make_split(tiny, scheme, Choice(fold, folds))
+        make_split(tiny, scheme, SplitOptions(fold, folds))
 
 
 def test_challenge_has_no_folds(tiny):
     with pytest.raises(LeukoclsError, match=r"split_scheme=challenge has no folds: leave fold="):
-        make_split(tiny, "challenge", Choice(fold=0))
+        make_split(tiny, "challenge", SplitOptions(fold=0))
 
 
 @pytest.mark.parametrize(
@@ -703,7 +715,7 @@ def test_numbers_that_cannot_be_are_refused_by_name(wrong):
     ((name, value),) = wrong.items()
     name = {"seed": "split_seed"}.get(name, name)  # as the command line calls it
     with pytest.raises(LeukoclsError, match=rf"{name}={value}: choose a whole number"):
-        Choice(**wrong)
+        SplitOptions(**wrong)
 
 
 def test_cells_without_a_subject_can_be_divided_by_cells_only(tiny):
@@ -712,10 +724,10 @@ def test_cells_without_a_subject_can_be_divided_by_cells_only(tiny):
     strangers = replace(tiny, table=table)
     for scheme in ("subject", "honest"):
         with pytest.raises(LeukoclsError, match=r"3 cells have no subject.*split_scheme=cell"):
-            make_split(strangers, scheme, Choice(folds=3))
+            make_split(strangers, scheme, SplitOptions(folds=3))
     with pytest.raises(LeukoclsError, match=r"n_subjects: some cells have no subject"):
-        make_split(strangers, "cell", Choice(folds=3, n_subjects=4))
-    assert make_split(strangers, "cell", Choice(folds=3, n_cells=8)).leaky
+        make_split(strangers, "cell", SplitOptions(folds=3, n_subjects=4))
+    assert make_split(strangers, "cell", SplitOptions(folds=3, n_cells=8)).leaky
 
 
 def test_other_data_sets_have_no_official_folds(tiny):
@@ -762,7 +774,7 @@ def test_fewer_subjects_are_among_more_and_only_training_shrinks(published, sche
     of_all = sum(label[who] for who in everybody)
     before = set()
     for n in (2, 3, 11, 12, 30, len(everybody)):
-        split = make_split(published, scheme, Choice(n_subjects=n))
+        split = make_split(published, scheme, SplitOptions(n_subjects=n))
         groups = published.table["group"].iloc[split.rows["train"]]
         assert groups.nunique() == n
         assert before < set(groups)
@@ -777,7 +789,7 @@ def test_fewer_subjects_are_among_more_and_only_training_shrinks(published, sche
         assert split.leaky == whole.leaky
         before = set(groups)
     with pytest.raises(LeukoclsError, match=r"data\.n_subjects=\d+: the training set has"):
-        make_split(published, scheme, Choice(n_subjects=len(everybody) + 1))
+        make_split(published, scheme, SplitOptions(n_subjects=len(everybody) + 1))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -787,7 +799,7 @@ def test_fewer_cells_are_among_more_and_only_training_shrinks(published, scheme)
     train = whole.rows["train"]
     before = set()
     for n in (2, 3, 100, 101, 2000, len(train)):
-        split = make_split(published, scheme, Choice(n_cells=n))
+        split = make_split(published, scheme, SplitOptions(n_cells=n))
         rows = split.rows["train"]
         assert len(rows) == n
         assert np.array_equal(rows, np.sort(rows))
@@ -798,19 +810,19 @@ def test_fewer_cells_are_among_more_and_only_training_shrinks(published, scheme)
             assert np.array_equal(split.rows[name], whole.rows[name])
         before = set(rows.tolist())
     with pytest.raises(LeukoclsError, match=r"data\.n_cells=\d+: the training set has"):
-        make_split(published, scheme, Choice(n_cells=len(train) + 1))
+        make_split(published, scheme, SplitOptions(n_cells=len(train) + 1))
 
 
 def test_cells_are_drawn_from_the_subjects_that_are_kept(published):
-    subjects = make_split(published, "subject", Choice(n_subjects=10)).rows["train"]
-    few = make_split(published, "subject", Choice(n_subjects=10, n_cells=200)).rows["train"]
-    more = make_split(published, "subject", Choice(n_subjects=10, n_cells=300)).rows["train"]
+    subjects = make_split(published, "subject", SplitOptions(n_subjects=10)).rows["train"]
+    few = make_split(published, "subject", SplitOptions(n_subjects=10, n_cells=200)).rows["train"]
+    more = make_split(published, "subject", SplitOptions(n_subjects=10, n_cells=300)).rows["train"]
     assert set(few.tolist()) < set(more.tolist()) < set(subjects.tolist())
     assert (len(few), len(more)) == (200, 300)
     with pytest.raises(
         LeukoclsError, match=f"n_cells=9000: the training set has {len(subjects):,}"
     ):
-        make_split(published, "subject", Choice(n_subjects=10, n_cells=9000))
+        make_split(published, "subject", SplitOptions(n_subjects=10, n_cells=9000))
 
 
 # --- the verb

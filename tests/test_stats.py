@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as oracle
 
-from leukocls import published_results, stats
+from leukocls.evaluation import published_results, seed_tests
 
 # Ratios of counts, as metrics are: ties and equal differences occur.
 ratios = st.integers(0, 40).map(lambda k: k / 40)
@@ -34,22 +34,26 @@ def wins(a, b):
 
 def test_reductions_are_those_of_the_paper():
     values = [0.8628, 0.8791, 0.8803, 0.8981]
-    found = stats.summary(values)
+    found = seed_tests.describe(values)
     mean = sum(values) / 4
     assert found["mean"] == pytest.approx(mean, rel=1e-14)
     assert found["sd"] == pytest.approx(math.sqrt(sum((v - mean) ** 2 for v in values) / 4))
     assert (found["min"], found["max"]) == (0.8628, 0.8981)
     # The expected largest of four standard normals, tabled as 1.0294.
     assert found["expected_max"] == pytest.approx(mean + found["sd"] * 1.02938, abs=1e-6)
-    assert set(stats.summary([]).values()) == {None}
+    assert set(seed_tests.describe([]).values()) == {None}
     # More than everything right is expected of nobody.
-    assert stats.summary([0.6, 1.0])["expected_max"] < 1 == stats.summary([0.6, 1.0])["max"]
-    assert stats.summary([0.9, 1.0, 1.0])["expected_max"] is None
+    assert (
+        seed_tests.describe([0.6, 1.0])["expected_max"]
+        < 1
+        == seed_tests.describe([0.6, 1.0])["max"]
+    )
+    assert seed_tests.describe([0.9, 1.0, 1.0])["expected_max"] is None
 
 
 def test_the_best_of_24_seeds_is_what_the_paper_headlines():
     printed = published_results.RESULTS["prellberg2019", "proposal"]["weighted_f1"]
-    expected = printed["mean"] + printed["sd"] * stats.expected_normal_maximum(24)
+    expected = printed["mean"] + printed["sd"] * seed_tests.expected_normal_maximum(24)
     assert expected == pytest.approx(0.8964, abs=5e-5)
     assert printed["max"] - expected == pytest.approx(0.0017, abs=1e-4)
 
@@ -58,7 +62,7 @@ def test_the_best_of_24_seeds_is_what_the_paper_headlines():
     ("n", "tabled"), [(1, 0), (2, 1 / math.sqrt(math.pi)), (3, 1.5 / math.sqrt(math.pi))]
 )
 def test_the_expected_maximum_has_its_closed_forms(n, tabled):
-    assert stats.expected_normal_maximum(n) == pytest.approx(tabled, abs=1e-9)
+    assert seed_tests.expected_normal_maximum(n) == pytest.approx(tabled, abs=1e-9)
 
 
 @pytest.mark.parametrize("n", [10, 24, 1000])
@@ -66,7 +70,7 @@ def test_the_expected_maximum_is_that_of_the_uniforms_quantile(n):
     """E[Φ⁻¹(U)] of U ~ Beta(n, 1), the largest of n uniforms, on a grid of its quantiles."""
     grid = (np.arange(400_000) + 0.5) / 400_000
     largest = oracle.norm.ppf(grid ** (1 / n))
-    assert stats.expected_normal_maximum(n) == pytest.approx(largest.mean(), abs=2e-5)
+    assert seed_tests.expected_normal_maximum(n) == pytest.approx(largest.mean(), abs=2e-5)
 
 
 # --- tests
@@ -75,7 +79,7 @@ def test_the_expected_maximum_is_that_of_the_uniforms_quantile(n):
 @quickly
 @given(samples, samples)
 def test_mann_whitney_counts_wins(a, b):
-    row = stats.mann_whitney(a, b)
+    row = seed_tests.mann_whitney(a, b)
     if len({*a, *b}) == 1:
         assert row["reason"] == "every value is the same"
         assert row["p"] is row["statistic"] is row["effect"] is None
@@ -83,7 +87,7 @@ def test_mann_whitney_counts_wins(a, b):
     assert row["statistic"] == wins(a, b)
     reverse = sum((x < y) - (x > y) for x, y in itertools.product(a, b))
     assert row["effect"] == pytest.approx(-reverse / (len(a) * len(b)), abs=1e-12)
-    assert stats.mann_whitney(b, a)["effect"] == pytest.approx(-row["effect"], abs=1e-12)
+    assert seed_tests.mann_whitney(b, a)["effect"] == pytest.approx(-row["effect"], abs=1e-12)
     assert -1 <= row["effect"] <= 1
     assert 0 <= row["p"] <= 1
 
@@ -96,7 +100,7 @@ def test_without_ties_mann_whitney_is_exact(order, n):
     u = wins(values[:n], values[n:])
     ways = [wins(chosen, set(values) - set(chosen)) for chosen in itertools.combinations(values, n)]
     share = sum(way >= u for way in ways) / len(ways)
-    row = stats.mann_whitney(values[:n], values[n:])
+    row = seed_tests.mann_whitney(values[:n], values[n:])
     assert row["p"] == pytest.approx(share, rel=1e-12)
     assert (row["test"], row["alternative"]) == ("Mann-Whitney U", "greater")
 
@@ -105,7 +109,7 @@ def test_mann_whitney_of_two_sweeps_is_scipys():
     rng = np.random.default_rng(3)
     a, b = rng.normal(0.879, 0.009, 24), rng.normal(0.872, 0.007, 24)
     known = oracle.mannwhitneyu(a, b, alternative="greater")
-    row = stats.mann_whitney(a, b)
+    row = seed_tests.mann_whitney(a, b)
     assert (row["statistic"], row["p"]) == (known.statistic, known.pvalue)
 
 
@@ -113,7 +117,7 @@ def test_mann_whitney_of_two_sweeps_is_scipys():
 @given(pairs)
 def test_signed_rank_sums_ranks(both):
     a, b = map(list, zip(*both, strict=True))
-    row = stats.signed_rank(a, b)
+    row = seed_tests.signed_rank(a, b)
     # In counts of 40, where equal differences are equal.
     d = [round(40 * x) - round(40 * y) for x, y in both]
     if not any(d):
@@ -125,7 +129,7 @@ def test_signed_rank_sums_ranks(both):
     signs = np.sign([v for v in d if v])
     assert row["statistic"] == ranks[signs > 0].sum()
     assert row["effect"] == pytest.approx((ranks * signs).sum() / ranks.sum(), abs=1e-12)
-    assert stats.signed_rank(b, a)["effect"] == pytest.approx(-row["effect"], abs=1e-12)
+    assert seed_tests.signed_rank(b, a)["effect"] == pytest.approx(-row["effect"], abs=1e-12)
     assert -1 <= row["effect"] <= 1
     walsh = [(x + y) / 80 for x, y in itertools.combinations_with_replacement(d, 2)]
     assert row["hodges_lehmann"] == pytest.approx(np.median(walsh), abs=1e-12)
@@ -139,13 +143,13 @@ def test_signed_rank_is_exact_over_all_signs(both):
     sums = [
         sum(itertools.compress(ranks, up)) for up in itertools.product((0, 1), repeat=len(ranks))
     ]
-    row = stats.signed_rank(a, b)
+    row = seed_tests.signed_rank(a, b)
     share = sum(s >= row["statistic"] for s in sums) / len(sums)
     assert row["p"] == pytest.approx(share, rel=1e-9)
 
 
 def test_signed_rank_of_darwins_plants():
-    row = stats.signed_rank(DARWIN, [0] * len(DARWIN))
+    row = seed_tests.signed_rank(DARWIN, [0] * len(DARWIN))
     assert row["statistic"] == 96
     assert 2 * row["p"] == pytest.approx(0.04125976562)
     assert row["effect"] == pytest.approx((96 - 24) / 120)
@@ -154,18 +158,18 @@ def test_signed_rank_of_darwins_plants():
 def test_differences_that_are_equal_tie_whatever_their_last_bit_says():
     a, b = [0.3, 0.2, 0.9], [0.2, 0.1, 1.0]
     assert len({x - y for x, y in zip(a[:2], b[:2], strict=True)}) == 2
-    assert stats.signed_rank(a, b)["statistic"] == 4  # all of rank 2
+    assert seed_tests.signed_rank(a, b)["statistic"] == 4  # all of rank 2
 
 
 @quickly
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=12), st.floats(-1, 1))
 def test_hodges_lehmann_moves_with_the_data(differences, shift):
-    moved = stats.hodges_lehmann([d + shift for d in differences])
-    assert moved == pytest.approx(stats.hodges_lehmann(differences) + shift, abs=1e-12)
-    assert min(differences) <= stats.hodges_lehmann(differences) <= max(differences)
+    moved = seed_tests.hodges_lehmann([d + shift for d in differences])
+    assert moved == pytest.approx(seed_tests.hodges_lehmann(differences) + shift, abs=1e-12)
+    assert min(differences) <= seed_tests.hodges_lehmann(differences) <= max(differences)
 
 
-@pytest.mark.parametrize("test", [stats.mann_whitney, stats.signed_rank])
+@pytest.mark.parametrize("test", [seed_tests.mann_whitney, seed_tests.signed_rank])
 @pytest.mark.parametrize("n", [0, 1])
 def test_one_value_is_no_sample(test, n):
     row = test([0.9] * n, [0.8] * n)
@@ -185,21 +189,21 @@ def test_holm_is_its_definition(p):
         value: max(min(1.0, (len(p) - j) * order[j]) for j in range(order.index(value) + 1))
         for value in order
     }
-    found = stats.holm(p)
+    found = seed_tests.holm(p)
     assert all(adjusted >= value for adjusted, value in zip(found, p, strict=True))
     for adjusted, value in zip(found, p, strict=True):
         assert adjusted == pytest.approx(known[value], abs=1e-15)
     by_p = [adjusted for _, adjusted in sorted(zip(p, found, strict=True))]
     assert by_p == sorted(by_p)
-    assert stats.holm(p[::-1]) == pytest.approx(found[::-1])
+    assert seed_tests.holm(p[::-1]) == pytest.approx(found[::-1])
 
 
 def test_holm_as_r_has_it():
     """R: p.adjust(c(0.01, 0.04, 0.03, 0.005), "holm")."""
-    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert seed_tests.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
 
 def test_what_is_undefined_counts_as_a_member_of_the_family():
-    assert stats.holm([0.01, None, 0.02]) == pytest.approx([0.03, None, 0.04])
-    assert stats.holm([None]) == [None]
-    assert stats.holm([]) == []
+    assert seed_tests.holm([0.01, None, 0.02]) == pytest.approx([0.03, None, 0.04])
+    assert seed_tests.holm([None]) == [None]
+    assert seed_tests.holm([]) == []

@@ -15,7 +15,7 @@ from leukocls import verify as verb
 from leukocls.artifacts import predictions
 from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.data.index import COLUMNS, build_index, scan
-from leukocls.data.splits import Choice, make_split
+from leukocls.data.splits import SplitOptions, make_split
 from leukocls.data.store import data_digest, open_store
 from leukocls.data.verify import checked_index, examine
 
@@ -230,7 +230,7 @@ def test_subject_keeps_people_apart(table, seed):
     index = build_index(table)
     held_out = []
     for fold in range(5):
-        split = make_split(index, "subject", Choice(fold=fold, seed=seed))
+        split = make_split(index, "subject", SplitOptions(fold=fold, seed=seed))
         assert not split.leaky
         sides = split.table(index).groupby("split")["subject"].agg(set)
         assert sides["train"].isdisjoint(sides["val"])
@@ -320,7 +320,7 @@ def test_one_image_under_two_subjects_makes_them_one(folder, table, told, tmp_pa
     assert set(index.table["cell"][list(copies.rows)]) == {"P1-0", "P3-0"}
     assert copies.kind == "turned"
     for fold in range(5):
-        split = make_split(index, "subject", Choice(fold=fold))
+        split = make_split(index, "subject", SplitOptions(fold=fold))
         val = set(index.table["subject"].iloc[split.rows["val"]])
         assert len(val & {"P1", "P3"}) in (0, 2)
 

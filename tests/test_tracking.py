@@ -20,8 +20,8 @@ from conftest import Train, only_run, record, small
 
 from leukocls import courier, dashboard, tracking, wandb_sync
 from leukocls.common.errors import DataFault, LeukoclsError
-from leukocls.compare import compare
 from leukocls.courier import Courier
+from leukocls.evaluation.comparison import compare
 
 KEY = "k" * 40
 HISTORY, SUMMARY = "wandb-history.jsonl", "wandb-summary.json"

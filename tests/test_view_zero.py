@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from conftest import Train, record, small
 
-from leukocls import evaluate
 from leukocls.artifacts import predictions
 from leukocls.common.errors import LeukoclsError
 from leukocls.data.index import build_index
 from leukocls.data.published import subject_counts
-from leukocls.data.splits import Choice, make_split
+from leukocls.data.splits import SplitOptions, make_split
+from leukocls.evaluation import scoring
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +53,8 @@ def test_view_0_of_a_run_is_the_run_with_one_view(
             if mine[name] is not None:
                 assert mine[name] == pytest.approx(trained[name], rel=1e-5, abs=1e-7), name
     assert (ours / "split.csv").read_bytes() == (theirs / "split.csv").read_bytes()
-    part = next(p for p in evaluate.parts(ours, evaluate.Choice()))
-    assert evaluate.result(part)["weighted_f1"] == one["metrics"]["prelim"]["weighted_f1"]
+    part = next(p for p in scoring.scored_parts(ours, scoring.ScoringOptions()))
+    assert scoring.metrics_of(part)["weighted_f1"] == one["metrics"]["prelim"]["weighted_f1"]
     assert "done already" in train(*words, "ablation=norot").out
 
 
@@ -160,7 +160,7 @@ def test_all_labelled_cells_can_train(small_tree: Path, tmp_path: Path, train: T
     labelled = index.table.index[index.table["part"] != "final"]
     assert split.rows["train"].tolist() == labelled.tolist()
     with pytest.raises(LeukoclsError, match="has no folds"):
-        make_split(index, "all", Choice(fold=0))
+        make_split(index, "all", SplitOptions(fold=0))
     words = small(small_tree, tmp_path / "outputs")
     done = train(*words, "split_scheme=all", "selection=last", "trainer.max_epochs=1", "views=1")
     assert done.code == 0, done.err

@@ -55,7 +55,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Choice:
+class SplitOptions:
     """Which split of a scheme. `seed` is that of the split, never of a run.
 
     `fold` is the fold that is held out as val (None: 0, and no fold for `challenge`), of `folds`
@@ -78,30 +78,30 @@ class Choice:
                 raise LeukoclsError(f"{name}={value}: choose a whole number, at least {least}.")
 
 
-def challenge(index: Index, choice: Choice) -> Split:
+def challenge(index: Index, options: SplitOptions) -> Split:
     """Train on folds 0-2, select on prelim: Prellberg & Kramer 2019. No test number can exist."""
-    if choice.fold is not None:
+    if options.fold is not None:
         raise LeukoclsError("split_scheme=challenge has no folds: leave fold= out.")
     rows = {part: part_rows(index, part) for part in ("train", "prelim")}
     _need_subjects(index, np.concatenate([*rows.values()]))
     return Split("challenge", rows, "prelim")
 
 
-def honest(index: Index, choice: Choice) -> Split:
+def honest(index: Index, options: SplitOptions) -> Split:
     """Select on a subject-disjoint fold inside train; score prelim once: the headline."""
     prelim = part_rows(index, "prelim")
     _need_subjects(index, prelim)
-    inner = subject(index, choice)
+    inner = subject(index, options)
     return Split("honest", {**inner.rows, "prelim": prelim}, "val", ("prelim",))
 
 
-def subject(index: Index, choice: Choice) -> Split:
+def subject(index: Index, options: SplitOptions) -> Split:
     """k folds over the merged subjects of train, balanced in cells and subjects of each class."""
     rows = part_rows(index, "train")
     table = index.table.iloc[rows]
     _need_subjects(index, rows)
-    fold = balanced_folds(table["group"], table["label"], choice.folds, choice.seed)
-    return _held_out("subject", rows, fold, choice.fold, choice.folds)
+    fold = balanced_folds(table["group"], table["label"], options.folds, options.seed)
+    return _held_out("subject", rows, fold, options.fold, options.folds)
 
 
 def _need_subjects(index: Index, rows: np.ndarray) -> None:
@@ -113,7 +113,7 @@ def _need_subjects(index: Index, rows: np.ndarray) -> None:
         )
 
 
-def lofo(index: Index, choice: Choice) -> Split:
+def lofo(index: Index, options: SplitOptions) -> Split:
     """Leave one official fold out.
 
     A merged subject that spans folds belongs to the one with most of its cells (the first of
@@ -128,29 +128,29 @@ def lofo(index: Index, choice: Choice) -> Split:
     home = home_folds(table)
     at_home = (table["group"].map(home) == table["fold"]).to_numpy()
     fold = np.where(at_home, table["fold"], -1)
-    return _held_out("lofo", rows, fold, choice.fold, 3)
+    return _held_out("lofo", rows, fold, options.fold, 3)
 
 
-def everything(index: Index, choice: Choice) -> Split:
+def everything(index: Index, options: SplitOptions) -> Split:
     """All labelled cells train, and nothing is left to choose or report on: to score final by."""
-    if choice.fold is not None:
+    if options.fold is not None:
         raise LeukoclsError("split_scheme=all has no folds: leave fold= out.")
     rows = np.concatenate([part_rows(index, part) for part in ("train", "prelim")])
     return Split("all", {"train": rows}, "train")
 
 
-def cell(index: Index, choice: Choice) -> Split:
+def cell(index: Index, options: SplitOptions) -> Split:
     """k folds over the cells, whoever they are from: what inflates published numbers. LEAKY."""
     rows = part_rows(index, "train")
     table = index.table.iloc[rows]
     draw = pd.Series(
-        random_numbers(choice.seed, FOLD_STREAM).permutation(len(table)), index=table.index
+        random_numbers(options.seed, FOLD_STREAM).permutation(len(table)), index=table.index
     )
-    fold = draw.groupby(table["label"]).rank(method="first").to_numpy(np.int64) % choice.folds
-    return replace(_held_out("cell", rows, fold, choice.fold, choice.folds), leaky=True)
+    fold = draw.groupby(table["label"]).rank(method="first").to_numpy(np.int64) % options.folds
+    return replace(_held_out("cell", rows, fold, options.fold, options.folds), leaky=True)
 
 
-SCHEMES: dict[str, Callable[[Index, Choice], Split]] = {
+SCHEMES: dict[str, Callable[[Index, SplitOptions], Split]] = {
     "challenge": challenge,
     "honest": honest,
     "subject": subject,
@@ -160,24 +160,24 @@ SCHEMES: dict[str, Callable[[Index, Choice], Split]] = {
 }
 
 
-def make_split(index: Index, scheme: str, choice: Choice | None = None) -> Split:
+def make_split(index: Index, scheme: str, options: SplitOptions | None = None) -> Split:
     """The split named `scheme`, or the one in the file of that name.
 
     Raises:
         LeukoclsError: unknown scheme, parts or folds that are not there, classes that are
             missing, or subjects or identical images on two sides of anything but `cell`.
     """
-    choice = choice or Choice()
+    options = options or SplitOptions()
     if scheme in SCHEMES:
-        split = SCHEMES[scheme](index, choice)
+        split = SCHEMES[scheme](index, options)
     elif Path(str(scheme)).suffix in (".csv", ".parquet"):
-        split = _from_file(index, Path(scheme), choice)
+        split = _from_file(index, Path(scheme), options)
     else:
         raise LeukoclsError(
             f"split_scheme={scheme}: choose one of {', '.join(SCHEMES)}, or a .csv or .parquet"
             " file with cell,split."
         )
-    split = _cut(split, index, choice)
+    split = _cut(split, index, options)
     if not split.leaky and len(leaks := overlap(_known(split, index))):
         raise LeukoclsError(
             f"{index.source}: {scheme} would have these on two sides: {listing(leaks['cell'])}."
@@ -303,12 +303,12 @@ def _known(split: Split, index: Index) -> pd.DataFrame:
     return index.table.assign(split=names)[names != ""]
 
 
-def _from_file(index: Index, path: Path, choice: Choice) -> Split:
+def _from_file(index: Index, path: Path, options: SplitOptions) -> Split:
     """A split that was written before, by hand or by somebody else; LEAKY if it is."""
     table = read_split(path)
     if "split" not in table:
         raise LeukoclsError(f"{path}: needs the column split (train, val, prelim)")
-    if choice.fold is not None:
+    if options.fold is not None:
         raise LeukoclsError(f"split_scheme={path}: a file has no folds; leave fold= out.")
     names = [name for name in ("train", "val", "prelim", "final") if name in set(table["split"])]
     if set(table["split"]) - {*names, ""} or names[:1] != ["train"]:
@@ -339,18 +339,18 @@ def _from_file(index: Index, path: Path, choice: Choice) -> Split:
     return replace(split, leaky=(known["group"] == "").any() or not overlap(known).empty)
 
 
-def _cut(split: Split, index: Index, choice: Choice) -> Split:
+def _cut(split: Split, index: Index, options: SplitOptions) -> Split:
     """Fewer training subjects, then fewer training cells; what is scored stays as it is."""
     rows = split.rows["train"]
     table = index.table.iloc[rows]
-    if choice.n_subjects is not None:
+    if options.n_subjects is not None:
         if (table["group"] == "").any():
             raise LeukoclsError("data.n_subjects: some cells have no subject; use data.n_cells.")
         label_of = table.groupby("group")["label"].agg(lambda label: int(label.mean() >= 0.5))
-        kept = nested(label_of.index, label_of, choice.n_subjects, choice.seed, "data.n_subjects")
+        kept = nested(label_of.index, label_of, options.n_subjects, options.seed, "data.n_subjects")
         table = table[table["group"].isin(kept)]
-    if choice.n_cells is not None:
-        kept = nested(table["cell"], table["label"], choice.n_cells, choice.seed, "data.n_cells")
+    if options.n_cells is not None:
+        kept = nested(table["cell"], table["label"], options.n_cells, options.seed, "data.n_cells")
         table = table[table["cell"].isin(kept)]
     return replace(split, rows={**split.rows, "train": np.array(table.index, np.int64)})
 

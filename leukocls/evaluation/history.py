@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from leukocls.common.files import atomic_write
-from leukocls.metrics import COUNTS, RECORDED
+from leukocls.evaluation.metrics import COUNTS, RECORDED
 
 Row = dict[str, Any]
 

@@ -13,7 +13,7 @@ DDOF = 0  # of every SD over seeds, as in Prellberg & Kramer 2019, Table 2
 FEWEST = 2  # values of an arm that a test needs: one has no spread to weigh a difference against
 
 
-def summary(values: Sequence[float]) -> dict[str, float | None]:
+def describe(values: Sequence[float]) -> dict[str, float | None]:
     """`mean`, `sd` (ddof 0), `min`, `max` and `expected_max` of n values; all None of none.
 
     `expected_max` is what the best of n is expected to be if seeds are normal with this mean and

@@ -1,0 +1,152 @@
+"""Results as text tables: one result of `evaluate`, and the document of `compare`."""
+
+import textwrap
+from typing import Any
+
+from leukocls.artifacts.marks import banner
+from leukocls.common.tables import aligned
+from leukocls.evaluation import metrics, published_results
+from leukocls.evaluation.comparison import HEADLINE, METRICS
+
+NOISE = "These tests measure training noise (seeds), not generalisation to patients."
+
+
+def result_text(result: dict[str, Any], per_subject: bool = False) -> str:
+    """One result for people: where it comes from, what it may be called, counts, metrics."""
+    where = [result["source"]]
+    where += [f"{key} {result[key]}" for key in ("split", "epoch") if result[key] is not None]
+    hard = result["threshold"] is None
+    where.append("hard labels" if hard else f"threshold {result['threshold']:g}")
+    lines = [f"{result['heading'].upper()}   {' · '.join(where)}"]
+    lines += banner(result["marks"])
+    if result["tp"] is None:
+        return "\n".join([*lines, f"{result['n']} cells, no labels: nothing to score"])
+
+    tp, fp, tn, fn = (result[key] for key in metrics.COUNTS)
+    subjects, of_subjects = result["n_subjects"], result["subject"]
+    lines.append(f"{result['n']} cells, {tp + fn} ALL and {tn + fp} HEM")
+    counts = [("", "called ALL", "called HEM"), ("is ALL", tp, fn), ("is HEM", fp, tn)]
+    rows: list[tuple[object, ...]] = [
+        (name, _shown(result[name]), result["missing"].get(name, ""))
+        for name in ("prevalence", *metrics.RATES, *metrics.GRADED)
+    ]
+    rows += [
+        (name.replace(".", " "), _shown(of_subjects[name[8:]]), result["missing"].get(name, ""))
+        for name in metrics.SUBJECT_KEYS
+    ]
+    lines += ["", aligned(counts), "", f"{subjects or 'unknown'} subjects", aligned(rows)]
+    if per_subject and of_subjects["per_subject"]:
+        keys = ("subject", "label", "n", "correct", "accuracy", "mean_logit")
+        table = [[_shown(one[key]) for key in keys] for one in of_subjects["per_subject"]]
+        lines += ["", aligned([keys, *table])]
+    return "\n".join(lines)
+
+
+def _shown(value: object) -> str:
+    return "–" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def comparison_text(document: dict[str, Any]) -> str:
+    """The document of `compare` for people, in percent."""
+    test, selection = document["test_set"], document["selection_set"]
+    head = f"SELECTION   on {selection}, which also chose each run's epoch; test set: none"
+    if test:
+        head = f"TEST   on {test}; selection set: {selection}"
+    lines = [head]
+    lines += banner(document["marks"])
+    lines += ["", *_summaries(document)]
+    lines.append(
+        f"Percent, over seeds; SD with ddof {document['ddof']}; expected max: of n normal values"
+        " with this mean and SD."
+    )
+    if document["seeds_planned"] is None:
+        lines.append("Planned are the seeds that are here; --seeds says how many there should be.")
+    if any(arm[HEADLINE]["paper"] for arm in document["arms"]):
+        lines.append(f"Paper's: {published_results.SOURCE}.")
+    if document["tests"]:
+        lines += ["", f"Reference arm: {document['reference']}", ""]
+        lines += [*_comparisons(document["tests"]), NOISE]
+    return "\n".join(lines)
+
+
+def _summaries(document: dict[str, Any]) -> list[str]:
+    """A table for each arm, all with the same columns."""
+    arms, test = document["arms"], document["test_set"]
+    with_paper = any(arm[HEADLINE]["paper"] for arm in arms)
+    header = ["", "min", "mean ± SD", "max", "expected max"]
+    header += [*["paper's min", "paper's mean ± SD", "paper's max"] * with_paper, ""]
+    blocks = {}
+    for arm in arms:
+        n = str(arm["n"]) if arm["n"] == arm["planned"] else f"{arm['n']} of {arm['planned']}"
+        heads = [f"{arm['name']}   n = {n}"]
+        pairs = zip(arm["seeds"], arm[HEADLINE]["values"], strict=True)
+        values = ", ".join(f"{seed}:{_percent(value)}" for seed, value in pairs)
+        by_seed = f"weighted F1 by seed   {values or '–'}"
+        heads.append(textwrap.fill(by_seed, 98, initial_indent="  ", subsequent_indent=" " * 24))
+        if chosen := arm["chosen"]:
+            best, untouched = _percent(chosen["selection"]), _percent(chosen["test"])
+            heads.append(
+                f"  {document['selection_set']} would choose seed {chosen['seed']} ({best}), which"
+                f" has {untouched} on {test}"
+            )
+        rows = [header]
+        for metric in METRICS:
+            of = arm[metric]
+            row = [f"  {metric}", *_range(of), _percent(of["expected_max"])]
+            rows.append([*row, *_range(of["paper"] or {}) * with_paper, of["reason"] or ""])
+        blocks["\n".join(heads)] = rows
+    return _blocks(blocks)
+
+
+def _blocks(blocks: dict[str, list[list[str]]]) -> list[str]:
+    """Tables below their headings, with columns of one width throughout."""
+    lines = iter(aligned(row for rows in blocks.values() for row in rows).split("\n"))
+    found = []
+    for heading, rows in blocks.items():
+        found += [heading, *(next(lines) for _ in rows), ""]
+    return found
+
+
+def _range(of: dict[str, Any]) -> list[str]:
+    # One value has no spread.
+    told = of.get("sd") is not None and len(of.get("values") or [0, 0]) > 1
+    spread = f" ± {_percent(of['sd'])}" if told else ""
+    return [_percent(of.get("min")), _percent(of.get("mean")) + spread, _percent(of.get("max"))]
+
+
+def _comparisons(tests: list[dict[str, Any]]) -> list[str]:
+    """A table for each arm that is tested against the reference."""
+    header = ["", "p", "p_holm", "effect", "difference", "family", ""]
+    blocks: dict[str, list[list[str]]] = {}
+    for row in tests:
+        n = row["n"]
+        by = f"{n} shared seeds" if isinstance(n, int) else f"{n[0]} and {n[1]} runs"
+        heading = f"Is {row['a']} greater than {row['b']}? One-sided {row['test']}, {by}"
+        effect, shift = row["effect"], row["hodges_lehmann"]
+        blocks.setdefault(heading, [header]).append(
+            [
+                f"  {row['metric']}",
+                _p(row["p"]),
+                _p(row["p_holm"]),
+                "–" if effect is None else f"{effect:+.2f}",
+                "–" if shift is None else f"{100 * shift:+.2f}",
+                row["family"],
+                row["reason"] or (f"paper: {row['paper']}" if row["paper"] else ""),
+            ]
+        )
+    lines = _blocks(blocks)
+    lines.append(
+        "p_holm: over the family weighted_f1; effect: rank-biserial correlation; difference:"
+        " Hodges-Lehmann, in points, of shared seeds."
+    )
+    if any(row["paper"] for row in tests):
+        lines.append(f"Paper: {published_results.TEST}.")
+    return lines
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.2f}"
+
+
+def _p(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}" if value >= 1e-4 else f"{value:.1e}"
