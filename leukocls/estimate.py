@@ -13,13 +13,13 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from leukocls.artifacts.record import read_record, run_directories
-from leukocls.build import build
 from leukocls.data.augment import view_count
 from leukocls.data.published import published_subjects
 from leukocls.job import Job
 from leukocls.models.frozen import FrozenFeatures
 from leukocls.synthetic.latents import draw_cells
 from leukocls.synthetic.tree import SyntheticSpec
+from leukocls.training.build import build
 
 TIMED = 8  # images; a whole batch of a large network takes long on a CPU
 
@@ -55,7 +55,7 @@ def _as_before(arm: Path) -> Cost | None:
 
 def _by_batch(config: DictConfig) -> Cost:
     """From the time of one image in training and at evaluation, and the number of them."""
-    if config.view_0_of is not None:  # arithmetic on files
+    if config.rescore_from is not None:  # arithmetic on files
         return Cost(1, _predictions(config))
     plain: Any = OmegaConf.to_container(config, resolve=True)
     keys = ("model", "threads", "trainer")

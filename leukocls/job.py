@@ -1,5 +1,7 @@
 """One run from the command line: which directory, what is refused, done or resumed, how it ends."""
 
+from __future__ import annotations
+
 import os
 import re
 import signal
@@ -10,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -20,9 +22,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from leukocls.artifacts.identity import IN_PATH, arm_name, is_neutral, key_of
 from leukocls.artifacts.record import RunState
-from leukocls.artifacts.run_dir import RunLocked, logged_to, run_weights
+from leukocls.artifacts.run_dir import RunDir, RunLocked, logged_to, run_weights
 from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.common.files import sha256_file
+from leukocls.evaluation.scoring import ScoringOptions, metrics_of, scored_parts
+from leukocls.reporting.tables import result_text
+from leukocls.tracking.follow import check_logger, followed
+
+if TYPE_CHECKING:
+    from leukocls.training.inputs import ScoreInputs, TrainInputs
 
 # What may be said when a checkpoint is scored, besides what changes no result.
 SCORING = {"score", "experiment", "data", "trainer"}
@@ -90,7 +98,7 @@ class Job:
                     " this out."
                 )
 
-    def chain(self, last: str | None) -> list["Job"]:
+    def chain(self, last: str | None) -> list[Job]:
         """The runs that make this one, in order: one by default, each link of `config.chain` else.
 
         Every link is composed anew, so that what the command line says goes for all of them.
@@ -110,9 +118,9 @@ class Job:
             )
         if not links or self.config.checkpoint:
             return [self]
-        if self.config.view_0_of:
+        if self.config.rescore_from:
             raise LeukoclsError(
-                "view_0_of: not for a chain of runs; `evaluate RUN --views 0` scores its view 0."
+                "rescore_from: not for a chain of runs; `evaluate RUN --views 0` scores its view 0."
             )
         jobs: dict[str, Job] = {}
         for link, before in self.config.chain.items():
@@ -131,10 +139,10 @@ class Job:
     @cached_property
     def source(self) -> Path | None:
         """The run whose view 0 this one is, if it is one."""
-        if self.config.view_0_of is None:
+        if self.config.rescore_from is None:
             return None
-        own = [o for o in self.overrides if key_of(o) != "view_0_of"]
-        return replace(self, ablation=self.config.view_0_of, overrides=own).directory
+        own = [o for o in self.overrides if key_of(o) != "rescore_from"]
+        return replace(self, ablation=self.config.rescore_from, overrides=own).directory
 
 
 def composed(config: DictConfig, hydra_node: Any, since: str) -> list[Job]:
@@ -146,7 +154,7 @@ def composed(config: DictConfig, hydra_node: Any, since: str) -> list[Job]:
     if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
         raise LeukoclsError(f"seed={config.seed}: choose a whole number from 0 to 2**32 - 1.")
     choices, overrides = hydra_node.runtime.choices, _canonical(hydra_node.overrides.task)
-    if config.view_0_of is not None:
+    if config.rescore_from is not None:
         config.views = 1  # whatever number the other run was scored with
     job = Job(
         config, choices["experiment"] or "default", choices["ablation"], overrides, since=since
@@ -184,10 +192,10 @@ def run_jobs(jobs: list[Job]) -> int:
 
 def are_done(jobs: list[Job]) -> bool:
     """Whether each run is done and whole. Raises LeukoclsError: another one is in its place."""
-    from leukocls.session import Session
+    from leukocls.training.inputs import inputs_of
 
     def is_done(job: Job) -> bool:
-        run = Session(job.config).run(job.directory, job.source)
+        run = _run_dir(job, inputs_of(job.config))
         return run.state(job.config.force, job.since) == RunState.DONE
 
     return all(map(is_done, jobs))
@@ -200,43 +208,63 @@ def run_job(job: Job) -> None:
         LeukoclsError: a refusal or a fault, in one message; nothing claims to be finished.
     """
     # Torch and Lightning are imported here so that mistakes in the command are told at once.
-    from leukocls.session import Session
+    from leukocls.training.inputs import inputs_of
 
     config = job.config
+    check_logger(config.logger)
     if config.checkpoint:
         job.refuse_a_recipe()
-    session = Session(config)
-    run = session.run(job.directory, job.source)
+    inputs = inputs_of(config)
+    run = _run_dir(job, inputs)
     with run.locked():
         state = run.state(config.force, job.since)
         if state == RunState.DONE:
             print(f"{run.directory}: done already, nothing to do (force=true runs it again)")
-            session.print_result(run)
+            print_result(run.directory)
             return
-        _do(session, run, job.source, resume=state == RunState.INTERRUPTED and config.resume)
+        _execute(job, inputs, run, resume=state == RunState.INTERRUPTED and config.resume)
 
 
-def _do(session: Any, run: Any, source: Path | None, resume: bool) -> None:
-    from leukocls.view_zero import derive
+def _run_dir(job: Job, inputs: TrainInputs | ScoreInputs) -> RunDir:
+    """The run directory of a job with these inputs."""
+    from leukocls.training.rescore import rescored_input
 
-    facts = session.facts()
+    digests = inputs.digests | (rescored_input(job.source) if job.source else {})
+    return RunDir(job.directory, inputs.config, digests)
+
+
+def print_result(directory: Path) -> None:
+    """Print the metrics of a run's selected epoch, as `evaluate` does, and its directory."""
+    for part in scored_parts(directory, ScoringOptions()):
+        print("\n" + result_text(metrics_of(part)))
+    print(f"\n{directory}")
+
+
+def _execute(job: Job, inputs: TrainInputs | ScoreInputs, run: RunDir, resume: bool) -> None:
+    from leukocls.training.fit import fit, score
+    from leukocls.training.inputs import ScoreInputs
+    from leukocls.training.rescore import rescore
+
     if resume:
-        run.resume(**facts)
+        run.resume(**inputs.facts())
     else:
-        run.start(**facts)
-    with logged_to(run.directory / "log.txt"):
+        run.start(**inputs.facts())
+    # The result is printed before W&B is waited for.
+    with logged_to(run.directory / "log.txt"), followed(run.directory, inputs.config.logger):
         try:
-            if source:
-                derive(run, source, session.config.selection, session.config.threshold)
+            if job.source:
+                rescore(run, job.source, inputs.config.selection, inputs.config.threshold)
+            elif isinstance(inputs, ScoreInputs):
+                score(inputs, run)
             else:
-                session.execute(run, resume)
+                fit(inputs, run, resume)
         except (Interrupted, SystemExit) as stop:  # the latter when a cluster takes the job back
             run.end(RunState.INTERRUPTED, str(stop))
             raise
         except Exception as error:
             run.end(RunState.FAILED, f"{type(error).__name__}: {error}")
             raise
-        session.print_result(run)
+        print_result(run.directory)
 
 
 @contextmanager

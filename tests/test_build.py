@@ -7,12 +7,12 @@ from omegaconf import OmegaConf
 from torch import nn
 
 import leukocls
-from leukocls.build import build
 from leukocls.common.errors import LeukoclsError
 from leukocls.data.augment import Augmentation
 from leukocls.models import timm_network
 from leukocls.models.timm_network import TimmNetwork
-from leukocls.optim import configure, parameter_groups
+from leukocls.training.build import build
+from leukocls.training.optim import configure, parameter_groups
 
 CONF = Path(leukocls.__file__).parents[1] / "conf"
 

@@ -7,14 +7,13 @@ from contextlib import redirect_stdout
 from io import StringIO
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 from conftest import TINY, Train, record
 
 from leukocls.common.files import sha256_file
-from leukocls.session import Session
+from leukocls.data.random import continued_seed
 
 LINKS = ["georgiev_1", "georgiev_2", "georgiev_3", "georgiev_4"]
 
@@ -133,7 +132,7 @@ def test_link_ends_the_chain_early(small_tree: Path, tmp_path: Path, train: Trai
         ("link=marzahl2019_256", "choose one of georgiev_1"),
         ("link=nothing", "nothing"),
         ("chain.georgiev_2=georgiev_3", "chain.georgiev_2=georgiev_3: choose a link that comes"),
-        ("ablation=norot", "view_0_of: not for a chain"),
+        ("ablation=norot", "rescore_from: not for a chain"),
     ],
 )
 def test_a_chain_that_cannot_be_is_refused(
@@ -198,14 +197,9 @@ def test_continue_from_nowhere_is_refused(small_tree: Path, tmp_path: Path, trai
 
 
 def test_a_run_that_continues_another_does_not_see_its_draws_again() -> None:
-    def draws(seed: int, runs: int) -> int:
-        return Session._draws(
-            SimpleNamespace(config=SimpleNamespace(seed=seed), lineage=[0] * runs)
-        )
-
-    assert draws(3, 0) == 3
-    found = [draws(seed, runs) for seed in (3, 4) for runs in (1, 2, 3)]
-    assert found == [draws(seed, runs) for seed in (3, 4) for runs in (1, 2, 3)]
+    assert continued_seed(3, 0) == 3
+    found = [continued_seed(seed, runs) for seed in (3, 4) for runs in (1, 2, 3)]
+    assert found == [continued_seed(seed, runs) for seed in (3, 4) for runs in (1, 2, 3)]
     assert len({3, 4, *found}) == 8
 
 

@@ -2,7 +2,6 @@ import json
 import os
 import socket
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,14 +12,14 @@ from sklearn import metrics as oracle
 from torch import nn
 from torch.multiprocessing import get_context
 
-from leukocls.classifier import CellClassifier, to_logit
 from leukocls.data.augment import Augmentation, views
 from leukocls.data.datamodule import CellDataModule
 from leukocls.data.index import Index
 from leukocls.data.published import subject_counts
 from leukocls.data.splits import Split
-from leukocls.losses import CellLoss
-from leukocls.session import Session
+from leukocls.training.classifier import CellClassifier, to_logit
+from leukocls.training.inputs import pos_weight
+from leukocls.training.losses import CellLoss
 
 SIZE = 16
 # 13 and 7 cells are odd, and no multiple of the evaluation batch of 4; final's labels are unknown.
@@ -91,16 +90,10 @@ def test_pos_weight_is_that_of_the_published_counts_and_of_the_training_rows_alo
     counts = subject_counts()
     cells = counts[counts["split"] == "train"].groupby("label")["n_images"].sum()
     label = np.repeat([0, 1, 1], [cells["HEM"], cells["ALL"], 50])
-    session = SimpleNamespace(
-        source=None,
-        config=SimpleNamespace(loss=SimpleNamespace(pos_weight="balanced"), sampler="shuffle"),
-        index=SimpleNamespace(table=pd.DataFrame({"label": label})),
-        # The last 50 are not trained on.
-        split=SimpleNamespace(rows={"train": np.arange(len(label) - 50)}),
-    )
-    assert Session.pos_weight(session) == 3389 / 7272
-    session.config.sampler = "balanced"  # which has weighted them already
-    assert Session.pos_weight(session) == 1
+    trained_on = label[:-50]
+    assert pos_weight("balanced", "shuffle", trained_on) == 3389 / 7272
+    # A balanced sampler has weighted them already.
+    assert pos_weight("balanced", "balanced", trained_on) == 1
 
 
 def test_the_logit_of_two_outputs_is_their_difference():

@@ -63,7 +63,7 @@ def write_run(directory, frame, **changes):
         "id": f"{experiment}-{arm}-s{seed}-01234567",
         "status": "done",
         "error": None,
-        "identity": {"seed": seed, "view_0_of": None},
+        "identity": {"seed": seed, "rescore_from": None},
         "data_digest": "d1",
         "split_scheme": "challenge",
         "selection": {"rule": "best_weighted_f1", "set": "prelim", "epoch": 1},
@@ -99,7 +99,7 @@ def sweep(tmp_path):
         where = f"seed_{seed:03d}"
         frame = selected_on_prelim(seed, 1.0)
         write_run(root / "proposal" / where, frame)
-        identity = {"seed": seed, "view_0_of": "proposal"}
+        identity = {"seed": seed, "rescore_from": "proposal"}
         write_run(root / "norot" / where, view_0(frame), identity=identity)
         write_run(root / "nospeclr_1e-4" / where, selected_on_prelim(seed, 0.5))
         write_run(root / "proposal,optim.lr=1" / where, selected_on_prelim(seed, 0.9))
@@ -457,7 +457,7 @@ def test_runs_that_scored_other_cells_are_not_mixed(sweep):
 
 
 def test_two_configurations_are_not_one_arm(sweep):
-    identity = {"seed": 1, "view_0_of": None, "optim.lr": 0.1}
+    identity = {"seed": 1, "rescore_from": None, "optim.lr": 0.1}
     edit(sweep / "proposal" / "seed_001", identity=identity)
     message = refused(sweep)
     assert "one arm, two configurations" in message

@@ -10,10 +10,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import leukocls
-from leukocls.build import build
 from leukocls.data.augment import Augmentation, view_weights
-from leukocls.losses import CellLoss
-from leukocls.optim import configure
+from leukocls.training.build import build
+from leukocls.training.losses import CellLoss
+from leukocls.training.optim import configure
 
 CONF = Path(leukocls.__file__).parents[1] / "conf"
 # Runs that one command makes; the rest of its marks.

@@ -15,15 +15,15 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import leukocls
-from leukocls.build import build
-from leukocls.classifier import CellClassifier
 from leukocls.common.errors import LeukoclsError
 from leukocls.data.augment import views
-from leukocls.data.feature_cache import cached_features
-from leukocls.losses import CellLoss
 from leukocls.models.frozen import FrozenFeatures
 from leukocls.models.weights import load_weights
-from leukocls.optim import configure, parameter_groups
+from leukocls.training.build import build
+from leukocls.training.classifier import CellClassifier
+from leukocls.training.feature_cache import cached_features
+from leukocls.training.losses import CellLoss
+from leukocls.training.optim import configure, parameter_groups
 
 CONF = Path(leukocls.__file__).parents[1] / "conf"
 TINY = "test_efficientnet"

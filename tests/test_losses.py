@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from leukocls.common.errors import LeukoclsError
-from leukocls.losses import CellLoss
+from leukocls.training.losses import CellLoss
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 import leukocls
-from leukocls.build import build
 from leukocls.common.errors import LeukoclsError
 from leukocls.models.multiattention import MultiAttention, masked_pooling
 from leukocls.models.timm_network import TimmNetwork
-from leukocls.optim import parameter_groups
+from leukocls.training.build import build
+from leukocls.training.optim import parameter_groups
 
 CONF = Path(leukocls.__file__).parents[1] / "conf"
 TINY = "test_efficientnet"

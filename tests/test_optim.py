@@ -9,7 +9,7 @@ from torch import nn
 
 from leukocls.common.errors import LeukoclsError
 from leukocls.models.timm_network import TimmNetwork
-from leukocls.optim import configure, parameter_groups
+from leukocls.training.optim import configure, parameter_groups
 
 ROOT = Path(__file__).parents[1]
 # One small network of each of timm's ways to name its layers; levit has two heads.

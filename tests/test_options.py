@@ -13,9 +13,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from torchvision.ops import box_iou
 
-from leukocls.build import build
 from leukocls.data.store import open_store
 from leukocls.data.verify import checked_index
+from leukocls.training.build import build
 
 
 @pytest.fixture

@@ -20,15 +20,15 @@ from sklearn import metrics as oracle
 from torch import distributed, nn
 
 from leukocls.artifacts import predictions
-from leukocls.classifier import CellClassifier
 from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.data.augment import Augmentation
 from leukocls.data.datamodule import CellDataModule
 from leukocls.data.index import Index
 from leukocls.data.splits import Split
-from leukocls.losses import CellLoss
-from leukocls.ranks import Place, together
 from leukocls.synthetic.tree import SyntheticSpec, write_tree
+from leukocls.training.classifier import CellClassifier
+from leukocls.training.ddp import Rank, spawn_ranks
+from leukocls.training.losses import CellLoss
 
 EPOCHS = 3
 TWO = ["trainer.accelerator=cpu", "trainer.devices=2", "threads=1"]
@@ -208,7 +208,7 @@ class Brightness(nn.Module):
         return (images.mean((1, 2, 3), keepdim=True)[:, :, 0, 0] - 0.5) * self.weight
 
 
-def score(place: Place | None = None) -> tuple[dict, dict]:
+def score(place: Rank | None = None) -> tuple[dict, dict]:
     """Scores and metrics of parts that leave ranks without a cell, or without a label."""
     label = np.array([0, 1, 0, 1, 1, -1, -1, 1])
     parts = {"prelim": np.arange(5), "val": np.array([3]), "final": np.array([5, 6, 7])}
@@ -219,7 +219,6 @@ def score(place: Place | None = None) -> tuple[dict, dict]:
         seed=0, batch_size=1, eval_batch_size=2, residence="ram", workers=0,
     )  # fmt: skip
     module = CellClassifier(Brightness(), {}, loss=CellLoss(1.0), views=1, seed=0, scored=[*parts])
-    data.scored = [*parts]
     trainer = pl.Trainer(
         accelerator="cpu", devices=place.ranks if place else 1, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, use_distributed_sampler=False,
@@ -231,7 +230,7 @@ def score(place: Place | None = None) -> tuple[dict, dict]:
 
 
 def test_ranks_without_a_cell_or_a_label_wait_for_nobody() -> None:
-    scores, rows = together(3, score)
+    scores, rows = spawn_ranks(3, score)
     expected_scores, expected_rows = score()
     assert rows["val"]["tp"] + rows["val"]["fn"] == 1
     assert rows["final"]["tp"] + rows["final"]["fn"] == 1
@@ -246,19 +245,19 @@ def test_ranks_without_a_cell_or_a_label_wait_for_nobody() -> None:
 # Processes
 
 
-def talk(place: Place) -> int:
+def talk(place: Rank) -> int:
     print(f"rank {place.rank} says out")
     print(f"rank {place.rank} says err", file=sys.stderr)
     return 10 * place.rank + place.ranks
 
 
 def test_rank_0_speaks_for_all(capsys: pytest.CaptureFixture[str]) -> None:
-    assert together(2, talk) == 2
+    assert spawn_ranks(2, talk) == 2
     printed = capsys.readouterr()
     assert (printed.out, printed.err) == ("rank 0 says out\n", "rank 0 says err\n")
 
 
-def fail_on_rank_1(error: Exception, place: Place) -> None:
+def fail_on_rank_1(error: Exception, place: Rank) -> None:
     """The other waits for it, as it would for a gradient."""
     place.join(torch.device("cpu"))
     if place.rank == 1:
@@ -278,11 +277,11 @@ def fail_on_rank_1(error: Exception, place: Place) -> None:
 )
 def test_what_fails_on_one_ends_all(error: Exception, kind: type, words: str) -> None:
     with pytest.raises(kind, match=words):
-        together(2, partial(fail_on_rank_1, error))
+        spawn_ranks(2, partial(fail_on_rank_1, error))
     assert not of_ranks()
 
 
-def stay(folder: Path, place: Place) -> None:
+def stay(folder: Path, place: Rank) -> None:
     """Until told to end; leaves a trace of both."""
     (folder / f"{place.rank}.pid").write_text(str(os.getpid()))
     try:
@@ -312,13 +311,13 @@ def test_an_interrupted_run_asks_its_processes_to_end(tmp_path: Path) -> None:
 
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
-        together(2, partial(stay, tmp_path))
+        spawn_ranks(2, partial(stay, tmp_path))
     assert sorted(path.name for path in tmp_path.glob("*.ended")) == ["0.ended", "1.ended"]
     assert not of_ranks()
 
 
 def test_a_killed_run_leaves_no_process(tmp_path: Path) -> None:
-    run = get_context("forkserver").Process(target=together, args=(2, partial(stay, tmp_path)))
+    run = get_context("forkserver").Process(target=spawn_ranks, args=(2, partial(stay, tmp_path)))
     run.start()
     found = pids(tmp_path)
     run.kill()

@@ -14,11 +14,11 @@ from torch import nn
 from torchvision.ops import box_iou, roi_align
 
 import leukocls
-from leukocls.build import build
 from leukocls.common.errors import LeukoclsError
 from leukocls.models.region import FastaiNetwork, RegionNetwork, concat_pool, iou, region_grid
 from leukocls.models.timm_network import NORMALISATION
-from leukocls.optim import parameter_groups
+from leukocls.training.build import build
+from leukocls.training.optim import parameter_groups
 
 # timm starts residual branches at 0, and no gradient comes through at first.
 OPEN = {"zero_init_last": False}

@@ -16,11 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from leukocls import audit, evaluate, recorder, runs, session
+from leukocls import audit, evaluate, job, runs
 from leukocls.artifacts import predictions
 from leukocls.common.errors import LeukoclsError
+from leukocls.data.datamodule import CellDataModule
 from leukocls.data.index import build_index
 from leukocls.evaluation import metrics
+from leukocls.training import fit, inputs, recorder
 
 HONEST = ["split_scheme=honest", "folds=3"]
 ONE = "trainer.max_epochs=1"
@@ -350,7 +352,7 @@ def stopped_before(middle, outputs, monkeypatch):
     """Training is over, nothing of the test is."""
     with monkeypatch.context() as patch:
         broken = MagicMock(side_effect=RuntimeError("pulled the plug"))
-        patch.setattr(session.Session, "_test", broken)
+        patch.setattr(CellDataModule, "test_dataloader", broken)
         with pytest.raises(AssertionError, match="pulled the plug"):
             middle(outputs=outputs)
     run = only_run(outputs)
@@ -475,7 +477,7 @@ def test_a_threshold_that_somebody_names_is_stored_and_used(go, js):
 
 def test_the_labels_of_the_test_move_nothing_that_was_chosen(middle, tmp_path, monkeypatch):
     """S8: train again with every label of prelim the other way round."""
-    run, load = middle(), session.load_index
+    run, load = middle(), inputs.load_index
 
     def other_way_round(config):
         index = load(config)
@@ -483,7 +485,7 @@ def test_the_labels_of_the_test_move_nothing_that_was_chosen(middle, tmp_path, m
         index.table.loc[of_prelim, "label"] = 1 - index.table.loc[of_prelim, "label"]
         return index
 
-    monkeypatch.setattr(session, "load_index", other_way_round)
+    monkeypatch.setattr(inputs, "load_index", other_way_round)
     swapped = middle(outputs=tmp_path / "outputs")
     before, after = record(run), record(swapped)
     for key in ("threshold", "selection", "weights_sha256", "pos_weight"):
@@ -503,13 +505,13 @@ def test_the_labels_of_the_test_move_nothing_that_was_chosen(middle, tmp_path, m
 def planned(go, monkeypatch, tmp_path):
     """What a command decides before it trains: its directory, with run.json and split.csv."""
 
-    def execute(run_session, run, resume):
-        (run.directory / "split.csv").write_text(run_session._split_csv())
+    def no_fit(inputs, run, resume):
+        (run.directory / "split.csv").write_text(inputs.split_csv)
 
     def run(*overrides: str) -> Path:
         with monkeypatch.context() as patch:
-            patch.setattr(session.Session, "execute", execute)
-            patch.setattr(session.Session, "print_result", lambda _, run: print(run.directory))
+            patch.setattr(fit, "fit", no_fit)
+            patch.setattr(job, "print_result", print)
             return go(*overrides, outputs=tmp_path / "outputs")[0]
 
     return run

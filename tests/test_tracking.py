@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -12,16 +13,19 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pandas as pd
 import pytest
 from conftest import Train, only_run, record, small
 
-from leukocls import courier, dashboard, tracking, wandb_sync
+from leukocls import wandb_sync
 from leukocls.common.errors import DataFault, LeukoclsError
-from leukocls.courier import Courier
 from leukocls.evaluation.comparison import compare
+from leukocls.tracking import follow, panels
+from leukocls.tracking import sync as tracking_sync
 
 KEY = "k" * 40
 HISTORY, SUMMARY = "wandb-history.jsonl", "wandb-summary.json"
@@ -174,9 +178,16 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nobody's account, and a W&B that has read no settings yet."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    courier.shut_down()
+    shut_down()
     yield
-    courier.shut_down()
+    shut_down()
+
+
+def shut_down() -> None:
+    """Let the next call of `wandb.Api` in this process read the environment anew."""
+    import wandb
+
+    wandb.teardown()
 
 
 @pytest.fixture
@@ -184,7 +195,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     with Server() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         yield server
-        courier.shut_down()
+        shut_down()
         server.shutdown()
 
 
@@ -233,7 +244,7 @@ def test_three_runs_are_three_w_and_b_runs_of_one_group(offline: Path) -> None:
     for seed in SEEDS:
         run = run_of(offline, seed)
         (log,) = (run / "wandb").glob("offline-run-*/*.wandb")
-        said = dashboard.described(run, record(run))
+        said = panels.run_init(run, record(run))
         assert log.stem == f"run-{said['id']}"
         content = log.read_bytes()
         for word in ("/".join(run.parts[-3:-1]), "train", "SYNTHETIC"):
@@ -248,123 +259,122 @@ def test_job_types_tell_trained_from_scored_and_derived_runs(tmp_path: Path) -> 
     said = {"id": "demo-norot,lr=1-s3-0123", "marks": ["LEAKY"], "config_hash": "0", "versions": {}}
     said["selection"] = {"set": "prelim"}
     types = {}
-    for line in ("seed: 3", "checkpoint: RUN", "view_0_of: proposal"):
+    for line in ("seed: 3", "checkpoint: RUN", "rescore_from: proposal"):
         (directory / "config.yaml").write_text(line)
-        told = dashboard.described(directory, said)
+        told = panels.run_init(directory, said)
         types[line] = told["job_type"]
-    assert list(types.values()) == ["train", "score", "view_0"]
+    assert list(types.values()) == ["train", "score", "rescore"]
     assert told["id"] == "demo-norot+lr=1-s3-0123"
     assert (told["name"], told["group"]) == ("demo/norot/seed_003", "demo/norot")
     assert told["tags"] == ["LEAKY"]
 
 
-@pytest.fixture(params=["killed", "closed", "silent"])
-def faulty(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[str, str]]:
-    """Ways in which W&B fails a run: what is wrong, and the mode that it is logged in."""
+def services(of: int) -> list[int]:
+    """Process ids of the W&B services that process `of` has started."""
+    listed = subprocess.run(["ps", "-eo", "pid,ppid,comm"], capture_output=True, text=True)
+    rows = [line.split() for line in listed.stdout.splitlines()]
+    return [int(pid) for pid, parent, name, *_ in rows if parent == str(of) and "wandb" in name]
+
+
+@pytest.fixture(params=["killed", "closed", "silent", "no room"])
+def faulty(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Ways in which W&B fails a run; gives the mode that the run is logged in."""
     if request.param == "killed":
-        opened = tracking.opened
+        started = follow._start
 
-        def then_killed(*arguments: Any, **where: Any) -> Any:
-            run = opened(*arguments, **where)
-            assert list(courier.services())
-            courier._kill_service()
-            return run
+        def then_killed(directory: Path, log: Path) -> Any:
+            process = started(directory, log)
 
-        monkeypatch.setattr(tracking, "opened", then_killed)
-        yield "killed", "offline"
+            def kill() -> None:
+                while not (found := services(process.pid)):
+                    time.sleep(0.05)
+                for service in found:
+                    os.kill(service, signal.SIGKILL)
+
+            threading.Thread(target=kill, daemon=True).start()
+            return process
+
+        monkeypatch.setattr(follow, "_start", then_killed)
+        yield "offline"
+        return
+    if request.param == "no room":
+        full = MagicMock(side_effect=OSError(28, "No space left on device"))
+        monkeypatch.setattr(follow, "_start", full)
+        yield "offline"
         return
     with socket.socket() as port:
         port.bind(("127.0.0.1", 0))
         if request.param == "silent":
             port.listen(64)  # connections are made, and nobody reads from them
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port.getsockname()[1]}")
-        yield request.param, "online"
+        yield "online"
 
 
 def test_no_fault_of_w_and_b_reaches_the_run(
-    faulty: tuple[str, str],
+    faulty: str,
     plain: dict[str, Any],
     small_tree: Path,
     tmp_path: Path,
     train: Train,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    _, mode = faulty
     bound, waited = 3.0, []
-    close = Courier.close
+    end = follow._end
 
-    def timed(self: Courier, seconds: float) -> None:
+    def timed(process: Any, seconds: float, log: Path) -> str:
         start = time.monotonic()
-        close(self, seconds)
-        waited.append((seconds, time.monotonic() - start))
+        failure = end(process, seconds, log)
+        waited.append((process, seconds, time.monotonic() - start))
+        return failure
 
-    monkeypatch.setattr(Courier, "close", timed)
-    monkeypatch.setattr(tracking, "LONGEST_WAIT", bound)
+    monkeypatch.setattr(follow, "_end", timed)
+    monkeypatch.setattr(follow, "LONGEST_WAIT", bound)
     outputs = tmp_path / "outputs"
-    ended = train(*command(small_tree, outputs), "logger=wandb", f"logger.mode={mode}")
+    ended = train(*command(small_tree, outputs), "logger=wandb", f"logger.mode={faulty}")
     assert ended.code == 0
     assert "W&B failed (" in ended.out
     said = record(only_run(outputs))
     assert said["status"] == "done"
     for key in ("id", "predictions_sha256", "weights_sha256", "metrics"):
         assert said[key] == plain[key]
-    ((granted, took),) = waited
-    assert granted == bound
-    assert took < bound + 5  # the slack is for a busy machine, not for W&B
-    # Python would wait for it before it ends.
-    assert not list(courier.services())
-    assert "W&B" not in [thread.name for thread in threading.enumerate()]
+    for process, granted, took in waited:
+        assert granted == bound
+        assert took < bound + 5  # the slack is for a busy machine, not for W&B
+        assert process.poll() is not None
 
 
-def test_what_hangs_is_cut_off_and_what_fails_drops_the_rest() -> None:
-    done: list[int] = []
-    hung = Courier()
-    hung.send("first", done.append, 1)
-    hung.send("hanging", threading.Event().wait)
-    hung.send("late", done.append, 2)
-    start = time.monotonic()
-    hung.close(0.5)
-    assert time.monotonic() - start >= 0.45
-    assert (done, hung.failed) == ([1], "no answer within 0.5 s")
-
-    failing = Courier()
-    failing.send("dividing", lambda: 1 / 0)
-    failing.send("late", done.append, 3)
-    failing.close(60)
-    assert done == [1]
-    assert failing.failed == "while dividing: ZeroDivisionError: division by zero"
+def test_an_interrupted_run_waits_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = []
+    monkeypatch.setattr(follow, "_start", lambda directory, log: object())
+    monkeypatch.setattr(follow, "_end", lambda process, seconds, log: waited.append(seconds) or "")
+    logger = SimpleNamespace(name="wandb", mode="offline")
+    with pytest.raises(KeyboardInterrupt), follow.followed(tmp_path, logger):
+        raise KeyboardInterrupt
+    with follow.followed(tmp_path, logger):
+        pass
+    assert waited == [follow.INTERRUPTED_WAIT, follow.LONGEST_WAIT]
 
 
-LEAVING = """
-import atexit, sys, time
-
-atexit.register(lambda: print(time.monotonic() - closed))  # the last to be called
-from leukocls import courier, dashboard
-import wandb
-
-at = {"id": "a", "project": "p"}
-there = courier.Courier()
-there.send("starting", lambda: dashboard.opened(wandb, at, {}, mode="online", dir=sys.argv[1]))
-there.close(2)
-assert there.failed
-closed = time.monotonic()
-"""
+def test_the_follower_ends_when_the_run_is_killed(offline: Path, tmp_path: Path) -> None:
+    run = tmp_path / "demo" / "proposal" / "seed_000"
+    shutil.copytree(run_of(offline), run)
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    said = record(run) | {"status": "running", "pid": dead.pid}
+    (run / "run.json").write_text(json.dumps(said))
+    assert wandb_sync.main(["--follow", str(run)]) == 0
 
 
-def test_python_ends_at_once_when_w_and_b_was_given_up(tmp_path: Path) -> None:
-    with socket.socket() as port:
-        port.bind(("127.0.0.1", 0))
-        port.listen(64)
-        here = {"WANDB_BASE_URL": f"http://127.0.0.1:{port.getsockname()[1]}"}
-        ran = subprocess.run(
-            [sys.executable, "-c", LEAVING, str(tmp_path)],
-            env=os.environ | here, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-    # Left alone it would be tens of seconds: its service, and its telemetry, wait for the server.
-    assert float(ran.stdout.splitlines()[-1]) < 5
-    assert "Traceback" not in ran.stderr
+def test_a_mode_or_package_that_is_missing_is_refused_before_a_run_exists(
+    small_tree: Path, tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = tmp_path / "outputs"
+    wrong = train(*command(small_tree, outputs), "logger=wandb", "logger.mode=live")
+    assert (wrong.code, "logger.mode" in wrong.err) == (2, True)
+    monkeypatch.setattr(follow.importlib.util, "find_spec", lambda name: None)
+    missing = train(*command(small_tree, outputs), "logger=wandb")
+    assert (missing.code, "leukocls[wandb]" in missing.err) == (2, True)
+    assert not outputs.exists()
 
 
 # --- from files
@@ -449,8 +459,8 @@ def test_a_server_gets_everything_once(
     # The worst moment: it has all rows of the first run, and the sender never hears of it.
     server.deaf = True
     with monkeypatch.context() as patch:
-        patch.setattr(wandb_sync, "UPLOAD_S", 6.0)
-        with pytest.raises(DataFault, match="the same command goes on here"):
+        patch.setattr(tracking_sync, "UPLOAD_S", 12.0)
+        with pytest.raises(DataFault, match="run the same command again"):
             sync(offline)
     ((name, broken),) = server.runs.items()
     assert broken["state"] == "running"
@@ -525,7 +535,7 @@ def test_a_resumed_run_is_the_same_w_and_b_run(
 
 
 def test_what_cannot_be_sent_is_named_and_left_out(
-    server: Server, offline: Path, tmp_path: Path, capsys: Any
+    server: Server, offline: Path, tmp_path: Path, capfd: Any
 ) -> None:
     outputs = tmp_path / "outputs"
     shutil.copytree(offline, outputs)
@@ -536,7 +546,7 @@ def test_what_cannot_be_sent_is_named_and_left_out(
     config = done / "config.yaml"
     config.write_text(config.read_text().replace(str(offline.parent / "store"), str(tmp_path)))
     assert sync(outputs, "--project", "other") == 3
-    said = capsys.readouterr().out
+    said = capfd.readouterr().out
     assert f"left out: {failed}: failed, not done" in said
     assert f"left out: {damaged / 'run.json'}: damaged" in said
     ((name, held),) = server.runs.items()
@@ -547,12 +557,12 @@ def test_what_cannot_be_sent_is_named_and_left_out(
     # The same run executed again elsewhere, with another result.
     held["streams"][SUMMARY] = [json.dumps(server.summary(name) | {"predictions_sha256": "0"})]
     assert sync(done) == 3
-    assert "W&B holds another execution of this run" in capsys.readouterr().out
+    assert "W&B holds another execution of this run" in capfd.readouterr().out
 
     edited = pd.read_parquet(done / "predictions.parquet")
     edited.assign(view_0=edited["view_0"] + 1).to_parquet(done / "predictions.parquet")
     assert sync(done) == 3
-    assert "these are not the predictions the run wrote" in capsys.readouterr().out
+    assert "these are not the predictions the run wrote" in capfd.readouterr().out
 
 
 def test_nobody_there_and_nobody_logged_in_are_one_message(
@@ -560,7 +570,7 @@ def test_nobody_there_and_nobody_logged_in_are_one_message(
 ) -> None:
     with pytest.raises(LeukoclsError, match="no run here") as empty:
         sync(tmp_path)
-    monkeypatch.setattr(wandb_sync, "ANSWER_S", 1)
+    monkeypatch.setattr(tracking_sync, "ANSWER_S", 1)
     with socket.socket() as port:
         port.bind(("127.0.0.1", 0))
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port.getsockname()[1]}")
@@ -570,7 +580,6 @@ def test_nobody_there_and_nobody_logged_in_are_one_message(
         with pytest.raises(LeukoclsError, match=r"Nothing was sent\. Log in") as stranger:
             sync(offline)
     assert [error.value.exit_code for error in (empty, closed, stranger)] == [2, 2, 2]
-    assert not list(courier.services())
 
 
 def test_help_needs_neither_torch_nor_wandb() -> None:

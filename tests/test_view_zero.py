@@ -26,7 +26,7 @@ def run_of(outputs: Path, arm: str) -> Path:
     return found.parent
 
 
-def test_view_0_of_a_run_is_the_run_with_one_view(
+def test_rescore_from_a_run_is_the_run_with_one_view(
     small_tree: Path, outputs: Path, train: Train
 ) -> None:
     """To the bit in what it predicts, with an epoch of its own; and it costs no training."""
@@ -36,11 +36,11 @@ def test_view_0_of_a_run_is_the_run_with_one_view(
     derived = train(*words, "ablation=norot")
     assert derived.code == 0, derived.err
     assert "train loss" not in derived.out
-    again = train(*words, "ablation=norot", "view_0_of=null")
+    again = train(*words, "ablation=norot", "rescore_from=null")
     assert again.code == 0, again.err
     assert "train loss" in again.out
     norot = [path.parent for path in outputs.rglob("run.json") if "/norot" in str(path)]
-    ours, theirs = sorted(norot, key=lambda path: record(path)["identity"]["view_0_of"] is None)
+    ours, theirs = sorted(norot, key=lambda path: record(path)["identity"]["rescore_from"] is None)
     one, other = record(ours), record(theirs)
     for key in ("predictions_sha256", "selection", "threshold", "metrics", "marks", "view_weights"):
         assert one[key] == other[key], key
@@ -72,7 +72,7 @@ def test_a_run_that_is_not_there_or_was_trained_otherwise_is_refused(
     told = train(*words, "ablation=norot")
     assert told.code == 2
     assert "no run whose view 0 could be scored" in told.err
-    assert "view_0_of=null trains again" in told.err
+    assert "rescore_from=null trains again" in told.err
     # Somebody moved a run of other settings to where the proposal's belongs.
     source = run_of(outputs, "proposal")
     place = tmp_path / "outputs" / source.relative_to(outputs)
@@ -180,7 +180,7 @@ def test_a_reconstruction_is_marked(small_tree: Path, tmp_path: Path, train: Tra
     assert "*** SYNTHETIC RECONSTRUCTION ***" in done.out
 
 
-def test_view_0_of_what_was_trained_again_is_not_called_done(
+def test_rescore_from_what_was_trained_again_is_not_called_done(
     small_tree: Path, outputs: Path, tmp_path: Path, train: Train
 ) -> None:
     """The proposal gave other predictions meanwhile, as after force=true with another version."""

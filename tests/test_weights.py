@@ -18,7 +18,6 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 import leukocls
-from leukocls.build import build
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.files import sha256_file
 from leukocls.data.store import data_digest, open_store
@@ -26,6 +25,7 @@ from leukocls.data.verify import checked_index
 from leukocls.models.multiattention import MultiAttention
 from leukocls.models.timm_network import TimmNetwork
 from leukocls.models.weights import PACKAGED, load_weights, weights_file
+from leukocls.training.build import build
 
 CONF = Path(leukocls.__file__).parents[1] / "conf"
 TINY = "test_resnet"

@@ -1,42 +1,39 @@
-"""What a run owes to an earlier one: its recipe, its weights, and the cells these have seen."""
+"""Lineage: which cells the runs behind a weights file were trained on and chose their epoch by."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError, safe_open
 
 from leukocls.data.names import members, subject_of
 
-KEY = "lineage"  # in the metadata of a weights file, so that a copy of it still knows
+KEY = "lineage"  # in the metadata of the weights file, so that copies of the file keep it
+
+# One entry a run, the latest first: `named` (whether its cells have C-NMC's names) and, of the
+# cells it `trained` on and of those that `chose` its epoch, `groups` and `pixels`.
+Lineage = list[dict[str, Any]]
 
 
-def read_lineage(weights: Path | None) -> list[dict[str, Any]]:
-    """What the runs behind a weights file have seen, the last one first; empty if no run made it.
-
-    Each entry holds `named` (whether its cells have C-NMC's names) and, of the cells that trained
-    it (`trained`) and of those that chose its epoch (`chose`), `groups` and `pixels`.
-    """
+def read_lineage(weights: Path | None) -> Lineage:
+    """The lineage in a weights file's metadata; empty if no run of leukocls wrote it."""
     if weights is None:
         return []
     try:
         with safe_open(weights, "pt") as stream:
             return json.loads((stream.metadata() or {}).get(KEY, "[]"))
-    except SafetensorError:  # another format, or damaged, which loading will tell
+    except SafetensorError:  # another format, or damaged, which loading will report
         return []
 
 
-def lineage_of(
-    cells: pd.DataFrame, selection: str, before: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
+def lineage_of(cells: pd.DataFrame, selection: str, before: Lineage) -> Lineage:
     """The lineage of a run's weights.
 
     Args:
-        cells: of its split, as `Split.table` gives them.
+        cells: the cells of its split, as `Split.table` gives them.
         selection: the split that chooses the epoch.
-        before: the lineage of what it starts from.
+        before: the lineage of the weights that it starts from.
     """
 
     def known(split: str) -> dict[str, list[str]]:
@@ -45,51 +42,34 @@ def lineage_of(
 
     cells = cells.rename(columns={"group": "groups"})
     named = bool(cells["cell"].map(subject_of).any())
-    # Where nothing is held back, nothing is chosen.
+    # Without a held-out set nothing is chosen.
     chose = known(selection if selection != "train" else "")
     return [{"named": named, "trained": known("train"), "chose": chose}, *before]
 
 
-def as_metadata(lineage: list[dict[str, Any]]) -> dict[str, str]:
-    """What `read_lineage` will find in the metadata of a weights file."""
+def as_metadata(lineage: Lineage) -> dict[str, str]:
+    """The metadata of a weights file, as `read_lineage` reads it."""
     return {KEY: json.dumps(lineage)}
 
 
-def seen(lineage: list[dict[str, Any]], what: str, now: pd.DataFrame, published: bool) -> bool:
-    """Whether the cells `now`, their subjects or images, are among what a lineage has seen.
+def has_seen(lineage: Lineage, role: str, cells: pd.DataFrame, published: bool) -> bool:
+    """Whether `cells`, their subjects or their images, are among the cells of a lineage.
 
-    What is not known to be apart is not called so: labelled cells without a subject count as seen,
-    and subjects of one name are one subject, unless only one side's cells have C-NMC's names.
+    Unknown subjects are treated as overlapping. Subjects of one name are one subject, unless only
+    one side's cells have C-NMC's names.
 
     Args:
-        what: "trained" or "chose".
-        now: cells as `Split.table` gives them.
+        role: "trained" or "chose".
+        cells: as `Split.table` gives them.
         published: whether they have C-NMC's names.
     """
-    labelled = now[now["label"] >= 0]
+    labelled = cells[cells["label"] >= 0]
     for run in lineage:
-        groups = run[what]["groups"]
+        groups = run[role]["groups"]
         if run["named"] == published and (members(groups) & members(labelled["group"])) - {""}:
             return True
         if len(labelled) and groups and "" in {*groups, *labelled["group"]}:
             return True
-        if (set(run[what]["pixels"]) & set(now["pixels"])) - {""}:
+        if (set(run[role]["pixels"]) & set(cells["pixels"])) - {""}:
             return True
     return False
-
-
-def with_recipe_of(directory: Path, config: DictConfig) -> DictConfig:
-    """`config` with the network, image geometry and views that the run was trained with."""
-    trained: Any = OmegaConf.load(directory / "config.yaml")
-    names = (
-        *("seed", "threads", "model", "augment", "optim", "loss", "views", "selection"),
-        *("threshold", "split_scheme", "fold", "folds", "split_seed"),
-    )
-    recipe = {name: trained[name] for name in names}
-    kept = {"crop": trained.data.crop, "size": trained.data.size}
-    recipe["data"] = OmegaConf.merge(config.data, kept)
-    merged: Any = OmegaConf.merge(config, dict.fromkeys(recipe))
-    OmegaConf.set_struct(merged, False)
-    for name, value in recipe.items():
-        merged[name] = value
-    return merged

@@ -63,17 +63,20 @@ def write_record(directory: Path, record: dict[str, Any]) -> None:
 
 
 def _upgraded(record: dict[str, Any]) -> dict[str, Any]:
-    """The record of a version before 0.2, which kept digests among the settings, as ours."""
+    """The record of a version before 0.2 in the present format.
+
+    Those versions kept digests among the settings, and called phases and rescoring otherwise.
+    """
     identity = record.get("identity")
     if "inputs" in record or not isinstance(identity, dict):
         return record
-    prefix = "sha256 of "
-    settings = {key: value for key, value in identity.items() if not key.startswith(prefix)}
-    inputs = {
-        key.removeprefix(prefix).replace("view 0", "view_0"): value
-        for key, value in identity.items()
-        if key.startswith(prefix)
-    }
+    prefix, renamed = "sha256 of ", {"view 0": "rescored", "view_0_of": "rescore_from"}
+    settings: dict[str, Any] = {}
+    inputs: dict[str, str | None] = {}
+    for key, value in identity.items():
+        name = key.removeprefix(prefix)
+        if key.partition(".")[0] not in ("chain", "link"):
+            (inputs if key.startswith(prefix) else settings)[renamed.get(name, name)] = value
     hashed = {"config_hash": config_hash(settings, inputs)}
     return record | {"identity": settings, "inputs": inputs} | hashed
 

@@ -166,7 +166,6 @@ class CellDataModule(pl.LightningDataModule):
             if choice not in choices:
                 raise LeukoclsError(f"{name}={choice}: choose one of {', '.join(choices)}.")
         self.index, self.split = index, split
-        self.scored = split.scored
         self.augmentation, self.seed = augmentation, seed
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.residence, self.workers = residence, workers
@@ -204,11 +203,15 @@ class CellDataModule(pl.LightningDataModule):
         return self._loader(self.groups, self.batch_size, self.seed)
 
     def val_dataloader(self) -> list[DataLoader]:
-        """One loader for each split of `scored`, in that order."""
-        return [
-            self._loader([self.split.rows[name]], self.eval_batch_size, None)
-            for name in self.scored
-        ]
+        """One loader for each split of `split.scored`, in that order."""
+        return [self._evaluation_loader(name) for name in self.split.scored]
+
+    def test_dataloader(self) -> list[DataLoader]:
+        """One loader for each split of `split.tests`, in that order."""
+        return [self._evaluation_loader(name) for name in self.split.tests]
+
+    def _evaluation_loader(self, name: str) -> DataLoader:
+        return self._loader([self.split.rows[name]], self.eval_batch_size, None)
 
     def _cells(self) -> Cells:
         if self._served is None:

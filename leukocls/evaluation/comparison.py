@@ -21,7 +21,7 @@ HEADLINE = "weighted_f1"
 # Earlier links of a chain, and scorings of a checkpoint: no runs to compare unless they are named.
 ASIDE = ("link=", "score=")
 # What differs between the runs of one arm: the seed, and what each seed made for itself.
-OF_A_SEED = {"seed", "inputs.weights", "inputs.view_0"}
+OF_A_SEED = {"seed", "inputs.weights", "inputs.rescored"}
 
 
 @dataclass(frozen=True)

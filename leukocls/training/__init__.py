@@ -5,4 +5,4 @@ Nothing heavy is imported here: `PRELOADED` is read before torch is loaded.
 
 # Modules that the fork server imports once, so that no job pays for their imports again. Together
 # they bring torch, Lightning and timm.
-PRELOADED = ("leukocls.session", "leukocls.view_zero")
+PRELOADED = ("leukocls.training.fit", "leukocls.training.rescore")

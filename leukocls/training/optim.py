@@ -6,8 +6,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
-from leukocls.build import build
 from leukocls.common.errors import LeukoclsError
+from leukocls.training.build import build
 
 
 def parameter_groups(

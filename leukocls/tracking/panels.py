@@ -1,4 +1,4 @@
-"""What W&B shows of a run, and of a comparison of arms: live and rebuilt from files, the same."""
+"""W&B panels of a run and of a comparison of arms, built from files: the same live and later."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import OmegaConf
 
+from leukocls.common.errors import LeukoclsError
+from leukocls.data.splits import read_split
 from leukocls.evaluation import scoring
+from leukocls.evaluation.history import read_history
 from leukocls.evaluation.metrics import cell_metrics, decide
 
 if TYPE_CHECKING:
@@ -26,44 +29,55 @@ Picture = Callable[[str, str], np.ndarray]
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One W&B run: what `wandb.init` takes, a row an epoch, what comes last, and the summary.
+class TrackedRun:
+    """The content of one W&B run.
 
-    The summary's `predictions_sha256` tells one content from another.
+    Attributes:
+        init: arguments of `wandb.init`.
+        curves: one row of history for each epoch.
+        figures: makes the last row, of tables and plots, from the package wandb.
+        summary: its `predictions_sha256` identifies the content.
     """
 
     init: dict[str, Any]
     curves: list[dict[str, Any]]
-    figures: Callable[[Any], dict[str, Any]]  # of the package wandb
+    figures: Callable[[Any], dict[str, Any]]
     summary: dict[str, Any]
 
     @property
     def rows(self) -> int:
-        """How many rows its history has."""
+        """Number of rows of its history."""
         return len(self.curves) + 1
 
 
-def opened(wandb: Any, init: dict[str, Any], settings: dict[str, Any], **where: Any) -> Any:
-    """The W&B run of this id, taken up again if it is there; curves go by epoch."""
+def open_run(wandb: Any, init: dict[str, Any], live: bool, **where: Any) -> Any:
+    """Open the W&B run of this id, or resume it if W&B holds it; curves are plotted by epoch."""
     run = wandb.init(
         **init,
         **where,
         resume="allow",
-        # Without its metadata: that holds the command line, and what secrets are on it.
         settings=wandb.Settings(
-            console="off", silent=True, save_code=False, x_disable_meta=True, **settings
+            console="off",
+            silent=True,
+            save_code=False,
+            # W&B's metadata holds the command line, and secrets that may be on it.
+            x_disable_meta=True,
+            # The use of this machine says something about a run only while it trains here.
+            x_disable_stats=not live,
+            x_save_requirements=live,
         ),
     )
     run.define_metric("*", step_metric="epoch")
     return run
 
 
-def described(directory: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """What `wandb.init` is told of a run: its id, name, group, job type, tags, configuration."""
+def run_init(directory: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `wandb.init` for a run: id, name, group, job type, tags, configuration."""
     experiment, arm, seed = directory.resolve().parts[-3:]
     config: Any = OmegaConf.to_container(OmegaConf.load(directory / "config.yaml"))
-    told = {name: record[name] for name in ("marks", "config_hash", "versions")}
-    job_type = "view_0" if config.get("view_0_of") else "train"
+    recorded = {name: record[name] for name in ("marks", "config_hash", "versions")}
+    rescored = config.get("rescore_from") or config.get("view_0_of")  # the name before 0.2
+    job_type = "rescore" if rescored else "train"
     return {
         # W&B takes no comma in an id; the hash in it keeps ids apart all the same.
         "id": record["id"].replace(",", "+"),
@@ -73,7 +87,7 @@ def described(directory: Path, record: dict[str, Any]) -> dict[str, Any]:
         "tags": record["marks"],
         "config": {
             **config,
-            **told,
+            **recorded,
             "experiment": experiment,
             "arm": arm,
             "selection_set": record["selection"]["set"],
@@ -81,15 +95,35 @@ def described(directory: Path, record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def curve(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of metrics.csv without what it leaves empty."""
-    return {name: value for name, value in row.items() if value is not None}
+def curves(directory: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.csv, without empty fields and without its tests.
+
+    A test is scored once, at the selected epoch: that is no curve. A run that has not scored
+    anything yet has no row.
+    """
+    try:
+        rows = read_history(directory)
+        splits = set(read_split(directory / "split.csv")["split"])
+    except (FileNotFoundError, LeukoclsError):
+        return []
+    scored = splits - {"train"}
+    tests = scored - {record["selection"]["set"]}
+    # What a scored checkpoint reports is all it has.
+    tests = tests if tests != scored else set()
+    return [
+        {
+            name: value
+            for name, value in row.items()
+            if value is not None and name.partition("_")[0] not in tests
+        }
+        for row in rows
+    ]
 
 
 def summary(record: dict[str, Any]) -> dict[str, Any]:
     """The columns of W&B's table of runs: every metric of the selected epoch, by split.
 
-    `heading` says what a split's numbers may be called: selection, test or training.
+    `heading` labels a split's numbers as selection, test or training.
     """
     values = {
         "selected/epoch": record["selection"]["epoch"],
@@ -106,7 +140,7 @@ def summary(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def pictures(images: np.ndarray, table: pd.DataFrame) -> Picture:
-    """Look up `images`, a store, by the cells and subjects of the rows of its index's `table`."""
+    """A function from a cell's name and subject to its image in `images`, the store of `table`."""
     rows = {key: row for row, key in enumerate(zip(table["cell"], table["subject"], strict=True))}
     return lambda cell, subject: images[rows[cell, subject]]
 
@@ -155,7 +189,7 @@ def figures(
 
 
 def _cells(wandb: Any, cells: pd.DataFrame, picture: Picture | None) -> Any:
-    """The cells that were called most confidently wrong, then the others."""
+    """A table of cells, the most confident errors first."""
     wrongness = np.where(cells["label"] == 1, 1 - cells["prob"], cells["prob"])
     rows = []
     for cell in cells.iloc[np.argsort(-wrongness, kind="stable")[:THUMBNAILS]].itertuples():
@@ -171,8 +205,8 @@ def _cells(wandb: Any, cells: pd.DataFrame, picture: Picture | None) -> Any:
 
 def comparison(
     experiment: str, document: dict[str, Any], curves: dict[str, list[dict[str, Any]]]
-) -> Shown:
-    """The W&B run of a comparison; other runs compared make another one.
+) -> TrackedRun:
+    """The W&B run of a comparison; comparing other runs makes another W&B run.
 
     Args:
         document: `leukocls.evaluation.comparison.compare`'s.
@@ -181,14 +215,14 @@ def comparison(
     sources = json.dumps(document["sources"], sort_keys=True)
     digest = hashlib.sha256(sources.encode()).hexdigest()
     selection, test = document["selection_set"], document["test_set"]
-    told = {name: document[name] for name in ("selection_set", "test_set", "marks", "sources")}
+    named = {name: document[name] for name in ("selection_set", "test_set", "marks", "sources")}
     init = {
         "id": f"{experiment}-compare-{digest[:8]}",
         "name": f"{experiment}/compare",
         "group": experiment,
         "job_type": "compare",
         "tags": document["marks"],
-        "config": told | {"experiment": experiment},
+        "config": named | {"experiment": experiment},
     }
 
     def shown(wandb: Any) -> dict[str, Any]:
@@ -212,7 +246,7 @@ def comparison(
             logged["compare/tests"] = _tests(wandb, document["tests"])
         return logged
 
-    return Shown(init, [], shown, {SHA256: digest})
+    return TrackedRun(init, [], shown, {SHA256: digest})
 
 
 def _measured(arm: dict[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
@@ -248,7 +282,7 @@ def _tests(wandb: Any, tests: list[dict[str, Any]]) -> Any:
 
 
 def _epochs(wandb: Any, curves: dict[str, list[dict[str, Any]]], column: str, marks: str) -> Any:
-    """Each arm's mean by epoch; an epoch that some runs did not reach is the others' mean."""
+    """Each arm's mean by epoch, over the runs that reached the epoch."""
     xs, ys = [], []
     for rows in curves.values():
         epochs = sorted({row["epoch"] for row in rows})

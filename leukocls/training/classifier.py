@@ -1,4 +1,4 @@
-"""CellClassifier: what every network shares, from a batch to the logits of its views."""
+"""CellClassifier: the LightningModule around every network, from a batch to logits and metrics."""
 
 from typing import Any
 
@@ -13,14 +13,15 @@ from torchmetrics.classification import BinaryStatScores
 
 from leukocls.common.errors import LeukoclsError
 from leukocls.data.augment import view_weights, views
+from leukocls.data.random import batch_seed
 from leukocls.evaluation.metrics import rates
-from leukocls.losses import CellLoss
 from leukocls.models.region import iou
-from leukocls.optim import configure
+from leukocls.training.losses import CellLoss
+from leukocls.training.optim import configure
 
 
 def to_logit(output: Tensor) -> Tensor:
-    """Logit of ALL, [B]: a network's one output, or z₁ − z₀ of its two (HEM, ALL)."""
+    """Logit of ALL, float32 [B], of a network's output [B, 1], or z₁ − z₀ of [B, 2] (HEM, ALL)."""
     if output.ndim != 2 or output.shape[1] not in (1, 2):
         raise LeukoclsError(
             f"model: the network's output has shape {tuple(output.shape)}; it must be [B, 1] (logit"
@@ -31,7 +32,7 @@ def to_logit(output: Tensor) -> Tensor:
 
 
 def batches_trained(trainer: pl.Trainer) -> int:
-    """Batches before this one, over all epochs and whatever is accumulated; survives a resume."""
+    """Training batches before this one, over all epochs; correct after a resume too."""
     return trainer.fit_loop.epoch_loop.total_batch_idx
 
 
@@ -42,14 +43,14 @@ class CellClassifier(pl.LightningModule):
     error is added to the loss (Marzahl et al. 2019, released code: 1 to 1).
 
     Args:
-        optim: the recipe of `leukocls.optim.configure`.
+        optim: the recipe of `leukocls.training.optim.configure`.
         loss: of a logit.
         views: at evaluation, as `leukocls.data.augment.views` takes them; the logit is the mean of
             theirs by `view_weights`.
         seed: of what is random inside the network, together with the count of batches.
-        scored: names of the splits behind the validation loaders, in order.
+        scored: names of the splits behind the evaluation loaders, in order.
 
-    After a validation epoch `scores[split]` holds `row` int64 [n], `views` float32 [n, V]
+    After a validation or test epoch `scores[split]` holds `row` int64 [n], `views` float32 [n, V]
     and their mean `logit` float32 [n], of all ranks; `rows[split]` holds counts, rates, the logit's
     loss and, of boxes, the mean `iou` of view 0.
     """
@@ -72,7 +73,7 @@ class CellClassifier(pl.LightningModule):
         self.score(scored)
 
     def score(self, scored: list[str]) -> None:
-        """Name the splits behind the validation loaders that follow, in order."""
+        """Set the names of the splits behind the validation or test loaders, in order."""
         self.scored = scored
         self.losses: Any = nn.ModuleList(MeanMetric() for _ in scored)
         self.counts: Any = nn.ModuleList(BinaryStatScores() for _ in scored)
@@ -92,10 +93,10 @@ class CellClassifier(pl.LightningModule):
         return to_logit(output), box
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # Dropout and its like depend on the batch alone, so that a resumed run draws the same;
-        # on the batch and not the step, several of which may be accumulated batches.
-        key = np.random.SeedSequence([self.seed, batches_trained(self.trainer), self.global_rank])
-        torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
+        # Dropout depends on the batch alone, so that a resumed run draws the same; on the batch
+        # and not the optimiser step, for which several batches may be accumulated.
+        batch_number = batches_trained(self.trainer)
+        torch.manual_seed(batch_seed(self.seed, batch_number, self.global_rank))
 
     def on_train_epoch_start(self) -> None:
         self.train_loss.reset()
@@ -131,6 +132,12 @@ class CellClassifier(pl.LightningModule):
             self.losses[dataloader_idx].update(loss, known.sum())
             # Hard calls: torchmetrics would take logits within [0, 1] for probabilities.
             self.counts[dataloader_idx].update((logit > 0).long()[known], label[known])
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.validation_step(batch, batch_idx, dataloader_idx)
+
+    def on_test_epoch_end(self) -> None:
+        self.on_validation_epoch_end()
 
     def on_validation_epoch_end(self) -> None:
         for i, split in enumerate(self.scored):
@@ -173,6 +180,6 @@ class CellClassifier(pl.LightningModule):
         checkpoint["state_dict"] |= {name: own[name] for name in self._constants()}
 
     def _constants(self) -> set[str]:
-        """What a frozen network never changes, by its name here: no need to save it each epoch."""
+        """State that a frozen network never changes: left out of resume points."""
         find: Any = getattr(self.network, "constants", set)
         return {f"network.{name}" for name in find()}

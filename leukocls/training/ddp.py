@@ -1,4 +1,7 @@
-"""Several devices in one run: a process each, which Lightning's DDP finds joined already."""
+"""Several devices in one run: one process for each, joined before Lightning's DDP starts.
+
+The run's own process starts and monitors them, and holds the run directory.
+"""
 
 import io
 import os
@@ -23,29 +26,29 @@ from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.common.processes import end_with_parent, ending, fork_server
 from leukocls.training import PRELOADED
 
-# Read when torch is loaded, in the process that all ranks are forked from: that every parameter was
-# used (see DDP in session.py) would be told by each of them.
+# Read when torch is loaded, in the process that all ranks are forked from. Without it every rank
+# would report that all parameters were used (see DDP in trainer.py).
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 T = TypeVar("T")
 
 HOST = "127.0.0.1"
-# Nobody waits in vain: the run's own process notices one that is gone, and ends them all.
+# No collective timeout: the run's own process monitors the ranks and ends all when one dies.
 TIMEOUT = timedelta(days=7)
-GRACE_S = 10.0  # from being asked to end to being made to
-SETTLE_S = 1.0  # from a first failure, which may be another's consequence, to the verdict
+GRACE_S = 10.0  # seconds between SIGINT and SIGKILL
+SETTLE_S = 1.0  # after a first failure, wait this long for one that may have caused it
 
 
 @dataclass(frozen=True)
-class Place:
-    """Which of `ranks` processes this one is; they meet at `port` of this machine."""
+class Rank:
+    """One of `ranks` processes of a run; they meet at TCP port `port` of this machine."""
 
     rank: int
     ranks: int
     port: int
 
     def join(self, device: torch.device) -> None:
-        """Meet the others; what they say to each other concerns tensors on `device`."""
+        """Join the process group, whose collectives work on tensors on `device`."""
         cuda = device.type == "cuda"
         if cuda:
             torch.cuda.set_device(device)
@@ -60,8 +63,8 @@ class Place:
 
 
 @contextmanager
-def first_alone() -> Iterator[None]:
-    """Let rank 0 through first and the others after it, who find what it made."""
+def rank_zero_first() -> Iterator[None]:
+    """Run the body on rank 0 first and then on the others, which use the files that it wrote."""
     several = distributed.is_initialized()
     if several and distributed.get_rank() > 0:
         distributed.barrier()
@@ -70,8 +73,10 @@ def first_alone() -> Iterator[None]:
         distributed.barrier()
 
 
-def together(ranks: int, work: Callable[[Place], T]) -> T:
-    """Call `work` in `ranks` processes at once; what it gave on rank 0, whose print is ours.
+def spawn_ranks(ranks: int, work: Callable[[Rank], T]) -> T:
+    """Call `work` in `ranks` processes at once, and return what it returned on rank 0.
+
+    What rank 0 prints is printed here.
 
     Args:
         work: can be pickled.
@@ -82,61 +87,63 @@ def together(ranks: int, work: Callable[[Place], T]) -> T:
         DataFault: a process died; names the rank.
     """
     context = fork_server(PRELOADED)
-    meeting = distributed.TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
+    store = distributed.TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
     processes: list[BaseProcess] = []
-    told: dict[Connection, BaseProcess] = {}
+    pipes: dict[Connection, BaseProcess] = {}
     try:
         for rank in range(ranks):
             ours, theirs = context.Pipe(duplex=False)
-            place = Place(rank, ranks, meeting.port)
-            given = (work, place, theirs, dict(os.environ), sys.stderr.isatty())
-            process = context.Process(target=_live, args=given, name=f"rank {rank} of {ranks}")
+            place = Rank(rank, ranks, store.port)
+            arguments = (work, place, theirs, dict(os.environ), sys.stderr.isatty())
+            process = context.Process(
+                target=_rank_main, args=arguments, name=f"rank {rank} of {ranks}"
+            )
             process.start()
             processes.append(process)
-            theirs.close()  # so that it ends with the process
-            told[ours] = process
-        return _verdict(told)
+            theirs.close()  # so that the pipe ends with the process
+            pipes[ours] = process
+        return _result(pipes)
     finally:
         _stop(processes)
 
 
-def _verdict(told: dict[Connection, BaseProcess]) -> Any:
-    """What rank 0 gave, once all are done; raises what first went wrong."""
-    given, failures = None, list[Exception]()
-    while told and (ready := wait(list(told), SETTLE_S if failures else None)):
+def _result(pipes: dict[Connection, BaseProcess]) -> Any:
+    """The result of rank 0, once all ranks are done; raises the first failure."""
+    result, failures = None, list[Exception]()
+    while pipes and (ready := wait(list(pipes), SETTLE_S if failures else None)):
         for pipe in ready:
             assert isinstance(pipe, Connection)
             try:
-                kind, what = pipe.recv()
+                kind, content = pipe.recv()
             except EOFError:
-                kind, what = "died", told[pipe]
+                kind, content = "died", pipes[pipe]
             if kind in ("stdout", "stderr"):
                 stream = getattr(sys, kind)
-                stream.write(what)
+                stream.write(content)
                 stream.flush()
                 continue
-            process = told.pop(pipe)
+            process = pipes.pop(pipe)
             if kind == "died":
                 process.join()
-                # NCCL aborts a process that waits for one that is gone: no cause, but its effect.
+                # NCCL aborts a process that waits for a dead one: an effect, not the cause.
                 effect = process.exitcode == -signal.SIGABRT
                 failures.insert(len(failures) if effect else 0, _death(process))
             elif kind == "failed":
-                failures.append(what)
-            elif what is not None:
-                given = what
+                failures.append(content)
+            elif content is not None:
+                result = content
     if failures:
         raise failures[0]
-    return given
+    return result
 
 
 def _death(process: BaseProcess) -> DataFault:
-    remedy = "the same command goes on from the run's last checkpoint"
+    remedy = "the same command resumes from the run's last checkpoint"
     return DataFault(f"{process.name}: {ending(process.exitcode or 0)}; {remedy}.")
 
 
 def _stop(processes: list[BaseProcess]) -> None:
-    """End what still lives: asked first, then made to."""
+    """End the processes that are alive: SIGINT first, SIGKILL after GRACE_S."""
     deadline = time.monotonic() + GRACE_S
     try:
         for process in processes:
@@ -151,62 +158,61 @@ def _stop(processes: list[BaseProcess]) -> None:
             process.join()
 
 
-def _live(
-    work: Callable[[Place], Any],
-    place: Place,
+def _rank_main(
+    work: Callable[[Rank], Any],
+    rank: Rank,
     pipe: Connection,
     environment: dict[str, str],
     terminal: bool,
 ) -> None:
-    """The life of a rank's process."""
-    signal.signal(signal.SIGINT, _leave)
+    """The main function of a rank's process."""
+    signal.signal(signal.SIGINT, _exit)
     os.environ.clear()
-    os.environ.update(environment | {"LOCAL_RANK": str(place.rank), "NODE_RANK": "0"})
-    # Else Lightning would set torch's threads by the machine's cores; `threads` says how many.
+    os.environ.update(environment | {"LOCAL_RANK": str(rank.rank), "NODE_RANK": "0"})
+    # Otherwise Lightning would set torch's threads by the machine's cores instead of `threads`.
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
-    tqdm.set_lock(threading.RLock())  # a lock among processes would be leaked by one that is killed
+    tqdm.set_lock(threading.RLock())  # a lock between processes would be leaked by a killed one
     end_with_parent(signal.SIGKILL)
     lock = threading.Lock()
 
-    def say(kind: str, what: Any) -> None:
+    def send(kind: str, content: Any) -> None:
         with lock:
-            pipe.send((kind, what))
+            pipe.send((kind, content))
 
-    if place.rank == 0:
-        sys.stdout = _Said(say, "stdout", False)
-        sys.stderr = _Said(say, "stderr", terminal)
+    if rank.rank == 0:
+        sys.stdout = _PipedStream(send, "stdout", False)
+        sys.stderr = _PipedStream(send, "stderr", terminal)
     else:
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     try:
-        given = work(place)
+        result = work(rank)
     except Exception as error:
         if os.environ.get("LEUKOCLS_TRACEBACK") == "1":
             traceback.print_exc(file=sys.__stderr__)
         if not isinstance(error, LeukoclsError | OSError):
-            named = f"rank {place.rank}: {type(error).__name__}: {error}"
-            error = RuntimeError(named)
-        say("failed", error)
+            error = RuntimeError(f"rank {rank.rank}: {type(error).__name__}: {error}")
+        send("failed", error)
         sys.exit(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is leaving already
-    say("done", given if place.rank == 0 else None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # this process is ending already
+    send("done", result if rank.rank == 0 else None)
     if distributed.is_initialized():
         distributed.destroy_process_group()
 
 
-def _leave(number: int, frame: Any) -> None:
+def _exit(number: int, frame: Any) -> None:
     sys.exit(128 + number)
 
 
-class _Said(io.TextIOBase):
-    """A stream whose text the run's own process prints."""
+class _PipedStream(io.TextIOBase):
+    """A text stream whose content the run's own process prints."""
 
     encoding = "utf-8"
 
-    def __init__(self, say: Callable[[str, str], None], name: str, terminal: bool) -> None:
-        self.say, self.name, self.terminal = say, name, terminal
+    def __init__(self, send: Callable[[str, str], None], name: str, terminal: bool) -> None:
+        self.send, self.name, self.terminal = send, name, terminal
 
     def write(self, text: str) -> int:
-        self.say(self.name, text)
+        self.send(self.name, text)
         return len(text)
 
     def isatty(self) -> bool:

@@ -1,7 +1,7 @@
-"""A run without training: view 0 of a finished run, its epoch chosen by its own weighted F1.
+"""Rescore a finished run on view 0, the unrotated image, with its own choice of epoch.
 
-Prellberg & Kramer 2019 train NOROT again; view 0 of eight is the unrotated image, so the same runs
-hold it already.
+NOROT of Prellberg & Kramer 2019 evaluates without rotated views. The authors trained it again; the
+logits of view 0 are in every finished run, so no training is needed.
 """
 
 from pathlib import Path
@@ -18,20 +18,30 @@ from leukocls.evaluation import scoring
 from leukocls.evaluation.history import Row, read_history, split_columns, write_history
 from leukocls.evaluation.metrics import auroc, best_threshold, by_split, confusion, decide, rates
 from leukocls.evaluation.selection import BEST_THRESHOLD, RULES
-from leukocls.losses import CellLoss
+from leukocls.training.losses import CellLoss
 
-# What may differ between the runs: everything else is the same training.
-VIEW_0 = "view_0"  # the input of that name: the predictions that it is taken from
-OWN_KEYS = {"views", "view_0_of", "selection", "threshold", f"inputs.{VIEW_0}"}
+# Settings and inputs that may differ between the two runs; the training is the same.
+OWN_KEYS = {"views", "rescore_from", "selection", "threshold", "inputs.rescored"}
 
 
-def source_of(directory: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+def rescored_input(directory: Path) -> dict[str, str]:
+    """The input that a rescored run has besides those of its training: the predictions' digest.
+
+    Raises:
+        LeukoclsError: as `rescored_run`.
+    """
+    return {"rescored": rescored_run(directory)[1]["predictions_sha256"]}
+
+
+def rescored_run(directory: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The predictions and the record of the finished run in `directory`.
 
     Raises:
         LeukoclsError: there is none, or it is not done.
     """
-    advice = "run that first (the same command with its ablation), or view_0_of=null trains again"
+    advice = (
+        "train it first (the same command with its ablation), or set rescore_from=null to train"
+    )
     if not (directory / "run.json").is_file():
         raise LeukoclsError(f"{directory}: no run whose view 0 could be scored; {advice}.")
     status = read_record(directory).get("status")
@@ -40,17 +50,18 @@ def source_of(directory: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     return scoring.load_predictions(directory)
 
 
-def derive(run: RunDir, directory: Path, rule: str, threshold: float | str) -> None:
-    """Write `run` from view 0 of the run in `directory`: predictions, metrics, record.
+def rescore(run: RunDir, directory: Path, rule: str, threshold: float | str) -> None:
+    """Write `run` from view 0 of the run in `directory`: predictions, metrics and record.
 
     Raises:
-        LeukoclsError: the other run was trained otherwise, or holds its test by its own epoch only.
+        LeukoclsError: the other run had other settings, or scored its test at another epoch than
+            view 0 selects.
     """
-    frame, record = source_of(directory)
+    frame, record = rescored_run(directory)
     if record["identity"].get("patience"):
         raise LeukoclsError(
-            f"{directory}: its patience ended it by the mean of its views; view_0_of=null trains"
-            " again."
+            f"{directory}: early stopping ended it by the mean of its views; rescore_from=null"
+            " trains again."
         )
     if strange := [key for key in run.differences(record) if key not in OWN_KEYS]:
         raise LeukoclsError(f"{directory}: was trained otherwise: {', '.join(strange)} differ.")
@@ -62,8 +73,8 @@ def derive(run: RunDir, directory: Path, rule: str, threshold: float | str) -> N
     selected = frame[frame["epoch"] == epoch]
     if set(selected["split"]) != set(frame["split"]):
         raise LeukoclsError(
-            f"{directory}: scored its test by epoch {record['selection']['epoch']} alone, and view"
-            f" 0 chooses epoch {epoch}; view_0_of=null trains it again."
+            f"{directory}: scored its test at epoch {record['selection']['epoch']}, and view 0"
+            f" selects epoch {epoch}; rescore_from=null trains again."
         )
     on = selected[selected["split"] == chosen_on]
     if threshold == BEST_THRESHOLD:

@@ -1,8 +1,6 @@
-"""What a run writes while it trains: metrics, predictions, the best weights, where to resume."""
+"""Recorder: writes a run's metrics, predictions and checkpoints while it trains."""
 
-import contextlib
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,6 @@ from typing import Any
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from safetensors.torch import save
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 from tqdm import tqdm
@@ -18,27 +15,32 @@ from tqdm import tqdm
 from leukocls.artifacts import predictions
 from leukocls.artifacts.predictions import sigmoid
 from leukocls.common.errors import DataFault, LeukoclsError
-from leukocls.common.files import atomic_write
 from leukocls.data.index import Index
-from leukocls.evaluation.history import read_history, split_columns, write_history
+from leukocls.evaluation.history import Row, read_history, split_columns, write_history
 from leukocls.evaluation.metrics import auroc, best_threshold, by_split
 from leukocls.evaluation.selection import RULES, best_weighted_f1
+from leukocls.training.checkpoints import Checkpoints
 
 
 class Recorder(pl.Callback):
     """Writes `metrics.csv`, `predictions.parquet` and `checkpoints/` of a run directory.
 
     Every file is replaced whole, at each `save_every`-th epoch; epoch 0 is the one before training.
+    A test, which Lightning's `trainer.test` runs, belongs to the selected epoch.
 
     Args:
-        directory: the run's.
-        index: gives cells their names.
-        rule, selection_set: the split whose weighted F1 chooses the epoch, and how.
+        directory: the run directory.
+        index: names the cells behind row numbers.
+        rule: key of RULES, which chooses the epoch.
+        selection_set: the split whose weighted F1 the rule reads.
         threshold: probability above which a cell is ALL, or BEST_THRESHOLD.
-        patience: training ends after so many epochs without a better one; None goes to the end.
-        save_every: epochs between two points at which the files are written and from which a
-            stopped run can go on; the last epoch is always one.
-        metadata: of the weights' files.
+        patience: early stopping: epochs without a better one after which training ends; None trains
+            to the end.
+        save_every: epochs between two checkpoints; the last epoch is always one.
+        metadata: stored in the header of the weights files.
+
+    Raises:
+        LeukoclsError: no such rule.
     """
 
     def __init__(
@@ -57,13 +59,9 @@ class Recorder(pl.Callback):
         self.directory, self.index = directory, index
         self.rule, self.selection_set = rule, selection_set
         self._threshold, self.patience, self.save_every = threshold, patience, save_every
-        self.checkpoints = directory / "checkpoints"
-        self.best_weights = self.checkpoints / "best.safetensors"
-        # Set once all is chosen: what is scored from then on belongs to this epoch.
-        self.test_epoch: int | None = None
-        self.metrics: list[dict[str, Any]] = []
+        self.checkpoints = Checkpoints(directory, metadata)
+        self.metrics: list[Row] = []
         self.predictions: list[pd.DataFrame] = []
-        self._metadata = metadata
         self._scored: dict[str, Tensor] = {}
         self._best: dict[str, Tensor] | None = None
         self._rates: dict[str, float] = {}
@@ -72,12 +70,12 @@ class Recorder(pl.Callback):
 
     @property
     def selected_epoch(self) -> int:
-        """The epoch that the rule chooses from what has been recorded."""
+        """The epoch that the rule chooses from the epochs recorded so far."""
         return int(self.metrics[RULES[self.rule](self._history())]["epoch"])
 
     @property
     def exhausted(self) -> bool:
-        """Whether patience has run out; a matter of what is recorded, so the same on resuming."""
+        """Whether patience has run out; decided by the recorded epochs, so equal after a resume."""
         if self.patience is None or not self.metrics:
             return False
         return len(self.metrics) - 1 - best_weighted_f1(self._history()) >= self.patience
@@ -95,23 +93,19 @@ class Recorder(pl.Callback):
         return best_threshold(frame["label"][chosen], frame["prob"][chosen])
 
     def selected_metrics(self) -> dict[str, dict[str, Any]]:
-        """Every metric of the selected epoch, by split; subjects one by one are `evaluate`'s."""
+        """Every metric of the selected epoch, by split, without the list of subjects."""
         frame = pd.concat(self.predictions)
         return by_split(frame[frame["epoch"] == self.selected_epoch], self.threshold)
 
     def reload(self, epoch: int) -> None:
-        """Take up what a stopped run had recorded, up to and including `epoch`."""
+        """Read back what a stopped run had recorded, up to and including `epoch`."""
         rows = read_history(self.directory)
         self.metrics = [row for row in rows if row["epoch"] <= epoch]
         frame = predictions.read(self.directory / "predictions.parquet")
         self.predictions = [frame[frame["epoch"] <= epoch]]
 
-    def resume_points(self) -> list[Path]:
-        """Checkpoints of full state, newest first."""
-        return sorted(self.checkpoints.glob("resume-*.ckpt"), reverse=True)
-
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        # Before the step: Lightning moves the schedule on before it evaluates.
+        # Before the step: Lightning advances the schedule before it evaluates.
         self._rates = {f"lr_{g['name']}": g["lr"] for g in trainer.optimizers[0].param_groups}
         self._norms, self._images, self._seconds = [], 0, 0.0
         self._clock = time.perf_counter()
@@ -130,72 +124,69 @@ class Recorder(pl.Callback):
         self._seconds = time.perf_counter() - self._clock
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        # What is being scored; an average of weights is swapped back before the next hook.
+        # The scored weights; an average of weights is swapped back before the next hook.
         state = pl_module.network.state_dict()
         self._scored = {k: v.detach().clone().contiguous() for k, v in state.items()}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        trained = trainer.state.fn == "fit"
-        row = self._row(trainer.current_epoch + 1 if trained else 0)
-        if trained:
+        fitting = trainer.state.fn == "fit"
+        row: Row = {"epoch": trainer.current_epoch + 1 if fitting else 0}
+        row |= dict.fromkeys(("train_loss", "grad_norm", "images_per_s"))
+        if fitting:
             row["train_loss"] = float(pl_module.train_loss.compute())
             row["grad_norm"] = float(torch.stack(self._norms).mean())
             row["images_per_s"] = self._images / self._seconds
             row |= self._rates
-        for split in pl_module.scored:
-            frame = self._frame(row["epoch"], split, pl_module.scores[split])
-            if self.test_epoch is not None:  # a resumed run may have done it before
-                self.predictions = [f[f["split"] != split] for f in self.predictions]
-            self.predictions.append(frame)
-            values = dict(pl_module.rows[split])
-            known = frame["label"] >= 0
-            if known.any():
-                values["auroc"] = auroc(frame.loc[known, "label"], frame.loc[known, "logit"])
-            row |= split_columns(split, values)
-        trainer.should_stop |= trained and self.exhausted
-        if not trainer.is_global_zero:  # the others only have to come to the same decisions
+        self.metrics.append(row)
+        self._add_scores(row, pl_module)
+        trainer.should_stop |= fitting and self.exhausted
+        if not trainer.is_global_zero:  # other ranks only have to come to the same decisions
             return
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        if self.test_epoch is None and self.selected_epoch == row["epoch"]:
+        if self.selected_epoch == row["epoch"]:
             self._best = self._scored
-        if not trained or self._due(trainer):
-            # Together, so that what a stopped run goes on from is of one epoch.
-            if self._best is not None:
-                atomic_write(self.best_weights, save(self._best, self._metadata))
-                self._best = None
-            predictions.write(self.directory / "predictions.parquet", pd.concat(self.predictions))
-            write_history(self.directory, self.metrics)
+        if not fitting or self._due(trainer):
+            self._write()
         tqdm.write(_line(row, pl_module.scored, self.selected_epoch))
 
-    def _row(self, epoch: int) -> dict[str, Any]:
-        """The row of metrics.csv to fill: a new one, or the tested epoch's."""
-        if self.test_epoch is not None:
-            return next(row for row in self.metrics if row["epoch"] == self.test_epoch)
-        empty = {"epoch": epoch, "train_loss": None, "grad_norm": None, "images_per_s": None}
-        self.metrics.append(empty)
-        return empty
+    def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        row = next(row for row in self.metrics if row["epoch"] == self.selected_epoch)
+        # A resumed run may have scored its tests before.
+        self.predictions = [f[~f["split"].isin(pl_module.scored)] for f in self.predictions]
+        self._add_scores(row, pl_module)
+        if trainer.is_global_zero:
+            self._write()
+            tqdm.write(_line(row, pl_module.scored, self.selected_epoch))
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        # After the evaluation, so that a resumed run continues with the next epoch.
+        if not self._due(trainer):
+            return
+        if trainer.is_global_zero:
+            self.checkpoints.save_weights(self.checkpoints.last, self._scored)
+        self.checkpoints.save_resume_point(trainer, trainer.current_epoch + 1)
 
     def _due(self, trainer: pl.Trainer) -> bool:
         epoch = trainer.current_epoch + 1
         last = epoch == trainer.max_epochs or trainer.should_stop
         return last or epoch % self.save_every == 0
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        # After the evaluation, so that a resumed run goes on with the next epoch.
-        if not self._due(trainer):
-            return
-        if trainer.is_global_zero:
-            atomic_write(self.checkpoints / "last.safetensors", save(self._scored, self._metadata))
-        path = self.checkpoints / f"resume-epoch{trainer.current_epoch + 1:04d}.ckpt"
-        temporary = path.with_name(f".{path.name}.tmp")
-        trainer.save_checkpoint(temporary)
-        if trainer.is_global_zero:
-            with open(temporary, "rb") as stream:
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-            for old in self.resume_points()[2:]:
-                with contextlib.suppress(FileNotFoundError):
-                    old.unlink()
+    def _write(self) -> None:
+        """Write the best weights, predictions and metrics together: all are of one epoch."""
+        if self._best is not None:
+            self.checkpoints.save_weights(self.checkpoints.best, self._best)
+            self._best = None
+        predictions.write(self.directory / "predictions.parquet", pd.concat(self.predictions))
+        write_history(self.directory, self.metrics)
+
+    def _add_scores(self, row: Row, pl_module: Any) -> None:
+        """Add what the classifier scored: predictions, and their metrics to `row`."""
+        for split in pl_module.scored:
+            frame = self._frame(row["epoch"], split, pl_module.scores[split])
+            self.predictions.append(frame)
+            values, known = dict(pl_module.rows[split]), frame["label"] >= 0
+            if known.any():
+                values["auroc"] = auroc(frame.loc[known, "label"], frame.loc[known, "logit"])
+            row |= split_columns(split, values)
 
     def _frame(self, epoch: int, split: str, scores: dict[str, Any]) -> pd.DataFrame:
         cells = self.index.table.iloc[scores["row"]]
@@ -219,7 +210,7 @@ class Recorder(pl.Callback):
         return predictions.canonical(frame)
 
 
-def _line(row: dict[str, Any], splits: list[str], selected: int) -> str:
+def _line(row: Row, splits: list[str], selected: int) -> str:
     def shown(value: float | None) -> str:
         return "–" if value is None else f"{value:.4f}"
 

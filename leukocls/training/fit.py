@@ -1,0 +1,204 @@
+"""Fit a network, or score a finished checkpoint: from a run's inputs to its files on disk."""
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from leukocls.artifacts.lineage import as_metadata, lineage_of
+from leukocls.artifacts.record import RunState
+from leukocls.artifacts.run_dir import RunDir
+from leukocls.common.files import atomic_write
+from leukocls.data.datamodule import CellDataModule
+from leukocls.data.store import boxes, open_store
+from leukocls.models.frozen import FrozenFeatures
+from leukocls.models.weights import load_weights
+from leukocls.training.build import build
+from leukocls.training.checkpoints import epoch_of
+from leukocls.training.classifier import CellClassifier
+from leukocls.training.ddp import Rank, rank_zero_first, spawn_ranks
+from leukocls.training.feature_cache import cached_features
+from leukocls.training.inputs import Inputs, ScoreInputs, TrainInputs
+from leukocls.training.losses import CellLoss
+from leukocls.training.optim import parameter_groups
+from leukocls.training.recorder import Recorder
+from leukocls.training.trainer import device_name, make_trainer
+
+
+def fit(inputs: TrainInputs, run: RunDir, resume: bool) -> None:
+    """Train, score the tests once by the selected epoch's weights, and write the final record.
+
+    Args:
+        inputs: what the run reads.
+        run: its locked directory, with a record of status `running`.
+        resume: continue from the newest checkpoint, if there is one.
+    """
+    _run(inputs, run, partial(_fit_rank, inputs, run, resume))
+
+
+def score(inputs: ScoreInputs, run: RunDir) -> None:
+    """Score a finished run's checkpoint on another part, and write the final record."""
+    _run(inputs, run, partial(_score_rank, inputs, run))
+
+
+def _run(inputs: Inputs, run: RunDir, work: Any) -> None:
+    """Call `work` in this process, or in one process a device; record what it returns."""
+    devices = make_trainer(inputs.config, run.directory, []).num_devices
+    atomic_write(run.directory / "split.csv", inputs.split_csv)
+    if devices == 1:
+        results = work()
+    else:
+        _images(inputs)  # written once, before several processes want it
+        results = spawn_ranks(devices, work)
+    run.end(RunState.DONE, **run.stored_hashes(), **results)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The objects of one process of a run."""
+
+    trainer: pl.Trainer
+    classifier: CellClassifier
+    datamodule: CellDataModule
+    recorder: Recorder
+    started: float
+    ready: float
+
+    def results(self, run: RunDir) -> dict[str, Any]:
+        """What the record says once the run has ended."""
+        prepare, seconds = self.ready - self.started, time.perf_counter() - self.ready
+        return {
+            "device": device_name(self.trainer),
+            "selection": run.record["selection"] | {"epoch": self.recorder.selected_epoch},
+            "threshold": self.recorder.threshold,
+            "metrics": self.recorder.selected_metrics(),
+            "timing": {"prepare_s": round(prepare, 2), "run_s": round(seconds, 2)},
+        }
+
+
+def _fit_rank(
+    inputs: TrainInputs, run: RunDir, resume: bool, rank: Rank | None = None
+) -> dict[str, Any]:
+    """Train in this process, which is `rank` of several or the only one; rank 0 writes files."""
+    parts = _parts(inputs, run, rank)
+    trainer, classifier, recorder = parts.trainer, parts.classifier, parts.recorder
+    points = recorder.checkpoints.resume_points() if resume else []
+    if points:
+        epoch = epoch_of(points[0])
+        recorder.reload(epoch)
+        print(f"resumed after epoch {epoch} from {points[0]}")
+    else:
+        trainer.validate(classifier, parts.datamodule, verbose=False)
+    if not (points and recorder.exhausted):
+        checkpoint = points[0] if points else None
+        trainer.fit(classifier, parts.datamodule, ckpt_path=checkpoint, weights_only=True)
+    if inputs.split.tests:
+        load_weights(classifier.network, recorder.checkpoints.best, classifier=())
+        classifier.score(list(inputs.split.tests))
+        trainer.test(classifier, parts.datamodule, verbose=False)
+    return parts.results(run)
+
+
+def _score_rank(inputs: ScoreInputs, run: RunDir, rank: Rank | None = None) -> dict[str, Any]:
+    """Score in this process, which is `rank` of several or the only one."""
+    parts = _parts(inputs, run, rank)
+    parts.trainer.validate(parts.classifier, parts.datamodule, verbose=False)
+    return parts.results(run)
+
+
+def _parts(inputs: Inputs, run: RunDir, rank: Rank | None) -> _Parts:
+    config, started = inputs.config, time.perf_counter()
+    torch.set_num_threads(config.threads)
+    pl.seed_everything(config.seed, verbose=False)
+    datamodule = _datamodule(inputs, _images(inputs), rank.ranks if rank else 1)
+    classifier = _classifier(inputs)
+    recorder = Recorder(
+        run.directory,
+        inputs.index,
+        inputs.config.selection,
+        inputs.split.selection,
+        inputs.threshold,
+        patience=config.patience,
+        save_every=config.save_every,
+        metadata=as_metadata(lineage_of(inputs.cells, inputs.split.selection, inputs.lineage)),
+    )
+    trainer = make_trainer(config, run.directory, [recorder], rank)
+    if rank:
+        rank.join(trainer.strategy.root_device)
+    with rank_zero_first():
+        _prepare_batches(inputs, datamodule, classifier.network, trainer.strategy.root_device)
+    return _Parts(trainer, classifier, datamodule, recorder, started, time.perf_counter())
+
+
+def _images(inputs: Inputs) -> np.memmap:
+    data = inputs.config.data
+    return open_store(inputs.index, inputs.data_digest, Path(data.cache), data.crop, data.size)
+
+
+def _datamodule(inputs: Inputs, images: np.memmap, devices: int) -> CellDataModule:
+    config, data = inputs.config, inputs.config.data
+    return CellDataModule(
+        inputs.index,
+        images,
+        inputs.split,
+        build(config.augment),
+        sampler=config.sampler,
+        seed=inputs.draws_seed,
+        batch_size=data.batch_size,
+        eval_batch_size=data.eval_batch_size,
+        residence=data.residence,
+        workers=data.workers,
+        devices=devices,
+    )
+
+
+def _prepare_batches(
+    inputs: Inputs, datamodule: CellDataModule, network: nn.Module, device: torch.device
+) -> None:
+    """Give the batches what this network wants: boxes, or cached features instead of images."""
+    config, data = inputs.config, inputs.config.data
+    if getattr(network, "proposes_box", False):
+        datamodule.boxes = torch.from_numpy(boxes(inputs.index, data.crop))
+    exact = config.trainer.precision == "32-true" and isinstance(inputs, TrainInputs)
+    if isinstance(network, FrozenFeatures) and datamodule.augmentation.is_identity and exact:
+        # Nothing random comes before the backbone: once is enough for all epochs.
+        datamodule.store = cached_features(
+            network, datamodule.store, config.views, Path(data.cache),
+            batch_size=data.eval_batch_size, device=device,
+        )  # fmt: skip
+
+
+def _classifier(inputs: Inputs) -> CellClassifier:
+    config, training = inputs.config, isinstance(inputs, TrainInputs)
+    loss = CellLoss(**{**_plain(config.loss), "pos_weight": inputs.pos_weight})
+    if inputs.weights and (config.continue_from or not training):
+        # A whole network, head included, and no weights of the backbone's own.
+        fresh = {"pretrained": False, "weights": None}
+        network = build({k: fresh.get(k, v) for k, v in _plain(config.model).items()})
+        key = "continue_from" if training else "checkpoint"
+        load_weights(network, inputs.weights, (), key)
+    else:
+        network = build(config.model)
+    optim = _plain(config.optim)
+    if training:  # refuses rates that do not fit before anything is scored
+        parameter_groups(network, optim["lr"], optim.get("layer_decay"))
+    return CellClassifier(
+        network,
+        optim,
+        loss=loss,
+        views=config.views,
+        seed=inputs.draws_seed,
+        scored=inputs.split.scored,
+    )
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    container: Any = OmegaConf.to_container(config, resolve=True)
+    return container
