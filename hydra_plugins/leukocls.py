@@ -1,4 +1,4 @@
-"""How Hydra starts a sweep (-m). It finds launchers in packages of this name, and only there."""
+"""Hydra's launchers for sweeps (-m). Hydra finds launchers in packages of this name only."""
 
 import sys
 import time
@@ -9,7 +9,7 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, setup_globals
 from hydra.plugins.launcher import Launcher
 
-# What is imported here is imported by every Hydra program in this environment: hence so little.
+# Every Hydra program of the environment imports this module, so leukocls is imported when used.
 try:
     from hydra_plugins.hydra_submitit_launcher import submitit_launcher as submitit
 except ImportError:  # the extra `slurm`
@@ -17,7 +17,7 @@ except ImportError:  # the extra `slurm`
 
 
 class ProcessLauncher(Launcher):
-    """On this machine, a process a job: `launcher=processes`."""
+    """Runs each job in a process of this machine: `launcher=processes`."""
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
         self.hydra_context, self.config = hydra_context, config
@@ -25,110 +25,117 @@ class ProcessLauncher(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        from leukocls import sweep
         from leukocls.artifacts.record import now
 
         self.since = now()
-        items = _items(self, job_overrides)
-        if items[0].jobs[0].config.plan:
-            print(sweep.planned(items))
+        jobs = _sweep_jobs(self, job_overrides)
+        if jobs[0].result.config.plan:
+            _print_plan(jobs)
         else:
-            sweep.run(items)
+            from leukocls.launch.sweep import run_sweep
+
+            run_sweep(jobs)
         return []
 
 
 if submitit is not None:
 
     class Submitted:
-        """What both of submitit's launchers do here: directories, skipping and ends are ours."""
+        """Shared by submitit's two launchers: leukocls decides directories, skips and results."""
 
         def launch(self: Any, job_overrides: Any, initial_job_idx: int) -> Sequence[JobReturn]:
             from submitit.core.utils import FailedJobError, UncompletedJobError
 
-            from leukocls import sweep
             from leukocls.artifacts.identity import SECRET, key_of
             from leukocls.artifacts.record import now
             from leukocls.common.errors import LeukoclsError
-            from leukocls.job import Interrupted
+            from leukocls.common.processes import Interrupted
+            from leukocls.launch.sweep import conclude, unfinished
 
             began, self.since = time.monotonic(), now()
-            items = _items(self, job_overrides)
-            config = items[0].jobs[0].config
+            jobs = _sweep_jobs(self, job_overrides)
+            config = jobs[0].result.config
             if config.plan:
-                print(sweep.planned(items))
+                _print_plan(jobs)
                 return []
             if config.jobs or config.time_limit:
                 raise LeukoclsError(
-                    "jobs=, time_limit=: of launcher=processes; a queue has"
+                    "jobs=, time_limit=: options of launcher=processes; a queue has"
                     " hydra.launcher.array_parallelism and hydra.launcher.timeout_min."
                 )
-            for override in items[0].jobs[0].overrides:
+            for override in jobs[0].result.overrides:
                 if SECRET.search(key_of(override)):
                     raise LeukoclsError(
                         f"{key_of(override)}: a job in the queue is kept in a file that others may"
                         " read; set it in the environment instead (WANDB_API_KEY)."
                     )
             try:
-                for some in sweep.unfinished(items):
-                    if some:
-                        super().launch([item.jobs[-1].overrides for item in some], initial_job_idx)  # type: ignore[misc]
+                for group in unfinished(jobs):
+                    if group:
+                        super().launch([job.result.overrides for job in group], initial_job_idx)  # type: ignore[misc]
             except Interrupted:
                 print("error: the jobs in the queue go on without this command", file=sys.stderr)
                 raise
             except (FailedJobError, UncompletedJobError) as error:
                 *_, last = str(error).strip().splitlines()
-                told = "a job died; others may still be in the queue, and go on"
-                print(f"error: {told}: {last}", file=sys.stderr)
-            sweep.conclude(items, time.monotonic() - began)
+                message = "a job died; others may still be in the queue, and go on"
+                print(f"error: {message}: {last}", file=sys.stderr)
+            conclude(jobs, time.monotonic() - began)
             return []
 
         def __call__(self: Any, overrides: Any, *job: Any) -> int:
-            """The life of a job; the last of `job` is what Hydra's singletons were."""
+            """Run one job of the queue; the last of `job` is the state of Hydra's singletons."""
             from leukocls.artifacts.run_dir import RunLocked
-            from leukocls.job import run_jobs
-            from leukocls.sweep import BUSY
+            from leukocls.launch.job import run_jobs
+            from leukocls.launch.worker import LOCKED
 
             Singleton.set_state(job[-1])
-            (item,) = _items(self, [overrides])
+            (sweep_job,) = _sweep_jobs(self, [overrides])
             try:
-                return run_jobs(item.jobs)
+                return run_jobs(sweep_job.phases)
             except RunLocked as error:
                 print(f"error: {error}", file=sys.stderr)
-                return BUSY
+                return LOCKED
 
     class SlurmLauncher(Submitted, submitit.SlurmLauncher):
-        """As jobs of a cluster: `launcher=slurm`."""
+        """Runs each job as a job of a SLURM cluster: `launcher=slurm`."""
 
     class LocalLauncher(Submitted, submitit.LocalLauncher):
-        """The same by processes of this machine: `launcher=submitit`."""
+        """Does what SlurmLauncher does by processes of this machine: `launcher=submitit`."""
 
 
-def _items(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> list[Any]:
+def _print_plan(jobs: list[Any]) -> None:
+    from leukocls.launch.plan import planned
+
+    print(planned(jobs))
+
+
+def _sweep_jobs(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> list[Any]:
     """The jobs of a sweep, each with a directory of its own.
 
     Raises:
-        LeukoclsError: two that would share one, or as a job raises.
+        LeukoclsError: two jobs would share a directory, or as a job raises.
     """
     from leukocls.common.errors import LeukoclsError
-    from leukocls.job import composed
-    from leukocls.sweep import Item
+    from leukocls.launch.job import composed
+    from leukocls.launch.worker import SweepJob
 
     if not job_overrides:
         raise LeukoclsError("nothing to run: a list or range of the command line is empty.")
     setup_globals()
     load = launcher.hydra_context.config_loader.load_sweep_config
-    items: dict[Any, Item] = {}
+    jobs: dict[Any, SweepJob] = {}
     for overrides in job_overrides:
         config = load(launcher.config, list(overrides))
         node = config.hydra
         del config.hydra
-        item = Item(composed(config, node, launcher.since))
-        same = items.setdefault(item.directory, item)  # it may be named twice, if it is the same
-        if same.jobs[-1].config != item.jobs[-1].config:
-            two = [set(one.jobs[-1].overrides) for one in (same, item)]
+        job = SweepJob(composed(config, node, launcher.since))
+        same = jobs.setdefault(job.directory, job)  # a job may be named twice, if it is the same
+        if same.result.config != job.result.config:
+            first, second = set(same.result.overrides), set(job.result.overrides)
             raise LeukoclsError(
-                f"{item.directory}: {' '.join(two[0] - two[1])} and {' '.join(two[1] - two[0])}"
-                " would be one run; such keys are no part of a run's directory, so give each"
-                " command its own outputs=."
+                f"{job.directory}: {' '.join(first - second)} and {' '.join(second - first)} would"
+                " be one run; such keys are no part of a run's directory, so give each command its"
+                " own outputs=."
             )
-    return list(items.values())
+    return list(jobs.values())

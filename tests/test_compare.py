@@ -387,14 +387,14 @@ def test_a_run_counts_once_however_it_is_named(sweep, monkeypatch):
 
 
 def test_links_and_scorings_are_left_out_unless_they_are_named(sweep):
-    for arm in ("link=a,proposal", "score=prelim,proposal"):
+    for arm in ("phase=a,proposal", "link=b,proposal", "score=prelim,proposal"):
         shutil.copytree(sweep / "proposal", sweep / arm)
         for seed in SEEDS:
             edit(sweep / arm / f"seed_{seed:03d}", id=f"{arm}-{seed}")
     names = [arm["name"] for arm in comparison.compare([sweep])["arms"]]
     assert sorted(names) == sorted(["proposal", "norot", "nospeclr_1e-4", "proposal,optim.lr=1"])
-    document = comparison.compare([sweep / "proposal", sweep / "link=a,proposal"])
-    assert [arm["name"] for arm in document["arms"]] == ["proposal", "link=a,proposal"]
+    document = comparison.compare([sweep / "proposal", sweep / "phase=a,proposal"])
+    assert [arm["name"] for arm in document["arms"]] == ["proposal", "phase=a,proposal"]
     one = sweep / "score=prelim,proposal" / "seed_001"
     assert comparison.compare([one])["arms"][0]["name"] == "score=prelim,proposal"
     for arm in ("proposal", "norot", "nospeclr_1e-4", "proposal,optim.lr=1"):

@@ -9,8 +9,7 @@ import pytest
 from conftest import TINY, Train, small
 from hydra import compose, initialize_config_dir
 
-from leukocls.estimate import cells
-from leukocls.sweep import duration
+from leukocls.launch.plan import cells, duration
 
 CONF = str(Path(__file__).parents[1] / "conf")
 

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 import leukocls
 from leukocls.data.augment import Augmentation, view_weights
+from leukocls.launch.phases import phase_configs
 from leukocls.training.build import build
 from leukocls.training.losses import CellLoss
 from leukocls.training.optim import configure
@@ -27,7 +28,7 @@ PUBLISHED = {
     "georgiev_vgg16": (4, {"RECONSTRUCTION"}),
     "georgiev_efficientnet": (4, {"RECONSTRUCTION"}),
 }
-# An experiment in which each ablation and link means something.
+# An experiment in which each ablation means something.
 ABLATIONS = {
     "proposal": "prellberg2019", "norot": "prellberg2019", "nospeclr_1e-3": "prellberg2019",
     "nospeclr_1e-4": "prellberg2019", "nospeclr_1e-5": "prellberg2019",
@@ -70,7 +71,7 @@ def test_every_recipe_runs_end_to_end_within_limits_of_the_command_line(
     runs = [path.parent for path in (tmp_path / "outputs").rglob("run.json")]
     number, marks = PUBLISHED[experiment]
     assert len(runs) == number
-    (result,) = [run for run in runs if not run.parent.name.startswith("link=")]
+    (result,) = [run for run in runs if not run.parent.name.startswith("phase=")]
     partial = "data.partial=true" in data
     for run in runs:
         said = record(run)
@@ -84,15 +85,13 @@ def test_every_recipe_runs_end_to_end_within_limits_of_the_command_line(
     shutil.rmtree(tmp_path)
 
 
-def test_no_experiment_ablation_or_link_is_left_out() -> None:
+def test_no_experiment_or_ablation_is_left_out() -> None:
     # The demo is run by tests/test_readme.py, and its smaller one, less its size, is the demo.
     assert set(options("experiment")) == {*PUBLISHED, "demo", "demo_ablation"}
     demo, smaller = (composed(f"experiment={name}") for name in ("demo", "demo_ablation"))
     smaller.data.size, smaller.trainer.max_epochs = demo.data.size, demo.trainer.max_epochs
     assert smaller == demo
     assert set(options("ablation")) == set(ABLATIONS)
-    chains = [composed(f"experiment={name}").chain for name in PUBLISHED]
-    assert {link for chain in chains for link in chain} == set(options("link"))
 
 
 def assert_built(config) -> None:
@@ -117,13 +116,12 @@ def test_every_ablation_is_built(ablation: str) -> None:
 
 
 @pytest.mark.parametrize("experiment", [*PUBLISHED, "demo"])
-def test_every_link_is_built(experiment: str) -> None:
+def test_every_phase_is_built(experiment: str) -> None:
     config = composed(f"experiment={experiment}", *SMALL, "model.weights=null")
     assert_built(config)
-    for link in config.chain:
-        linked = composed(f"experiment={experiment}", f"link={link}", *SMALL)
-        assert linked != config
-        assert_built(linked)
+    for phase in phase_configs(config, SMALL, ()).values():
+        assert phase != config
+        assert_built(phase)
 
 
 @pytest.mark.parametrize("optim", options("optim"))

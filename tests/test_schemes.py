@@ -16,12 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from leukocls import audit, evaluate, job, runs
+from leukocls import audit, evaluate, runs
 from leukocls.artifacts import predictions
 from leukocls.common.errors import LeukoclsError
 from leukocls.data.datamodule import CellDataModule
 from leukocls.data.index import build_index
 from leukocls.evaluation import metrics
+from leukocls.launch import job
 from leukocls.training import fit, inputs, recorder
 
 HONEST = ["split_scheme=honest", "folds=3"]

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from leukocls.artifacts.run_dir import RunDir
 from leukocls.common.errors import LeukoclsError
-from leukocls.sweep import slots, visible_gpus
+from leukocls.launch.slots import slots, visible_gpus
 
 # Misbehaves while its run is going on, by the run's seed, as long as FAULTS is set.
 FAULTY = """

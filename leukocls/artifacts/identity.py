@@ -17,7 +17,9 @@ NEUTRAL = {
 # Weights to start from: identified by their digest among the inputs, not by their path.
 BY_CONTENT = {"continue_from", "model.weights"}
 # Keys that are in the directory's path already.
-IN_PATH = {"ablation", "seed", "experiment", "score", "link"}
+IN_PATH = {"ablation", "seed", "experiment", "score", "last_phase"}
+# The overlays of a run's phases are merged into its other settings.
+MERGED = {"phases", "last_phase"}
 SECRET = re.compile(r"(^|[._-])(api[_-]?key|token|secret|password|passwd)$", re.IGNORECASE)
 
 
@@ -60,7 +62,8 @@ def settings_of(config: DictConfig) -> dict[str, Any]:
         elif prefix in IN_PATH or not (is_neutral(prefix) or prefix in BY_CONTENT):
             flat[prefix] = node
 
-    walk(OmegaConf.to_container(config, resolve=True), "")
+    container: Any = OmegaConf.to_container(config, resolve=True)
+    walk({key: value for key, value in container.items() if key not in MERGED}, "")
     return flat
 
 

@@ -4,11 +4,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing import forkserver, get_context, parent_process
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 LOST = 255  # exit code that multiprocessing reports when the fork server is gone
 GRACE_S = 30.0  # seconds between SIGTERM and SIGKILL: time for a run to write its record
 
@@ -49,3 +51,29 @@ def end_with_parent(number: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+class Interrupted(BaseException):
+    """A signal asked this process to end; `code` is its exit code, 128 + the signal."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"interrupted (exit code {code})")
+        self.code = code
+
+
+@contextmanager
+def interruptible(*numbers: int) -> Iterator[None]:
+    """Raise Interrupted in the body when one of these signals arrives.
+
+    Lightning keeps signal handlers that are installed already.
+    """
+
+    def stop(number: int, frame: Any) -> None:
+        raise Interrupted(128 + number)
+
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

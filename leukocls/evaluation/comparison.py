@@ -18,8 +18,8 @@ from leukocls.evaluation.metrics import RECORDED
 
 METRICS = (*RECORDED, "auroc")
 HEADLINE = "weighted_f1"
-# Earlier links of a chain, and scorings of a checkpoint: no runs to compare unless they are named.
-ASIDE = ("link=", "score=")
+# Earlier phases (called links before 0.2) and scored checkpoints are compared only if named.
+ASIDE = ("phase=", "link=", "score=")
 # What differs between the runs of one arm: the seed, and what each seed made for itself.
 OF_A_SEED = {"seed", "inputs.weights", "inputs.rescored"}
 
@@ -124,9 +124,9 @@ def _found(roots: Iterable[Path]) -> list[ArmRun]:
         below = [directory.resolve() for directory in run_directories(root)]
         kept = [d for d in below if not d.parent.name.startswith(ASIDE) or named in (d, d.parent)]
         if not kept:
-            left_out = " but links of chains and scorings, which have to be named" if below else ""
+            aside = " but earlier phases and scored checkpoints, which have to be named"
             raise LeukoclsError(
-                f"{root}: no run at or below it{left_out}; name run directories"
+                f"{root}: no run at or below it{aside if below else ''}; name run directories"
                 " (outputs/<experiment>/<arm>/seed_<nnn>), or any directory above them"
             )
         directories |= dict.fromkeys(kept)

@@ -1,9 +1,14 @@
-"""What a run will take, before it is run: as others of its arm took, else by a timed batch."""
+"""plan=true: the runs of a command, and the wall time and disk space that they will take.
+
+Estimated from finished runs of the same arm, or else from one timed batch on this machine.
+"""
 
 import functools
 import json
+import shutil
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -12,10 +17,14 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from leukocls.artifacts.record import read_record, run_directories
+from leukocls.artifacts.identity import settings_of
+from leukocls.artifacts.record import RunState, read_record, run_directories
+from leukocls.common.tables import aligned
 from leukocls.data.augment import view_count
 from leukocls.data.published import published_subjects
-from leukocls.job import Job
+from leukocls.launch.job import Job
+from leukocls.launch.slots import slots
+from leukocls.launch.worker import SweepJob
 from leukocls.models.frozen import FrozenFeatures
 from leukocls.synthetic.latents import draw_cells
 from leukocls.synthetic.tree import SyntheticSpec
@@ -25,36 +34,91 @@ TIMED = 8  # images; a whole batch of a large network takes long on a CPU
 
 
 class Cost(NamedTuple):
-    """Of one run."""
+    """Estimated wall time in seconds and disk space in bytes of one run."""
 
     seconds: float
-    size: float  # bytes
+    size: float
 
     def __add__(self, other: Any) -> "Cost":
         return Cost(self.seconds + other.seconds, self.size + other.size)
 
 
+def planned(jobs: Sequence[SweepJob]) -> str:
+    """The jobs as a table: state, estimated time; and the total of those that are not done.
+
+    Nothing is written, and no data is looked at.
+
+    Raises:
+        LeukoclsError: as `slots` raises.
+    """
+    left, rows = Cost(0, 0), []
+    for job in jobs:
+        state, about = job.state(), "–"
+        if state == RunState.DONE and not is_as_recorded(job.result):
+            state = RunState.REFUSED
+        if state != RunState.DONE or job.result.config.force:
+            todo = [
+                phase
+                for phase in job.phases
+                if phase.config.force or SweepJob([phase]).state() != RunState.DONE
+            ]
+            estimated = cost(todo or job.phases)
+            left += estimated
+            about = duration(estimated.seconds)
+        rows.append([str(job.directory), state, about])
+    done = sum(row[1] == RunState.DONE for row in rows)
+    todo_rows = max(1, sum(row[2] != "–" for row in rows))
+    at_once = min(len(slots([job.result.config for job in jobs])), todo_rows)
+    place = next(p for p in jobs[0].directory.absolute().parents if p.is_dir())
+    free = shutil.disk_usage(place).free
+    return (
+        f"{aligned([['run', 'status', 'takes about'], *rows])}\n\n"
+        f"{len(rows)} {'run' if len(rows) == 1 else 'runs'}, {done} done; the rest takes about"
+        f" {duration(left.seconds / at_once)} ({at_once} at a time) and {left.size / 1e9:.1f} GB"
+        f" ({free / 1e9:.1f} GB are free)."
+        "\nEstimated from the arm's finished runs, or from one timed batch on this machine; no data"
+        " was looked at."
+    )
+
+
+def is_as_recorded(job: Job) -> bool:
+    """Whether the run in the job's directory has the job's settings.
+
+    True for a scored checkpoint, whose recipe comes from its training.
+    """
+    recorded = read_record(job.directory).get("identity")
+    return bool(job.config.checkpoint) or recorded == settings_of(job.config)
+
+
+def duration(seconds: float) -> str:
+    """A time span in the largest unit that it fills: s, min, h or d."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def cost(jobs: list[Job]) -> Cost:
-    """What a run, or a chain of them, will take; about."""
+    """Estimated cost of a run in all its phases."""
     total = Cost(0, 0)
     for job in jobs:
-        total += _as_before(job.directory.parent) or _by_batch(job.config)
+        total += _by_finished_runs(job.directory.parent) or _by_timed_batch(job.config)
     return total
 
 
-def _as_before(arm: Path) -> Cost | None:
-    """The median of the arm's finished runs."""
-    took = []
+def _by_finished_runs(arm: Path) -> Cost | None:
+    """The median of the arm's finished runs; None without one."""
+    costs = []
     for directory in run_directories(arm):
         timing = read_record(directory).get("timing") or {}
         if timing:
             size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
-            took.append(Cost(sum(timing.values()), size))
-    return Cost(*map(median, zip(*took, strict=True))) if took else None
+            costs.append(Cost(sum(timing.values()), size))
+    return Cost(*map(median, zip(*costs, strict=True))) if costs else None
 
 
-def _by_batch(config: DictConfig) -> Cost:
-    """From the time of one image in training and at evaluation, and the number of them."""
+def _by_timed_batch(config: DictConfig) -> Cost:
+    """From the time of one image in training and in evaluation, and the number of images."""
     if config.rescore_from is not None:  # arithmetic on files
         return Cost(1, _predictions(config))
     plain: Any = OmegaConf.to_container(config, resolve=True)
@@ -81,7 +145,7 @@ def _predictions(config: DictConfig) -> float:
 
 
 def cells(config: DictConfig) -> tuple[float, float]:
-    """Cells that an epoch trains on, and cells that it scores; about."""
+    """Numbers of cells that an epoch trains on and scores, estimated without looking at data."""
     data = config.data
     if data.synthetic is not None:
         counts = _drawn(SyntheticSpec(**data.synthetic))
@@ -109,12 +173,12 @@ def cells(config: DictConfig) -> tuple[float, float]:
 
 @functools.cache
 def _drawn(spec: SyntheticSpec) -> Counter[str]:
-    """Embedded cells by part."""
+    """Synthetic cells by part."""
     return Counter(cell.part for cell in draw_cells(spec))
 
 
 def _limited(count: float, limit: float | int | None, batch: int) -> float:
-    """Lightning's limits: an integer counts batches, a fraction is one."""
+    """`count` under Lightning's limit: an integer counts batches, a float is a fraction."""
     if limit is None:
         return count
     return min(count, limit * batch) if isinstance(limit, int) else count * limit
@@ -122,13 +186,13 @@ def _limited(count: float, limit: float | int | None, batch: int) -> float:
 
 @functools.cache
 def _timed(kind: str, side: int | str) -> tuple[float, float, float, int]:
-    """Seconds of an image in training, at evaluation, through a frozen network's head alone (0 for
-    others), and the bytes of the network's weights."""
+    """Seconds of an image in training, in evaluation, and through a frozen network's head alone (0
+    for other networks), and the bytes of the network's weights."""
     config = json.loads(kind)
     cuda = torch.cuda.is_available() and config["trainer"]["accelerator"] != "cpu"
     device = torch.device("cuda" if cuda else "cpu")
     torch.set_num_threads(config["threads"])
-    fresh = {"pretrained": False, "weights": None}  # what the weights are changes no time
+    fresh = {"pretrained": False, "weights": None}  # the values of weights change no time
     network = build({k: fresh.get(k, v) for k, v in config["model"].items()}).to(device)
     side = side if isinstance(side, int) else 224
 

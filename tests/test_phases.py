@@ -1,4 +1,4 @@
-"""Chains of runs, and runs that start from another run's weights."""
+"""Phases of a run, and runs that start from another run's weights."""
 
 import json
 import shutil
@@ -11,15 +11,17 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import TINY, Train, record
+from omegaconf import OmegaConf
 
 from leukocls.common.files import sha256_file
 from leukocls.data.random import continued_seed
+from leukocls.launch.phases import phase_configs
 
-LINKS = ["georgiev_1", "georgiev_2", "georgiev_3", "georgiev_4"]
+PHASES = ["stage_1", "stage_2", "stage_3", "stage_4"]
 
 
 def georgiev(tree: Path, folder: Path) -> list[str]:
-    """Georgiev's chain with a small network, one epoch a link."""
+    """Georgiev's phases with a small network, one epoch each."""
     return [
         "experiment=georgiev_vgg16", f"data.root={tree}", f"outputs={folder / 'outputs'}",
         f"data.cache={folder / 'store'}", "model.backbone=test_resnet", "model.pretrained=false",
@@ -27,18 +29,18 @@ def georgiev(tree: Path, folder: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def directory(outputs: Path, link: str | None) -> Path:
-    arm = f"link={link},proposal" if link else "proposal"
+def directory(outputs: Path, phase: str | None) -> Path:
+    arm = f"phase={phase},proposal" if phase else "proposal"
     (found,) = (outputs / "georgiev_vgg16").glob(f"{arm},*/seed_000")
     return found
 
 
 @pytest.fixture(scope="module")
 def chained(small_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A folder with a finished chain, and what was printed."""
+    """A folder with the finished phases of one run, and what was printed."""
     from leukocls.train import main
 
-    folder = tmp_path_factory.mktemp("chain")
+    folder = tmp_path_factory.mktemp("phases")
     printed = StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
         patch.setattr(sys, "argv", ["leukocls.train", *georgiev(small_tree, folder)])
@@ -48,9 +50,9 @@ def chained(small_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return folder, printed.getvalue()
 
 
-def test_one_command_runs_every_link_and_the_last_is_the_arms_own_run(chained) -> None:
+def test_one_command_runs_every_phase_and_the_last_is_the_arms_own_run(chained) -> None:
     outputs = chained[0] / "outputs"
-    runs = [directory(outputs, link) for link in [*LINKS[:3], None]]
+    runs = [directory(outputs, phase) for phase in [*PHASES[:3], None]]
     assert len(list(outputs.rglob("run.json"))) == 4
     for run in runs:
         assert record(run)["status"] == "done"
@@ -63,9 +65,9 @@ def test_one_command_runs_every_link_and_the_last_is_the_arms_own_run(chained) -
     assert len({record(run)["id"] for run in runs}) == 4
 
 
-def test_each_link_starts_from_the_last_weights_of_the_one_before(chained) -> None:
+def test_each_phase_starts_from_the_last_weights_of_the_one_before(chained) -> None:
     outputs = chained[0] / "outputs"
-    runs = [directory(outputs, link) for link in [*LINKS[:3], None]]
+    runs = [directory(outputs, phase) for phase in [*PHASES[:3], None]]
     for before, after in pairwise(runs):
         last = before / "checkpoints" / "last.safetensors"
         assert record(after)["inputs"]["weights"] == sha256_file(last)
@@ -73,7 +75,7 @@ def test_each_link_starts_from_the_last_weights_of_the_one_before(chained) -> No
 
 def test_stage_iiis_first_weights_are_stage_iis_last(chained) -> None:
     """Nothing but the weights decides a logit: the same cells, crop and view."""
-    second, third = (directory(chained[0] / "outputs", link) for link in LINKS[1:3])
+    second, third = (directory(chained[0] / "outputs", phase) for phase in PHASES[1:3])
     columns = ["split", "cell", "view_0", "logit"]
     before, after = (pd.read_parquet(run / "predictions.parquet") for run in (second, third))
     last = before[(before["epoch"] == 1) & (before["split"] == "val")][columns]
@@ -94,7 +96,7 @@ def test_the_same_command_again_trains_nothing(chained, small_tree: Path, train:
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_a_chain_goes_on_where_it_stopped(
+def test_a_stopped_phase_is_resumed(
     chained, small_tree: Path, tmp_path: Path, train: Train
 ) -> None:
     folder = tmp_path / "again"
@@ -102,7 +104,7 @@ def test_a_chain_goes_on_where_it_stopped(
     outputs = folder / "outputs"
     whole = record(directory(outputs, None))
     shutil.rmtree(directory(outputs, None))
-    third = directory(outputs, "georgiev_3")
+    third = directory(outputs, "stage_3")
     stopped = record(third) | {"status": "interrupted"}
     (third / "run.json").write_text(json.dumps(stopped))
     done = train(*georgiev(small_tree, folder))
@@ -114,34 +116,59 @@ def test_a_chain_goes_on_where_it_stopped(
         assert again[key] == whole[key]
 
 
-def test_link_ends_the_chain_early(small_tree: Path, tmp_path: Path, train: Train) -> None:
-    done = train(*georgiev(small_tree, tmp_path), "link=georgiev_2", "chain.georgiev_2=null")
+def test_last_phase_ends_early(small_tree: Path, tmp_path: Path, train: Train) -> None:
+    anew = "+phases.stage_2.continue_from=null"
+    done = train(*georgiev(small_tree, tmp_path), "last_phase=stage_2", anew)
     assert done.code == 0, done.err
     runs = sorted((tmp_path / "outputs").rglob("run.json"))
     assert [run.parent.parent.name.split(",")[0] for run in runs] == [
-        "link=georgiev_1",
-        "link=georgiev_2",
+        "phase=stage_1",
+        "phase=stage_2",
     ]
-    # II starts anew if the chain says so.
+    # II starts anew where its overlay says so.
     assert [record(run.parent)["inputs"]["weights"] for run in runs] == [None, None]
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "key"),
     [
-        ("link=marzahl2019_256", "choose one of georgiev_1"),
-        ("link=nothing", "nothing"),
-        ("chain.georgiev_2=georgiev_3", "chain.georgiev_2=georgiev_3: choose a link that comes"),
-        ("ablation=norot", "rescore_from: not for a chain"),
+        ("last_phase=nothing", "last_phase=nothing"),
+        ("phases.stage_2=nothing", "phases.stage_2"),
+        ("ablation=norot", "rescore_from"),
     ],
 )
-def test_a_chain_that_cannot_be_is_refused(
-    override: str, said: str, small_tree: Path, tmp_path: Path, train: Train
+def test_phases_that_cannot_be_are_refused(
+    override: str, key: str, small_tree: Path, tmp_path: Path, train: Train
 ) -> None:
     done = train(*georgiev(small_tree, tmp_path), override)
     assert done.code == 2
-    assert said in done.err
+    assert key in done.err
     assert not list(tmp_path.rglob("run.json"))
+
+
+def test_a_phase_is_recipe_then_overlay_then_command_line() -> None:
+    config = OmegaConf.create(
+        {
+            "optim": {"lr": {"early": 1.0, "head": 2.0}, "decay": 0.0},
+            "data": {"size": 64, "crop": 300},
+            "phases": {
+                "first": {"optim": {"lr": 0.5}, "data": {"size": 32}, "augment": {"rotation": 0}},
+                "second": {"data": {"size": 48, "crop": 450}},
+            },
+            "last_phase": None,
+            "augment": {"name": "none"},
+        }
+    )
+    config.data.size = 128
+    phases = phase_configs(config, ["augment=none", "data.size=128"], {"augment"})
+    assert list(phases) == ["first", "second"]
+    assert phases["first"].optim == {"lr": 0.5, "decay": 0.0}
+    assert phases["first"].augment == {"name": "none", "rotation": 0}
+    assert [one.data.size for one in phases.values()] == [128, 128]
+    assert phases["second"].optim.lr == {"early": 1.0, "head": 2.0}
+    assert phases["second"].data.crop == 450
+    config.last_phase = "first"
+    assert list(phase_configs(config, [], ())) == ["first"]
 
 
 # continue_from
@@ -263,19 +290,19 @@ def test_a_run_and_what_continues_it_do_not_share_a_directory(
     assert (first / "run.json").read_bytes() == before
 
 
-def test_a_chain_may_start_from_a_run_and_may_be_left(
+def test_phases_may_start_from_a_run_and_may_be_left_out(
     chained, small_tree: Path, tmp_path: Path, train: Train
 ) -> None:
-    first = directory(chained[0] / "outputs", "georgiev_1")
+    first = directory(chained[0] / "outputs", "stage_1")
     words = georgiev(small_tree, tmp_path)
-    done = train(*words, "link=georgiev_1", f"continue_from='{first}'")
+    done = train(*words, "last_phase=stage_1", f"continue_from='{first}'")
     assert done.code == 0, done.err
     digest = sha256_file(first / "checkpoints" / "last.safetensors")
     assert record(only(tmp_path / "outputs"))["inputs"]["weights"] == digest
     shutil.rmtree(tmp_path / "outputs")
-    done = train(*words, "chain=null")
+    done = train(*words, "phases=null")
     assert done.code == 0, done.err
-    assert not only(tmp_path / "outputs").parent.name.startswith("link=")
+    assert not only(tmp_path / "outputs").parent.name.startswith("phase=")
 
 
 def test_changed_weights_are_not_continued(small_tree: Path, tmp_path: Path, train: Train) -> None:

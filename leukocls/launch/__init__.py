@@ -1,0 +1,1 @@
+"""From one command to processes: runs, phases of a run, and sweeps over many runs."""

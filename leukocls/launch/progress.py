@@ -1,0 +1,75 @@
+"""Progress of a sweep on the terminal, and the table it ends with."""
+
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+from leukocls.artifacts.record import RunState
+from leukocls.common.tables import aligned
+from leukocls.launch.worker import SweepJob, Worker
+
+
+class Progress:
+    """On a terminal a bar and one line for each running job; elsewhere a line as each job ends."""
+
+    def __init__(self, total: int, slots: int) -> None:
+        self.count, self.causes = 0, set[str]()
+        self.bar = tqdm(total=total, desc="sweep", unit="run", position=slots, disable=None)
+        self.lines = [tqdm(bar_format="{desc}", position=i, disable=None) for i in range(slots)]
+
+    def show(self, workers: Sequence[Worker]) -> None:
+        """Show the last line that each running job has printed."""
+        if self.bar.disable:
+            return
+        by_slot = {worker.slot: worker for worker in workers}
+        width = shutil.get_terminal_size().columns
+        for slot, line in enumerate(self.lines):
+            text = ""
+            if slot in by_slot:
+                *_, arm, seed = by_slot[slot].job.directory.parts
+                text = " ".join([arm[:30], seed, *by_slot[slot].lines()[-1:]])
+            line.set_description_str(text[: width - 1])
+        self.bar.refresh()
+
+    def started(self, job: SweepJob) -> None:
+        """Print that a job starts, where it has no line of its own."""
+        if self.bar.disable:
+            print(f"starting {job.directory}", flush=True)
+
+    def ended(self, worker: Worker) -> None:
+        """Print how a job ended."""
+        self.bar.update()
+        self.count += 1
+        job, count = worker.job, f"[{self.count}/{self.bar.total}]"
+        path, state, number, error = job.row()
+        if state != RunState.DONE:
+            cause = job.error or error
+            again = cause in self.causes and "\n" in cause
+            self.causes.add(cause)
+            shown = f"{error} … (as above)" if again else cause
+            tqdm.write(f"{count} error: {path}: {state}: {shown}", file=sys.stderr)
+        elif any("done already" in line for line in worker.lines()):
+            tqdm.write(f"{count} {path}: done already, nothing to do, {number}")
+        else:
+            minutes = (time.monotonic() - worker.started) / 60
+            tqdm.write(f"{count} {path}: done in {minutes:.1f} min, {number}")
+
+    def close(self) -> None:
+        """Remove the bar and the lines."""
+        for line in (*self.lines, self.bar):
+            line.leave = False
+            line.close()
+
+
+def table(jobs: Sequence[SweepJob], seconds: float) -> str:
+    """The state of every job as a table, and how many jobs are in each state."""
+    rows = [job.row() for job in jobs]
+    counts = Counter(row[1] for row in rows)
+    parts = [f"{counts.pop(RunState.DONE, 0)} of {len(rows)} runs done"]
+    parts += [f"{count} {state}" for state, count in counts.items()]
+    header = ["run", "status", "weighted F1", "first error"]
+    return f"\n{aligned([header, *rows])}\n\n{', '.join(parts)}, {seconds / 60:.1f} min"
