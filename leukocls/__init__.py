@@ -1,3 +1,3 @@
 """leukocls: leukemic (ALL) against normal (HEM) cells, and whether the number can be believed."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

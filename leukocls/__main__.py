@@ -1,0 +1,38 @@
+"""List the verbs, or run one: `python -m leukocls VERB …`, which is also the command `leukocls`."""
+
+import runpy
+import sys
+
+VERBS = {
+    "train": "train a network, or with -m a sweep of runs",
+    "verify": "check a data set: counts, subjects, labels, digests, duplicates",
+    "pack": "decode every image once, into the store that training reads",
+    "split": "write a split as a table",
+    "synth": "write a data set of SYNTHETIC cells",
+    "baseline": "score a shortcut (size, outline, colour) that needs no network",
+    "evaluate": "print the metrics of runs and prediction files",
+    "compare": "compare arms over their seeds",
+    "audit": "judge predictions by their split: leaks, cells left out, selection",
+    "runs": "list the runs below a directory",
+    "doctor": "report what is installed and found, and what to do about the rest",
+    "wandb_sync": "send finished runs to W&B",
+}
+
+
+def main() -> None:
+    """Run the verb that the command line names, or print the list; exits 2 on an unknown verb."""
+    if len(sys.argv) > 1 and sys.argv[1] in VERBS:
+        runpy.run_module(f"leukocls.{sys.argv.pop(1)}", run_name="__main__", alter_sys=True)
+        return
+    unknown = [word for word in sys.argv[1:2] if word not in ("-h", "--help")]
+    stream = sys.stderr if unknown else sys.stdout
+    if unknown:
+        print(f"error: no verb {unknown[0]}; choose one of these.\n", file=stream)
+    print("leukocls VERB …   or   python -m leukocls.VERB …   (--help on each)\n", file=stream)
+    for verb, line in VERBS.items():
+        print(f"  {verb:12}{line}", file=stream)
+    sys.exit(2 if unknown else 0)
+
+
+if __name__ == "__main__":
+    main()
