@@ -30,7 +30,7 @@ from leukocls.common.files import atomic_write, sha256_file
 from leukocls.data.augment import view_weights
 from leukocls.data.datamodule import CellDataModule
 from leukocls.data.feature_cache import cached_features
-from leukocls.data.index import TABLE, Index
+from leukocls.data.index import Index
 from leukocls.data.splits import Split, SplitOptions, as_csv, make_split, part_rows
 from leukocls.data.store import boxes, data_digest, open_store
 from leukocls.data.verify import checked_index
@@ -175,7 +175,7 @@ class Session:
         if not self.source:
             scored = scored[scored["split"] != "train"]
             tests = tests[tests["split"].isin(self.split.tests)]
-        published = self.index.layout != TABLE
+        published = self.index.rules.cnmc_names
         trained = seen(self.lineage, "trained", scored, published)
         return trained, seen(self.lineage, "chose", tests, published)
 

@@ -58,7 +58,7 @@ def text(found: Examination) -> str:
         lines += ["", "Images that are there more than once, and are known to be:", aligned(known)]
         lines += [SCHEMES_ON_COPIES]
     unknown = int((found.index.table["subject"] == "").sum())
-    if unknown and found.index.layout == "table":
+    if unknown and not found.index.rules.cnmc_names:
         lines += ["", f"{unknown:,} cells without a subject: only split_scheme=cell can split them"]
     if found.faults:
         lines += ["", f"{len(found.faults)} fault(s):", *sorted(map(str, found.faults))]

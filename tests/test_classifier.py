@@ -15,6 +15,7 @@ from torch.multiprocessing import get_context
 
 from leukocls.classifier import CellClassifier, to_logit
 from leukocls.data.augment import Augmentation, views
+from leukocls.data.cnmc import PublishedRules
 from leukocls.data.datamodule import CellDataModule
 from leukocls.data.index import Index
 from leukocls.data.published import subject_counts
@@ -64,7 +65,7 @@ def data():
     images = (
         rng.integers(0, 200, (len(LABEL), SIZE, SIZE, 3)) + 25 * (LABEL == 1)[:, None, None, None]
     )
-    index = Index(Path(), "tcia", pd.DataFrame({"label": LABEL}), (), None, None)
+    index = Index(Path(), "tcia", pd.DataFrame({"label": LABEL}), (), None, PublishedRules())
     split = Split("challenge", {p: np.array(rows) for p, rows in PARTS.items()}, "prelim")
     return CellDataModule(
         index, images.astype(np.uint8), split, Augmentation(0.5, 0.5, 180, 0.2),

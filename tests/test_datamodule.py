@@ -12,6 +12,7 @@ import torch
 
 from leukocls.common.errors import LeukoclsError
 from leukocls.data.augment import ORDER_STREAM, Augmentation, extent, generator
+from leukocls.data.cnmc import PublishedRules
 from leukocls.data.datamodule import CellDataModule, Cells
 from leukocls.data.index import Index
 from leukocls.data.splits import Split
@@ -47,7 +48,7 @@ def feed(
 ):
     """A data module and the little of a Trainer that it looks at; one cell of `every` is HEM."""
     label = (np.arange(len(store)) % every > 0).astype(np.int64)
-    index = Index(Path(), "tcia", pd.DataFrame({"label": label}), (), None, None)
+    index = Index(Path(), "tcia", pd.DataFrame({"label": label}), (), None, PublishedRules())
     rows = {"train": np.array(train), "prelim": np.arange(TRAIN, TRAIN + PRELIM)}
     split = Split("challenge", rows, "prelim")
     module = CellDataModule(index, store, split, augment, seed=seed, **(FEEDING | feeding))

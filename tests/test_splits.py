@@ -21,6 +21,7 @@ from scipy.sparse.csgraph import connected_components
 from leukocls import split as verb
 from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.data import splits
+from leukocls.data.cnmc import PublishedRules
 from leukocls.data.index import COLUMNS, TABLE, Index
 from leukocls.data.published import merged_subject, subject_counts
 from leukocls.data.splits import (
@@ -59,7 +60,9 @@ def make_index(rows, pixels, group=None, layout="kaggle"):
     table["pixels"] = [str(one) for one in pixels]
     table["group"] = persons(table) if group is None else group
     unread = dict.fromkeys(["top", "left", "bottom", "right", "height", "width"], 0)
-    return Index(Path("tree"), layout, table.assign(sha256="", **unread)[COLUMNS], (), None, None)
+    return Index(
+        Path("tree"), layout, table.assign(sha256="", **unread)[COLUMNS], (), None, PublishedRules()
+    )
 
 
 def persons(table):

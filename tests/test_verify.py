@@ -21,8 +21,7 @@ from PIL import Image
 
 from leukocls import verify as verb
 from leukocls.common.errors import DataFault, LeukoclsError
-from leukocls.data import index as index_module
-from leukocls.data import verify
+from leukocls.data import cnmc, verify
 from leukocls.data.published import MANIFEST
 from leukocls.data.verify import checked_index, examine, pixel_digest
 from leukocls.synthetic.tree import encode_bmp
@@ -885,9 +884,9 @@ def publish(monkeypatch):
         lines = [f"{name},{original},{label}\n".lower() for original, name, label in PRELIM]
         labels = hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
         monkeypatch.setattr(verify, "PART_DIGESTS", digests)
-        monkeypatch.setattr(verify, "LABELS_DIGEST", labels)
-        monkeypatch.setattr(index_module, "published_counts", lambda: counts)
-        monkeypatch.setattr(index_module, "published_subjects", lambda: SUBJECTS)
+        monkeypatch.setattr(cnmc, "LABELS_DIGEST", labels)
+        monkeypatch.setattr(cnmc, "published_counts", lambda: counts)
+        monkeypatch.setattr(cnmc, "published_subjects", lambda: SUBJECTS)
         return tree
 
     return publish

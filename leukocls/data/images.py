@@ -8,8 +8,7 @@ from PIL import Image
 
 from leukocls.common.errors import DataFault, Fault
 from leukocls.data.bmp import read_crop, read_header
-from leukocls.data.index import TABLE, Index
-from leukocls.data.published import FINAL_SIDE, SIDE
+from leukocls.data.index import Index
 
 FORMATS = {"BMP": {".bmp"}, "PNG": {".png"}, "TIFF": {".tif", ".tiff"}, "JPEG": {".jpg", ".jpeg"}}
 LARGEST = 8192  # px; more is a slide, not a cell, and is refused before it is decoded
@@ -18,8 +17,7 @@ LARGEST = 8192  # px; more is a slide, not a cell, and is refused before it is d
 def image_sides(index: Index) -> Iterator[tuple[Path, int | None]]:
     """Every file with the side in pixels that it must have; None for other data sets: any."""
     for file, part in zip(index.table["file"], index.table["part"], strict=True):
-        side = FINAL_SIDE if part == "final" else SIDE
-        yield index.root / file, None if index.layout == TABLE else side
+        yield index.root / file, index.rules.sides.get(part)
 
 
 def read_image(path: Path, side: int | None = None) -> np.ndarray:

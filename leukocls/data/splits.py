@@ -14,7 +14,8 @@ import pandas as pd
 
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.tables import listing
-from leukocls.data.index import UNKNOWN, Index
+from leukocls.data.index import Index
+from leukocls.data.names import UNKNOWN
 from leukocls.data.random import random_numbers
 from leukocls.data.text_tables import read_words
 

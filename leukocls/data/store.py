@@ -15,8 +15,7 @@ from leukocls.common.errors import LeukoclsError
 from leukocls.common.files import atomic_stream, in_parallel
 from leukocls.data.bmp import read_crop
 from leukocls.data.images import central, cut, image_sides, read_image
-from leukocls.data.index import BOX, TABLE, Index
-from leukocls.data.published import SIDE
+from leukocls.data.index import BOX, Index
 
 LARGEST = 2048  # px
 
@@ -77,7 +76,7 @@ def open_store(
         LeukoclsError: crop or size out of range.
         DataFault: a file that does not read, named.
     """
-    most = LARGEST if index.layout == TABLE else SIDE
+    most = index.rules.largest_crop
     if crop != "box" and not (isinstance(crop, int) and 1 <= crop <= most):
         raise LeukoclsError(f"data.crop={crop}: choose a side of 1 to {most} pixels, or box.")
     if crop == "box" and size is None:

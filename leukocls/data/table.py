@@ -13,8 +13,11 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
+
 from leukocls.common.errors import Fault, LeukoclsError
-from leukocls.data.names import LABEL_WORDS, cell_key
+from leukocls.data.names import LABEL_WORDS, UNKNOWN, cell_key
+from leukocls.data.rules import DataRules
 from leukocls.data.text_tables import read_words
 
 REQUIRED = ("cell", "subject", "label", "path")
@@ -27,6 +30,17 @@ PART_OF_SPLIT = {
     "prelim": "prelim",
     "final": "final",
 }
+
+
+class TableRules(DataRules):
+    """The rules of a data set that one CSV describes: images of any size, no published counts."""
+
+    largest_crop = 2048
+    listed_parts = ("train", "prelim", "final")
+
+    def expects_copies(self, cells: pd.DataFrame, kind: str) -> bool:
+        """Whether the copies do no harm: their subjects are merged, and part and class agree."""
+        return len(set(cells["part"])) == len(set(cells["label"])) == 1
 
 
 def table_rows(path: Path, faults: list[Fault]) -> tuple[list[tuple], list[str]]:
@@ -52,7 +66,7 @@ def table_rows(path: Path, faults: list[Fault]) -> tuple[list[tuple], list[str]]
     for number, row in enumerate(table.itertuples(), start=2):
         where = path.with_name(f"{path.name}, row {number}")
         part = PART_OF_SPLIT.get(row.split)
-        label = LABEL_WORDS.get(row.label.lower(), -1)
+        label = LABEL_WORDS.get(row.label.lower(), UNKNOWN)
         seen[cell_key(row.cell)] += 1
         cause = ""
         if not row.cell or seen[cell_key(row.cell)] > 1:

@@ -15,23 +15,11 @@ import pandas as pd
 from leukocls.common.errors import DataFault, Fault, report
 from leukocls.common.files import atomic_write, in_parallel, sha256_file
 from leukocls.common.tables import listing
+from leukocls.data.cnmc import read_official_labels
 from leukocls.data.images import extent, image_sides, read_image
-from leukocls.data.index import (
-    COLUMNS,
-    NAMED,
-    TABLE,
-    UNKNOWN,
-    Index,
-    read_official_labels,
-    scan,
-)
-from leukocls.data.published import (
-    LABELS_DIGEST,
-    PART_DIGESTS,
-    SAME_FINAL,
-    SHARED_IMAGES,
-    labels_digest,
-)
+from leukocls.data.index import COLUMNS, NAMED, Index, scan
+from leukocls.data.names import UNKNOWN
+from leukocls.data.published import PART_DIGESTS, labels_digest
 
 READ = COLUMNS[len(NAMED) :]  # what of the index only the file's content tells
 CACHE_VERSION = 3  # raise it when an entry means something else
@@ -186,16 +174,15 @@ def _labels(index: Index, told: list[Fault]) -> list[Fault]:
     A digest says that something is wrong, and not what: it comes where no fault of prelim, of the
     label file or of one of its lines has been told.
     """
-    if index.layout == TABLE or index.labels is None:
+    if index.labels is None or not index.rules.cnmc_names:
         return []
     files = {index.root / f for f in index.table["file"][index.table["part"] == "prelim"]}
     name = index.labels.name
     if any(fault.path in files or fault.path.name.startswith(name) for fault in told):
         return []
     truth = read_official_labels(index.labels, [])
-    wanted = index.declared("labels_sha256") if index.synthetic else LABELS_DIGEST
     lines = ((name, row.original, row.label) for name, row in truth.items())
-    if labels_digest(lines) == wanted:
+    if labels_digest(lines) == index.rules.labels_digest():
         return []
     cause = "names and labels are not those published, though each line agrees with itself"
     return [Fault(index.labels, cause, "fetch the original file")]
@@ -213,7 +200,7 @@ def _surplus(index: Index) -> list[Fault]:
             path = _folder(index, part) if most else index.root / cells["file"].iloc[-1]
             faults.append(Fault(path, cause, "restore the original name or remove the file"))
     have, total = index.counts().get("final", 0), index.expected().get("final", 0)
-    if index.layout != TABLE and have > total:
+    if have > total:
         cause = f"final has {have:,} images, {total:,} are published"
         faults.append(Fault(_folder(index, "final"), cause, "remove what was added"))
     return faults
@@ -240,7 +227,7 @@ def _shortage(index: Index, labels_read: bool) -> list[Fault]:
         elif short and here:
             cause += f": {listing(short)}"
         faults.append(Fault(_folder(index, part), cause, ACCEPT))
-    if index.layout == TABLE and index.absent:
+    if index.absent and index.rules.counts() is None:
         cause = f"images that the table lists are missing: {listing(index.absent)}"
         faults.append(Fault(index.source, cause, ACCEPT))
     return faults
@@ -271,38 +258,15 @@ def _genuine(index: Index) -> dict[str, bool]:
 def _duplicates(index: Index, genuine: dict[str, bool]) -> list[Duplicates]:
     table = index.table
     names = index.part_names()
-    declared = index.declared("duplicates") if index.synthetic else []
-    source = {Path(copy).name: Path(first).name for first, copy in declared}
     sets = table.index[table["pixels"] != ""].to_series().groupby(table["pixels"])
     found = []
     for _, rows in sets:
         if len(rows) > 1:
             kind = "identical" if len(set(table["sha256"][rows])) == 1 else "turned"
             certain = all(genuine.get(part, False) for part in names[rows])
-            expected = certain or _expected(index, table.loc[rows], kind, source)
+            expected = certain or index.rules.expects_copies(table.loc[rows], kind)
             found.append(Duplicates(tuple(rows), kind, expected))
     return found
-
-
-def _expected(index: Index, cells: pd.DataFrame, kind: str, source: dict[str, str]) -> bool:
-    """Whether these cells are known to be one image, or may be: in other data sets copies within
-    one part and class do no harm, since their subjects are merged. `source` names what each copy
-    in a synthetic tree is of."""
-    if index.layout == TABLE:
-        return len(set(cells["part"])) == len(set(cells["label"])) == 1
-    if index.synthetic:
-        return len({source.get(name, name) for name in cells["cell"]}) == 1
-    if kind != "identical":
-        return False
-    if set(cells["part"]) == {"final"}:
-        return set(cells["cell"]) in map(set, SAME_FINAL)
-    # Three subjects may share one image by two known pairs: 51 = 75 and 51 = 78.
-    subjects = sorted(cells["subject"])
-    linked = [pair for pair in SHARED_IMAGES if set(pair) <= set(subjects)]
-    twice = any(list(pair) == subjects for pair in SHARED_IMAGES if len(set(pair)) == 1)
-    return set(cells["part"]) == {"train"} and (
-        twice or sorted({subject for pair in linked for subject in pair}) == subjects
-    )
 
 
 def _merged(table: pd.DataFrame, duplicates: Iterable[Duplicates]) -> list[str]:
@@ -356,7 +320,7 @@ def _two_classes(index: Index) -> list[Fault]:
     C-NMC's names say so already.
     """
     faults: list[Fault] = []
-    if index.layout != TABLE:
+    if index.rules.cnmc_names:
         return faults
     known = index.table[(index.table["group"] != "") & (index.table["label"] != UNKNOWN)]
     for group, cells in known.groupby("group"):

@@ -1,0 +1,378 @@
+"""C-NMC 2019: its folders, file names, label file, and the rules that a copy of it must follow."""
+
+import csv
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import pandas as pd
+
+from leukocls.common.errors import Fault, LeukoclsError
+from leukocls.data.names import UNKNOWN
+from leukocls.data.published import (
+    FINAL_SIDE,
+    LABELS_DIGEST,
+    MANIFEST,
+    SAME_FINAL,
+    SHARED_IMAGES,
+    SIDE,
+    merged_subject,
+    published_counts,
+    published_subjects,
+)
+from leukocls.data.rules import DataRules
+
+TRAIN_NAME = re.compile(r"UID_(H?\d+)_(\d+)_(\d+)_(all|hem)\.bmp", re.IGNORECASE)
+NUMBERED_NAME = re.compile(r"(\d+)\.bmp", re.IGNORECASE)
+LABELS = {"hem": 0, "all": 1}
+# What operating systems and archivers leave behind; names that begin with a dot are passed by too.
+LEFTOVERS = {"thumbs.db", "desktop.ini", "__macosx"}
+NOT_NUMBERED = "not a numbered image (1.bmp, 2.bmp, …)"
+FETCH = "fetch the original file"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where one way of unpacking C-NMC 2019 puts things, below the data root."""
+
+    train: str
+    prelim: str
+    prelim_labels: str
+    final: str
+
+
+LAYOUTS = {
+    "tcia": Layout(
+        "C-NMC_training_data",
+        "C-NMC_test_prelim_phase_data",
+        "C-NMC_test_prelim_phase_data_labels.csv",
+        "C-NMC_test_final_phase_data",
+    ),
+    "kaggle": Layout(
+        "training_data",
+        "validation_data/C-NMC_test_prelim_phase_data",
+        "validation_data/C-NMC_test_prelim_phase_data_labels.csv",
+        "testing_data/C-NMC_test_final_phase_data",
+    ),
+    "challenge": Layout(".", "phase2", "phase2.csv", "phase3"),
+}
+
+
+class CnmcRules(DataRules):
+    """The rules of a tree with C-NMC's folders and names."""
+
+    cnmc_names = True
+    sides: ClassVar[Mapping[str, int]] = {"train": SIDE, "prelim": SIDE, "final": FINAL_SIDE}
+    largest_crop = SIDE
+    listed_parts = ("prelim",)
+
+
+class PublishedRules(CnmcRules):
+    """The rules of C-NMC 2019 as published."""
+
+    published = True
+
+    def counts(self) -> dict[str, int]:
+        return published_counts()
+
+    def subject_counts(self) -> dict[str, dict[str, int]]:
+        return published_subjects()
+
+    def labels_digest(self) -> str:
+        return LABELS_DIGEST
+
+    def expects_copies(self, cells: pd.DataFrame, kind: str) -> bool:
+        """Whether a genuine copy holds this image more than once, under these subjects."""
+        if kind != "identical":
+            return False
+        if set(cells["part"]) == {"final"}:
+            return set(cells["cell"]) in map(set, SAME_FINAL)
+        # Three subjects may share one image by two known pairs: 51 = 75 and 51 = 78.
+        subjects = sorted(cells["subject"])
+        linked = [pair for pair in SHARED_IMAGES if set(pair) <= set(subjects)]
+        twice = any(list(pair) == subjects for pair in SHARED_IMAGES if len(set(pair)) == 1)
+        return set(cells["part"]) == {"train"} and (
+            twice or sorted({subject for pair in linked for subject in pair}) == subjects
+        )
+
+
+@dataclass(frozen=True)
+class SyntheticRules(CnmcRules):
+    """The rules of a synthetic tree: its manifest states counts, subjects, labels and copies.
+
+    Raises:
+        LeukoclsError: from each method, if the manifest is damaged or lacks what is asked for.
+    """
+
+    manifest: Path
+    synthetic: ClassVar[bool] = True
+
+    def counts(self) -> dict[str, int]:
+        return dict(self._declared("counts"))
+
+    def subject_counts(self) -> dict[str, dict[str, int]]:
+        return self._declared("subjects")
+
+    def labels_digest(self) -> str:
+        return self._declared("labels_sha256")
+
+    def expects_copies(self, cells: pd.DataFrame, kind: str) -> bool:
+        """Whether the manifest lists these cells as copies of one image."""
+        return len({self._sources.get(name, name) for name in cells["cell"]}) == 1
+
+    @cached_property
+    def _sources(self) -> dict[str, str]:
+        """The name of each copied cell's original."""
+        return {Path(copy).name: Path(first).name for first, copy in self._declared("duplicates")}
+
+    def _declared(self, key: str) -> Any:
+        try:
+            manifest = json.loads(self.manifest.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise LeukoclsError(f"{self.manifest}: does not read ({error}); restore it.") from error
+        if key not in manifest:
+            raise LeukoclsError(
+                f"{self.manifest}: says no {key}, so an older version wrote it. Remove the tree"
+                " and write it again."
+            )
+        return manifest[key]
+
+
+class CnmcTree(NamedTuple):
+    """What `scan_tree` reads: `rows` of the index, in the order of its columns NAMED, and the rest
+    of its fields."""
+
+    layout: str
+    rows: list[tuple]
+    absent: tuple[str, ...]
+    labels: Path | None
+    rules: DataRules
+
+
+def scan_tree(root: Path, layout: str, faults: list[Fault]) -> CnmcTree:
+    """Read the names below `root`; what does not parse or disagrees is appended to `faults`.
+
+    Args:
+        root: a folder that holds one of LAYOUTS, itself or one or two levels down.
+        layout: "auto" or a key of LAYOUTS.
+
+    Raises:
+        LeukoclsError: `root` is missing or holds no known layout.
+    """
+    if not root.is_dir():
+        raise LeukoclsError(
+            f"{root}: no such folder. Set data.root (or LEUKOCLS_DATA) to your copy of C-NMC 2019"
+            " or to the CSV file of other cells, or use data=synthetic."
+        )
+    base, name = _find_layout(root, layout)
+    paths = LAYOUTS[name]
+    faults += _strays(base / paths.train)
+    rows = _train_rows(root, base / paths.train, faults)
+    prelim, absent = _prelim_rows(root, base / paths.prelim, base / paths.prelim_labels, faults)
+    rows += prelim + _final_rows(root, base / paths.final, faults)
+    if not rows and not faults:
+        raise LeukoclsError(
+            f"{root}: the folders of the {name} layout are there, but no .bmp image is in them."
+            " Unpack the archives again, or use data=synthetic."
+        )
+    # The mark holds as well for who names the folder inside a synthetic tree.
+    manifests = [
+        folder / MANIFEST
+        for folder in (root.resolve(), base.resolve(), *base.resolve().parents[:2])
+    ]
+    manifest = next((path for path in manifests if path.is_file()), None)
+    file = base / paths.prelim_labels
+    labels = file if file.is_file() else None
+    rules = SyntheticRules(manifest) if manifest else PublishedRules()
+    return CnmcTree(name, rows, absent, labels, rules)
+
+
+def _find_layout(root: Path, layout: str) -> tuple[Path, str]:
+    if layout != "auto" and layout not in LAYOUTS:
+        raise LeukoclsError(f"data.layout={layout}: choose auto, {', '.join(LAYOUTS)}.")
+    names = list(LAYOUTS) if layout == "auto" else [layout]
+    level = [root]
+    for _ in range(3):
+        found = [(base, name) for base in level for name in names if _holds(base, LAYOUTS[name])]
+        if len({base for base, _ in found}) > 1:
+            bases = ", ".join(sorted({str(base) for base, _ in found}))
+            raise LeukoclsError(f"{root}: holds several copies of the data: {bases}. Name one.")
+        if found:
+            return found[0]
+        level = sorted(p for base in level for p in base.iterdir() if p.is_dir() and _ours(p))
+    looked = " or ".join(f"{LAYOUTS[n].train}/fold_0 ({n})".removeprefix("./") for n in names)
+    raise LeukoclsError(
+        f"{root}: no C-NMC 2019 data here; looked for {looked}, here and two levels down."
+        " Set data.root to the unpacked data set, or use data=synthetic."
+    )
+
+
+def _holds(base: Path, layout: Layout) -> bool:
+    folds = [base / layout.train / f"fold_{k}" for k in range(3)]
+    return any(p.is_dir() for p in (*folds, base / layout.prelim, base / layout.final))
+
+
+def _ours(path: Path) -> bool:
+    return not path.name.startswith(".") and path.name.lower() not in LEFTOVERS
+
+
+def _strays(train: Path) -> list[Fault]:
+    """Folds and class folders that no index reads, and images beside the class folders."""
+    if not train.is_dir():
+        return []
+    folds = {f"fold_{k}" for k in range(3)}
+    like_folds = [p for p in train.iterdir() if p.name.lower().startswith("fold") and p.is_dir()]
+    found = [path for path in like_folds if path.name not in folds]
+    for fold in folds:
+        inside = (train / fold).iterdir() if (train / fold).is_dir() else ()
+        found += [path for path in inside if _ours(path) and path.name not in LABELS]
+    remedy = "name folders fold_0 to fold_2, each with all/ and hem/; move anything else out"
+    return [Fault(path, "does not belong here", remedy) for path in found]
+
+
+def _images(folder: Path, faults: list[Fault]) -> list[Path]:
+    """Every .bmp of a folder; any other visible file is a fault, hidden ones are not ours."""
+    if not folder.is_dir():
+        return []
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        name = path.name.lower()
+        if not _ours(path):
+            continue
+        if not (name.endswith(".bmp") and path.is_file()):
+            faults.append(Fault(path, "not a .bmp image", "move it out of the data tree"))
+        elif name in found:
+            faults.append(Fault(path, f"differs from {found[name]} in case only", "remove one"))
+        else:
+            found[name] = path
+            twin = path.with_suffix(".bmp")
+            if path != twin and not twin.exists():
+                faults.append(
+                    Fault(path, f"the suffix is {path.suffix}", f"rename it to {twin.name}")
+                )
+    return list(found.values())
+
+
+def _train_rows(root: Path, folder: Path, faults: list[Fault]) -> list[tuple]:
+    rows: list[tuple] = []
+    seen: dict[str, Path] = {}
+    for fold in range(3):
+        for kind in LABELS:
+            for path in _images(folder / f"fold_{fold}" / kind, faults):
+                match = TRAIN_NAME.fullmatch(path.name)
+                if match is None:
+                    cause = f"the name is not UID_{{subject}}_{{image}}_{{cell}}_{kind}.bmp"
+                    remedy = "restore the original name or remove the file"
+                    faults.append(Fault(path, cause, remedy))
+                    continue
+                subject, image, number, suffix = match.groups()
+                problem = _label_conflict(subject, suffix.lower(), kind)
+                if problem:
+                    remedy = "restore the file from the original archive"
+                    faults.append(Fault(path, problem, remedy))
+                elif path.name.lower() in seen:
+                    cause = f"the same cell as {seen[path.name.lower()]}"
+                    faults.append(Fault(path, cause, "remove one"))
+                seen[path.name.lower()] = path
+                file = path.relative_to(root).as_posix()
+                subject = subject.upper()
+                row = (path.name, file, "train", fold, subject, LABELS[kind])
+                rows.append((*row, int(image), int(number), merged_subject(subject)))
+    return rows
+
+
+def _label_conflict(subject: str, suffix: str, stated: str) -> str:
+    """Folder (or label file), suffix and the H of a healthy subject must say the same."""
+    healthy = "hem" if subject.upper().startswith("H") else "all"
+    if suffix == stated == healthy:
+        return ""
+    return f"labels disagree: stated {stated}, suffix {suffix}, subject {subject} is {healthy}"
+
+
+def _prelim_rows(
+    root: Path, folder: Path, labels: Path, faults: list[Fault]
+) -> tuple[list[tuple], tuple[str, ...]]:
+    images = {path.name.lower(): path for path in _images(folder, faults)}
+    if not images and not labels.exists():
+        return [], ()
+    truth = read_official_labels(labels, faults)
+    rows = []
+    for name, path in images.items():
+        if NUMBERED_NAME.fullmatch(name) is None:
+            faults.append(Fault(path, NOT_NUMBERED, "restore its name"))
+        elif not truth:
+            continue  # the label file is a fault already; one more an image would bury it
+        elif name not in truth:
+            remedy = "remove it or restore the label file"
+            faults.append(Fault(path, f"not listed in {labels}", remedy))
+        else:
+            _, subject, image, number, label = truth[name]
+            file = path.relative_to(root).as_posix()
+            row = (path.name, file, "prelim", -1, subject, label, image, number)
+            rows.append((*row, merged_subject(subject)))
+    return rows, tuple(name for name in truth if name not in images)
+
+
+class Official(NamedTuple):
+    """A line of the prelim label file."""
+
+    original: str
+    subject: str
+    image: int
+    number: int
+    label: int
+
+
+def read_official_labels(path: Path, faults: list[Fault]) -> dict[str, Official]:
+    """The prelim truth by lower-case `new_names`.
+
+    What does not parse or disagrees is appended to `faults`.
+    """
+    if not path.is_file():
+        faults.append(Fault(path, "the prelim label file is missing", FETCH))
+        return {}
+    before = len(faults)
+    # What is not UTF-8 fails below like any other file without the columns.
+    with open(path, newline="", encoding="utf-8-sig", errors="replace") as stream:
+        reader = csv.DictReader(stream)
+        wanted = {"Patient_ID", "new_names", "labels"}
+        if not wanted <= set(reader.fieldnames or ()):
+            faults.append(Fault(path, "needs the columns Patient_ID,new_names,labels", FETCH))
+            return {}
+        truth: dict[str, Official] = {}
+        for line, row in enumerate(reader, start=2):
+            match = TRAIN_NAME.fullmatch((row["Patient_ID"] or "").strip())
+            name = (row["new_names"] or "").strip().lower()
+            label = (row["labels"] or "").strip()
+            where = path.with_name(f"{path.name}, line {line}")
+            if match is None or NUMBERED_NAME.fullmatch(name) is None or label not in ("0", "1"):
+                faults.append(Fault(where, "does not parse", FETCH))
+                continue
+            subject, image, number, suffix = match.groups()
+            stated = "all" if label == "1" else "hem"
+            problem = _label_conflict(subject, suffix.lower(), stated)
+            if problem:
+                faults.append(Fault(where, problem, FETCH))
+            elif name in truth:
+                faults.append(Fault(where, f"{name} is listed twice", FETCH))
+            truth[name] = Official(match[0], subject.upper(), int(image), int(number), int(label))
+    if not truth and len(faults) == before:
+        faults.append(Fault(path, "the label file lists no cell", FETCH))
+    return truth
+
+
+def _final_rows(root: Path, folder: Path, faults: list[Fault]) -> list[tuple]:
+    rows = []
+    for path in _images(folder, faults):
+        match = NUMBERED_NAME.fullmatch(path.name)
+        if match is None:
+            faults.append(Fault(path, NOT_NUMBERED, "restore its name"))
+            continue
+        file = path.relative_to(root).as_posix()
+        # The number orders the final cells as the challenge's submission does.
+        rows.append((path.name, file, "final", -1, "", UNKNOWN, int(match[1]), -1, ""))
+    return rows
