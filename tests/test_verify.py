@@ -22,8 +22,9 @@ from PIL import Image
 from leukocls import verify as verb
 from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.data import cnmc, verify
+from leukocls.data.duplicates import pixel_digest
 from leukocls.data.published import MANIFEST
-from leukocls.data.verify import checked_index, examine, pixel_digest
+from leukocls.data.verify import checked_index, examine
 from leukocls.synthetic.tree import encode_bmp
 
 # Train folder, prelim folder, prelim labels, final folder (RECIPES §1).

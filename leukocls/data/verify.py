@@ -5,17 +5,14 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import pandas as pd
 
 from leukocls.common.errors import DataFault, Fault, report
 from leukocls.common.files import atomic_write, in_parallel, sha256_file
 from leukocls.common.tables import listing
 from leukocls.data.cnmc import read_official_labels
+from leukocls.data.duplicates import Duplicates, find_duplicates, merged_groups, pixel_digest
 from leukocls.data.images import extent, image_sides, read_image
 from leukocls.data.index import COLUMNS, NAMED, Index, scan
 from leukocls.data.names import UNKNOWN
@@ -25,19 +22,6 @@ READ = COLUMNS[len(NAMED) :]  # what of the index only the file's content tells
 CACHE_VERSION = 3  # raise it when an entry means something else
 AGAIN = "fetch the part again from the original archive"
 ACCEPT = "fetch what is missing, or accept it: verify --partial, data.partial=true (marked PARTIAL)"
-
-
-@dataclass(frozen=True)
-class Duplicates:
-    """Cells with the same pixels, up to quarter turns, flips and position in the frame.
-
-    `kind` is "identical" (the files are) or "turned" (also: flipped, moved, saved anew);
-    `expected`: a genuine copy or a synthetic tree's manifest has them, or they do no harm.
-    """
-
-    rows: tuple[int, ...]
-    kind: str
-    expected: bool
 
 
 @dataclass(frozen=True)
@@ -76,10 +60,10 @@ def examine(root: str | Path, layout: str, partial: bool, cache: Path) -> Examin
         if files.isdisjoint(fault.path for fault in faults):
             cause = "its files are not those published (sha256)"
             faults.append(Fault(_folder(index, part), cause, AGAIN))
-    duplicates = _duplicates(index, genuine)
+    duplicates = find_duplicates(index, genuine)
     faults += _copies(index, duplicates) + _shared(index) + _two_classes(index)
     faults += _labels(index, faults)
-    index = replace(index, table=index.table.assign(group=_merged(index.table, duplicates)))
+    index = replace(index, table=index.table.assign(group=merged_groups(index.table, duplicates)))
     return Examination(index, faults, duplicates, genuine)
 
 
@@ -100,26 +84,6 @@ def checked_index(
         more = "\n`python -m leukocls.verify` lists them all" if len(found.faults) > 20 else ""
         raise DataFault(report(found.index.source, found.faults) + more)
     return found.index
-
-
-def pixel_digest(image: np.ndarray) -> str:
-    """sha256 of what is not black in uint8 [H, W, 3], the least over quarter turns and flips.
-
-    Equal for copies that are turned by 90°, flipped, moved within the frame or saved in another
-    lossless format.
-
-    Raises:
-        ValueError: all pixels are black.
-    """
-    top, left, bottom, right = extent(image)
-    tight = np.ascontiguousarray(image[top:bottom, left:right])
-
-    def digest(pixels: np.ndarray) -> str:
-        state = hashlib.sha256(f"{pixels.shape[0]} {pixels.shape[1]}\n".encode())
-        state.update(np.ascontiguousarray(pixels).data)
-        return state.hexdigest()
-
-    return min(digest(np.rot90(half, k)) for half in (tight, tight[::-1]) for k in range(4))
 
 
 def _with_contents(index: Index, cache: Path) -> tuple[Index, list[Fault]]:
@@ -253,40 +217,6 @@ def _genuine(index: Index) -> dict[str, bool]:
             )
             found[part] = hashlib.sha256("".join(lines).encode()).hexdigest() == digest
     return found
-
-
-def _duplicates(index: Index, genuine: dict[str, bool]) -> list[Duplicates]:
-    table = index.table
-    names = index.part_names()
-    sets = table.index[table["pixels"] != ""].to_series().groupby(table["pixels"])
-    found = []
-    for _, rows in sets:
-        if len(rows) > 1:
-            kind = "identical" if len(set(table["sha256"][rows])) == 1 else "turned"
-            certain = all(genuine.get(part, False) for part in names[rows])
-            expected = certain or index.rules.expects_copies(table.loc[rows], kind)
-            found.append(Duplicates(tuple(rows), kind, expected))
-    return found
-
-
-def _merged(table: pd.DataFrame, duplicates: Iterable[Duplicates]) -> list[str]:
-    """`group` of each row once subjects with a cell in common are one: the transitive closure."""
-    parent = {group: group for group in table["group"] if group}
-
-    def top(group: str) -> str:
-        while parent[group] != group:
-            group = parent[group]
-        return group
-
-    for found in duplicates:
-        groups = [group for group in table["group"][list(found.rows)] if group]
-        for one, other in pairwise(groups):
-            parent[top(other)] = top(one)
-    members: dict[str, set[str]] = {}
-    for group in parent:
-        members.setdefault(top(group), set()).update(group.split("+"))
-    names = {root: "+".join(sorted(of, key=lambda s: (len(s), s))) for root, of in members.items()}
-    return [names[top(group)] if group else "" for group in table["group"]]
 
 
 def _copies(index: Index, duplicates: Iterable[Duplicates]) -> list[Fault]:
