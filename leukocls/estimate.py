@@ -14,8 +14,8 @@ from torch import Tensor
 
 from leukocls.artifacts.record import read_record, run_directories
 from leukocls.build import build
-from leukocls.data.augment import view_count
 from leukocls.data.published import published_subjects
+from leukocls.data.views import view_count
 from leukocls.job import Job
 from leukocls.models.frozen import FrozenFeatures
 from leukocls.synthetic.latents import draw_cells

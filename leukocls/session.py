@@ -27,13 +27,13 @@ from leukocls.build import build
 from leukocls.classifier import CellClassifier
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.files import atomic_write, sha256_file
-from leukocls.data.augment import view_weights
 from leukocls.data.datamodule import CellDataModule
 from leukocls.data.feature_cache import cached_features
 from leukocls.data.index import Index
 from leukocls.data.splits import Split, SplitOptions, as_csv, make_split, part_rows
 from leukocls.data.store import boxes, data_digest, open_store
 from leukocls.data.verify import checked_index
+from leukocls.data.views import view_weights
 from leukocls.evaluation import scoring
 from leukocls.evaluation.selection import BEST_THRESHOLD
 from leukocls.losses import CellLoss

@@ -71,7 +71,7 @@ def text(found: Examination) -> str:
 
 def _known(found: Examination) -> list[tuple[str, ...]]:
     """A row for each set of subjects (or final cells) with images in common."""
-    from leukocls.data.splits import home_folds
+    from leukocls.data.folds import home_folds
 
     table = found.index.table
     trained = table[table["part"] == "train"]

@@ -14,12 +14,13 @@ from torch import nn
 from torch.multiprocessing import get_context
 
 from leukocls.classifier import CellClassifier, to_logit
-from leukocls.data.augment import Augmentation, views
-from leukocls.data.cnmc import PublishedRules
+from leukocls.data.augment import Augmentation
 from leukocls.data.datamodule import CellDataModule
 from leukocls.data.index import Index
 from leukocls.data.published import subject_counts
+from leukocls.data.rules import PublishedRules
 from leukocls.data.splits import Split
+from leukocls.data.views import image_views
 from leukocls.losses import CellLoss
 from leukocls.session import Session
 
@@ -126,7 +127,7 @@ def test_a_cells_logit_is_the_mean_over_its_views_and_view_0_is_the_image(count)
     scores = module.scores["prelim"]
     images = torch.from_numpy(datamodule.store[scores["row"]]).permute(0, 3, 1, 2).float() / 255
     with torch.no_grad():
-        each = [module.network.eval()(view)[:, 0].numpy() for view in views(images, count)]
+        each = [module.network.eval()(view)[:, 0].numpy() for view in image_views(images, count)]
         plain = module(images).numpy()
     assert scores["views"].shape == (13, count)
     assert scores["views"].dtype == scores["logit"].dtype == np.float32

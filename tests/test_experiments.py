@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 
 import leukocls
 from leukocls.build import build
-from leukocls.data.augment import Augmentation, view_weights
+from leukocls.data.augment import Augmentation
+from leukocls.data.views import view_weights
 from leukocls.losses import CellLoss
 from leukocls.optim import configure
 

@@ -23,9 +23,9 @@ from leukocls.artifacts import predictions
 from leukocls.classifier import CellClassifier
 from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.data.augment import Augmentation
-from leukocls.data.cnmc import PublishedRules
 from leukocls.data.datamodule import CellDataModule
 from leukocls.data.index import Index
+from leukocls.data.rules import PublishedRules
 from leukocls.data.splits import Split
 from leukocls.losses import CellLoss
 from leukocls.ranks import Place, together

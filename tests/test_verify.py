@@ -21,7 +21,7 @@ from PIL import Image
 
 from leukocls import verify as verb
 from leukocls.common.errors import DataFault, LeukoclsError
-from leukocls.data import cnmc, verify
+from leukocls.data import rules, verify
 from leukocls.data.duplicates import pixel_digest
 from leukocls.data.published import MANIFEST
 from leukocls.data.verify import checked_index, examine
@@ -885,9 +885,9 @@ def publish(monkeypatch):
         lines = [f"{name},{original},{label}\n".lower() for original, name, label in PRELIM]
         labels = hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
         monkeypatch.setattr(verify, "PART_DIGESTS", digests)
-        monkeypatch.setattr(cnmc, "LABELS_DIGEST", labels)
-        monkeypatch.setattr(cnmc, "published_counts", lambda: counts)
-        monkeypatch.setattr(cnmc, "published_subjects", lambda: SUBJECTS)
+        monkeypatch.setattr(rules, "LABELS_DIGEST", labels)
+        monkeypatch.setattr(rules, "published_counts", lambda: counts)
+        monkeypatch.setattr(rules, "published_subjects", lambda: SUBJECTS)
         return tree
 
     return publish

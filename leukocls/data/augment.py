@@ -6,33 +6,21 @@ subset and resume therefore change nothing. Only mixup knows of batches: (seed, 
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from kornia.geometry.transform import get_affine_matrix2d, get_perspective_transform
+from kornia.geometry.transform import get_perspective_transform
 from torch import Tensor
 
 from leukocls.common.errors import LeukoclsError
-
-# Streams of one (seed, epoch) key, so that the order of cells and their pixels are independent.
-# Later steps have streams of their own: what a recipe without them draws never moves.
-AUGMENT_STREAM, ORDER_STREAM, STEPS_STREAM, HOLES_STREAM, MIXUP_STREAM = range(5)
-
-CORNERS = "corners"
-CORNER_SCALE, PLAIN_WEIGHT = 1.15, 0.4
-
-
-def generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
-    """The one source of randomness of an epoch's data (Philox: Salmon et al., SC 2011)."""
-    key = np.array([seed, epoch], np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, stream]))
+from leukocls.data.random import AUGMENT_STREAM, HOLES_STREAM, MIXUP_STREAM, STEPS_STREAM, generator
+from leukocls.data.warp import rotation_matrix, to_grid, warp_images, zoom_matrix
 
 
 @dataclass(frozen=True)
-class Plan:
+class Transforms:
     """What happens to each of n cells; None is a step that happens to none of them.
 
     `theta` float32 [n, 2, 3] or, with a perspective, [n, 3, 3]: target to source, in units of half
@@ -44,17 +32,17 @@ class Plan:
     light: Tensor | None = None
     holes: Tensor | None = None
 
-    def __getitem__(self, rows: Tensor) -> "Plan":
-        """The plan of some cells."""
+    def __getitem__(self, rows: Tensor) -> "Transforms":
+        """The transforms of some cells."""
         return self._each(lambda numbers: numbers[rows])
 
-    def to(self, device: torch.device) -> "Plan":
-        """The plan on another device."""
+    def to(self, device: torch.device) -> "Transforms":
+        """The transforms on another device."""
         return self._each(lambda numbers: numbers.to(device))
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Plan":
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Transforms":
         steps = (self.theta, self.light, self.holes)
-        return Plan(*(None if numbers is None else change(numbers) for numbers in steps))
+        return Transforms(*(None if numbers is None else change(numbers) for numbers in steps))
 
 
 @dataclass(frozen=True)
@@ -174,13 +162,13 @@ class Augmentation:
             "hole": (hole * size).long(),
         }
 
-    def plan(self, seed: int, epoch: int, cells: int, size: int) -> Plan:
-        """The plan of an epoch, for `cells` images of `size` pixels; on the host."""
+    def transforms(self, seed: int, epoch: int, cells: int, size: int) -> Transforms:
+        """The transforms of an epoch, for `cells` images of `size` pixels; on the host."""
         drawn = self.draw(seed, epoch, cells, size)
         light = torch.stack([drawn["brightness"], drawn["contrast"]], 1).float()
         start = drawn["hole"][..., :2] - drawn["hole"][..., 2:] // 2
         holes = torch.cat([start, start + drawn["hole"][..., 2:]], -1)
-        return Plan(
+        return Transforms(
             self._theta(drawn, size) if self.is_geometric else None,
             light if self.lighting else None,
             holes if self.holes else None,
@@ -192,32 +180,32 @@ class Augmentation:
             flip[:, axis, axis] = 1 - 2 * drawn[name].double()
             flip[:, axis, 2] = (size - 1) * drawn[name].double()
         flip[drawn["transpose"]] = flip[drawn["transpose"]][:, [1, 0, 2]]
-        theta = _to_grid(_affine(drawn["angle"], drawn["shift"], size) @ flip, size)
+        theta = to_grid(rotation_matrix(drawn["angle"], drawn["shift"], size) @ flip, size)
         if self.zoom > 1:
-            theta = theta @ _zoom(drawn["zoom"], drawn["focus"])
+            theta = theta @ zoom_matrix(drawn["zoom"], drawn["focus"])
         if self.warp:
             return (theta @ _symmetric_warp(drawn["warp"])).float()
         return theta[:, :2].float()
 
-    def __call__(self, images: Tensor, plan: Plan) -> Tensor:
-        """Change float images [B, C, S, S] in [0, 1] by B rows of `plan`."""
-        if plan.light is not None:
-            images = _light(images, plan.light)
-        if plan.theta is not None:
-            images = _warp(images, plan.theta, self.interpolation, self.padding)
-        if plan.holes is not None:
-            images = _cut_out(images, plan.holes)
+    def __call__(self, images: Tensor, transforms: Transforms) -> Tensor:
+        """Change float images [B, C, S, S] in [0, 1] by B rows of `transforms`."""
+        if transforms.light is not None:
+            images = _light(images, transforms.light)
+        if transforms.theta is not None:
+            images = warp_images(images, transforms.theta, self.interpolation, self.padding)
+        if transforms.holes is not None:
+            images = _cut_out(images, transforms.holes)
         return images
 
-    def warp_mask(self, mask: Tensor, plan: Plan) -> Tensor:
-        """Move masks, bool [B, 1, S, S], as `plan` moves the images; nothing outside of them.
+    def warp_mask(self, mask: Tensor, transforms: Transforms) -> Tensor:
+        """Move masks, bool [B, 1, S, S], as `transforms` moves the images; nothing outside of them.
 
         A moved cell's box is the extent of its moved mask: the corners of a turned box are not
         tight, and the pixels themselves mislead under reflection and holes.
         """
-        if plan.theta is None:
+        if transforms.theta is None:
             return mask
-        return _warp(mask.float(), plan.theta, "nearest", "zeros") > 0
+        return warp_images(mask.float(), transforms.theta, "nearest", "zeros") > 0
 
     def mix(self, images: Tensor, label: Tensor, seed: int, step: int) -> tuple[Tensor, Tensor]:
         """Mixup (Zhang et al. 2018) within a batch, decided by (seed, step) alone.
@@ -240,7 +228,7 @@ class Augmentation:
         return mixed, torch.lerp(label[partner].float(), label.float(), weight)
 
 
-def extent(mask: Tensor) -> Tensor:
+def mask_boxes(mask: Tensor) -> Tensor:
     """Tight boxes of masks, bool [B, S, S]: float32 [B, 4], top, left, bottom, right in [-1, 1].
 
     Row i reaches from 2i/S − 1 to 2(i + 1)/S − 1. The box of an empty mask is the whole image.
@@ -255,92 +243,6 @@ def extent(mask: Tensor) -> Tensor:
     return 2 * torch.stack([top, left, bottom, right], 1).float() / size - 1
 
 
-def view_count(plan: int | str) -> int:
-    """How many views `plan` gives: that many rotations, or nine for "corners".
-
-    Raises:
-        LeukoclsError: neither a whole number of 1 or more nor "corners".
-    """
-    if plan == CORNERS:
-        return 9
-    if not isinstance(plan, int) or isinstance(plan, bool) or plan < 1:
-        raise LeukoclsError(f"views={plan}: choose a whole number of 1 or more, or {CORNERS}.")
-    return plan
-
-
-def view_weights(plan: int | str) -> list[float]:
-    """Weights of the views' logits; they sum to 1. Raises LeukoclsError as `view_count`."""
-    count = view_count(plan)
-    if plan == CORNERS:
-        return [PLAIN_WEIGHT] + [(1 - PLAIN_WEIGHT) / (count - 1)] * (count - 1)
-    return [1 / count] * count
-
-
-def to_images(stored: Tensor) -> Tensor:
-    """Stored uint8 [B, S, S, 3] as float32 [B, 3, S, S] in [0, 1]."""
-    return stored.permute(0, 3, 1, 2).float() / 255
-
-
-def views(images: Tensor, plan: int | str) -> Iterator[Tensor]:
-    """The views of float images [B, C, S, S]; view 0 is the image itself.
-
-    A number: that many copies, turned anticlockwise by k · 360/count degrees about the centre,
-    nearest neighbour, zero fill, no enlarging (Prellberg & Kramer 2019). "corners": the image, then
-    its four corners, enlarged, and their mirror images (fastai 1's TTA at scale 1.15, as Marzahl
-    et al. 2019 call it; fastai turns each by a random angle of the training besides).
-
-    Raises:
-        LeukoclsError: as `view_count`.
-    """
-    count = view_count(plan)
-    return _corners(images) if plan == CORNERS else _turned(images, count)
-
-
-def _turned(images: Tensor, count: int) -> Iterator[Tensor]:
-    # Multiples of 90° are exact; the rest come from one warp for each distinct angle below 90°.
-    warped = {0.0: images}
-    for k in range(count):
-        quarters, angle = divmod(360 * k / count, 90)
-        if angle not in warped:
-            # Kornia's angle is clockwise.
-            matrix = _affine(
-                torch.tensor([-angle], dtype=torch.float64),
-                torch.zeros(1, 2, dtype=torch.float64),
-                images.shape[-1],
-            )
-            theta = _to_grid(matrix, images.shape[-1])[:, :2].float().to(images.device)
-            warped[angle] = _warp(images, theta.expand(len(images), -1, -1), "nearest", "zeros")
-        yield torch.rot90(warped[angle], int(quarters), (2, 3))
-
-
-def _corners(images: Tensor) -> Iterator[Tensor]:
-    yield images
-    scale = torch.tensor([CORNER_SCALE], dtype=torch.float64)
-    enlarged = []
-    # x last: the second view is the lower left corner.
-    for x, y in ((-1, -1), (-1, 1), (1, -1), (1, 1)):
-        theta = _zoom(scale, torch.tensor([[x, y]], dtype=torch.float64))[:, :2].float()
-        theta = theta.to(images.device).expand(len(images), -1, -1)
-        enlarged.append(_warp(images, theta, "bilinear", "border"))
-    yield from enlarged
-    for view in enlarged:
-        yield view.flip(3)
-
-
-def _affine(angle: Tensor, shift: Tensor, size: int) -> Tensor:
-    """Rotation about the image's centre, then shift, in pixels; float64 [N, 3, 3]."""
-    centre = torch.full_like(shift, (size - 1) / 2)
-    return get_affine_matrix2d(shift, centre, torch.ones_like(shift), angle)
-
-
-def _zoom(scale: Tensor, focus: Tensor) -> Tensor:
-    """Target to source in ±1, [N, 3, 3]: a window 1/scale wide, at its corner for a focus of ±1."""
-    matrix = torch.eye(3, dtype=torch.float64).repeat(len(scale), 1, 1)
-    matrix[:, 0, 0] = matrix[:, 1, 1] = 1 / scale
-    matrix[:, :2, 2] = (1 - 1 / scale)[:, None] * focus
-    return matrix
-
-
 def _symmetric_warp(longer: Tensor) -> Tensor:
     """Target to source in ±1, [N, 3, 3], for what lengthens right, left, lower, upper side."""
     right, left, lower, upper = (1 + longer).unbind(1)
@@ -348,23 +250,6 @@ def _symmetric_warp(longer: Tensor) -> Tensor:
     moved = torch.stack(corners, 1).reshape(-1, 4, 2)
     plain = moved.new_tensor([[-1, -1], [1, -1], [-1, 1], [1, 1]]).expand_as(moved)
     return get_perspective_transform(moved, plain)
-
-
-def _to_grid(matrix: Tensor, size: int) -> Tensor:
-    """Pixel homographies, source to target, as target to source in ±1; both [N, 3, 3]."""
-    to_unit = torch.tensor(
-        [[2 / size, 0, 1 / size - 1], [0, 2 / size, 1 / size - 1], [0, 0, 1]], dtype=torch.float64
-    )
-    # In double precision on the host, so that every device warps by the same numbers.
-    return to_unit @ torch.linalg.inv(matrix) @ torch.linalg.inv(to_unit)
-
-
-def _warp(images: Tensor, theta: Tensor, interpolation: str, padding: str) -> Tensor:
-    grid = F.affine_grid(theta[:, :2], list(images.shape), align_corners=False)
-    if theta.shape[1] == 3:
-        # The same function of the last row, which comes out second, is what to divide by.
-        grid = grid / F.affine_grid(theta[:, 1:], list(images.shape), align_corners=False)[..., 1:]
-    return F.grid_sample(images, grid, interpolation, padding, align_corners=False)
 
 
 def _light(images: Tensor, light: Tensor) -> Tensor:

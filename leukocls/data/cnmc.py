@@ -1,30 +1,15 @@
-"""C-NMC 2019: its folders, file names, label file, and the rules that a copy of it must follow."""
+"""C-NMC 2019: its folders, file names and label file."""
 
 import csv
-import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
-
-import pandas as pd
+from typing import NamedTuple
 
 from leukocls.common.errors import Fault, LeukoclsError
 from leukocls.data.names import UNKNOWN
-from leukocls.data.published import (
-    FINAL_SIDE,
-    LABELS_DIGEST,
-    MANIFEST,
-    SAME_FINAL,
-    SHARED_IMAGES,
-    SIDE,
-    merged_subject,
-    published_counts,
-    published_subjects,
-)
-from leukocls.data.rules import DataRules
+from leukocls.data.published import MANIFEST, merged_subject
+from leukocls.data.rules import DataRules, PublishedRules, SyntheticRules
 
 TRAIN_NAME = re.compile(r"UID_(H?\d+)_(\d+)_(\d+)_(all|hem)\.bmp", re.IGNORECASE)
 NUMBERED_NAME = re.compile(r"(\d+)\.bmp", re.IGNORECASE)
@@ -60,86 +45,6 @@ LAYOUTS = {
     ),
     "challenge": Layout(".", "phase2", "phase2.csv", "phase3"),
 }
-
-
-class CnmcRules(DataRules):
-    """The rules of a tree with C-NMC's folders and names."""
-
-    cnmc_names = True
-    sides: ClassVar[Mapping[str, int]] = {"train": SIDE, "prelim": SIDE, "final": FINAL_SIDE}
-    largest_crop = SIDE
-    listed_parts = ("prelim",)
-
-
-class PublishedRules(CnmcRules):
-    """The rules of C-NMC 2019 as published."""
-
-    published = True
-
-    def counts(self) -> dict[str, int]:
-        return published_counts()
-
-    def subject_counts(self) -> dict[str, dict[str, int]]:
-        return published_subjects()
-
-    def labels_digest(self) -> str:
-        return LABELS_DIGEST
-
-    def expects_copies(self, cells: pd.DataFrame, kind: str) -> bool:
-        """Whether a genuine copy holds this image more than once, under these subjects."""
-        if kind != "identical":
-            return False
-        if set(cells["part"]) == {"final"}:
-            return set(cells["cell"]) in map(set, SAME_FINAL)
-        # Three subjects may share one image by two known pairs: 51 = 75 and 51 = 78.
-        subjects = sorted(cells["subject"])
-        linked = [pair for pair in SHARED_IMAGES if set(pair) <= set(subjects)]
-        twice = any(list(pair) == subjects for pair in SHARED_IMAGES if len(set(pair)) == 1)
-        return set(cells["part"]) == {"train"} and (
-            twice or sorted({subject for pair in linked for subject in pair}) == subjects
-        )
-
-
-@dataclass(frozen=True)
-class SyntheticRules(CnmcRules):
-    """The rules of a synthetic tree: its manifest states counts, subjects, labels and copies.
-
-    Raises:
-        LeukoclsError: from each method, if the manifest is damaged or lacks what is asked for.
-    """
-
-    manifest: Path
-    synthetic: ClassVar[bool] = True
-
-    def counts(self) -> dict[str, int]:
-        return dict(self._declared("counts"))
-
-    def subject_counts(self) -> dict[str, dict[str, int]]:
-        return self._declared("subjects")
-
-    def labels_digest(self) -> str:
-        return self._declared("labels_sha256")
-
-    def expects_copies(self, cells: pd.DataFrame, kind: str) -> bool:
-        """Whether the manifest lists these cells as copies of one image."""
-        return len({self._sources.get(name, name) for name in cells["cell"]}) == 1
-
-    @cached_property
-    def _sources(self) -> dict[str, str]:
-        """The name of each copied cell's original."""
-        return {Path(copy).name: Path(first).name for first, copy in self._declared("duplicates")}
-
-    def _declared(self, key: str) -> Any:
-        try:
-            manifest = json.loads(self.manifest.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise LeukoclsError(f"{self.manifest}: does not read ({error}); restore it.") from error
-        if key not in manifest:
-            raise LeukoclsError(
-                f"{self.manifest}: says no {key}, so an older version wrote it. Remove the tree"
-                " and write it again."
-            )
-        return manifest[key]
 
 
 class CnmcTree(NamedTuple):

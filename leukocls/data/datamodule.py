@@ -12,16 +12,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from leukocls.common.errors import LeukoclsError
-from leukocls.data.augment import (
-    ORDER_STREAM,
-    Augmentation,
-    Plan,
-    extent,
-    generator,
-    to_images,
-)
+from leukocls.data.augment import Augmentation, Transforms, mask_boxes
 from leukocls.data.index import Index
+from leukocls.data.random import ORDER_STREAM, generator
 from leukocls.data.splits import Split
+from leukocls.data.warp import to_images
 
 RESIDENCES = ("mmap", "ram", "device")
 SAMPLERS = ("shuffle", "balanced")
@@ -173,7 +168,7 @@ class CellDataModule(pl.LightningDataModule):
         self._resident: Tensor | None = None
         self._served: Cells | None = None
         self.boxes: Tensor | None = None
-        self._plan: tuple[int, Plan] = (-1, Plan())
+        self._transforms: tuple[int, Transforms] = (-1, Transforms())
         self.store, self._label = store, index.table["label"].to_numpy()
         self.groups = self._groups(sampler, devices)
 
@@ -246,7 +241,7 @@ class CellDataModule(pl.LightningDataModule):
             self.boxes = self.boxes.to(image.device)
             done["box"] = self.boxes[batch["row"]]
         if self.trainer.training and not self.augmentation.is_identity:
-            self._augment(done, stored, self._epoch_plan(image.device)[batch["position"]])
+            self._augment(done, stored, self._epoch_transforms(image.device)[batch["position"]])
         return done
 
     def _stored(self, batch: dict[str, Tensor]) -> Tensor:
@@ -258,12 +253,12 @@ class CellDataModule(pl.LightningDataModule):
             self._resident = torch.from_numpy(np.array(self.store)).to(row.device)
         return self._resident[row]
 
-    def _augment(self, batch: dict[str, Tensor], stored: Tensor, plan: Plan) -> None:
+    def _augment(self, batch: dict[str, Tensor], stored: Tensor, transforms: Transforms) -> None:
         assert self.trainer is not None
         if "box" in batch and self.augmentation.is_geometric:
             mask = (stored > 0).any(-1)[:, None]
-            batch["box"] = extent(self.augmentation.warp_mask(mask, plan)[:, 0])
-        batch["image"] = self.augmentation(batch["image"], plan)
+            batch["box"] = mask_boxes(self.augmentation.warp_mask(mask, transforms)[:, 0])
+        batch["image"] = self.augmentation(batch["image"], transforms)
         if self.augmentation.mixup:
             # Lightning counts a batch only after it was transferred.
             step = self.trainer.fit_loop.epoch_loop.total_batch_idx + 1
@@ -271,14 +266,14 @@ class CellDataModule(pl.LightningDataModule):
                 batch["image"], batch["label"], self.seed, step
             )
 
-    def _epoch_plan(self, device: torch.device) -> Plan:
+    def _epoch_transforms(self, device: torch.device) -> Transforms:
         """Of every position of this epoch."""
         assert self.trainer is not None
         epoch = self.trainer.current_epoch
-        if self._plan[0] != epoch:
+        if self._transforms[0] != epoch:
             cells, size = self.store.shape[:2]
             # Rounded up: the last copies are those of the rest that does not fit whole.
             copies = -(-max(map(len, self.groups)) // min(map(len, self.groups)))
-            plan = self.augmentation.plan(self.seed, epoch, cells * copies, size)
-            self._plan = (epoch, plan.to(device))
-        return self._plan[1]
+            transforms = self.augmentation.transforms(self.seed, epoch, cells * copies, size)
+            self._transforms = (epoch, transforms.to(device))
+        return self._transforms[1]

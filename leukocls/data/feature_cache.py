@@ -18,14 +18,15 @@ from tqdm import tqdm
 
 from leukocls import __version__
 from leukocls.common.files import atomic_stream
-from leukocls.data.augment import to_images, view_count, views
+from leukocls.data.views import image_views, view_count
+from leukocls.data.warp import to_images
 from leukocls.models.frozen import FrozenFeatures
 
 
 def cached_features(
     network: FrozenFeatures,
     store: Any,
-    plan: int | str,
+    views: int | str,
     cache: Path,
     *,
     batch_size: int,
@@ -40,17 +41,17 @@ def cached_features(
     Args:
         network: left on `device`.
         store: as `open_store` gave it; the name of its file says what it holds.
-        plan: of `leukocls.data.augment.views`.
+        views: as `leukocls.data.views.image_views` takes them.
         cache: directory of the file.
 
     Raises:
-        LeukoclsError: no such plan.
+        LeukoclsError: no such views.
     """
-    shape = (len(store), view_count(plan), network.num_features)
-    path = cache / f"features-{_key(network, store, plan, batch_size, device)}.npy"
+    shape = (len(store), view_count(views), network.num_features)
+    path = cache / f"features-{_key(network, store, views, batch_size, device)}.npy"
     features = _read(path, shape)
     if features is None:
-        _write(path, shape, _batches(network, store, plan, batch_size, device))
+        _write(path, shape, _batches(network, store, views, batch_size, device))
         features = np.lib.format.open_memmap(path, mode="r")
     return features
 
@@ -58,7 +59,7 @@ def cached_features(
 def _key(
     network: FrozenFeatures,
     store: np.memmap,
-    plan: int | str,
+    views: int | str,
     batch_size: int,
     device: torch.device,
 ) -> str:
@@ -70,7 +71,7 @@ def _key(
     parts = {
         "store": [Path(str(store.filename)).name, *store.shape],
         "network": network.fingerprint(),
-        "views": plan,
+        "views": views,
         "batch_size": batch_size,
         "processor": processor,
         "threads": torch.get_num_threads(),
@@ -92,7 +93,7 @@ def _read(path: Path, shape: tuple[int, int, int]) -> np.memmap | None:
 def _batches(
     network: FrozenFeatures,
     store: np.memmap,
-    plan: int | str,
+    views: int | str,
     batch_size: int,
     device: torch.device,
 ) -> Iterator[np.ndarray]:
@@ -102,7 +103,7 @@ def _batches(
     # Only a long wait deserves a bar; `disable=None` keeps it out of files and pipes.
     for start in tqdm(starts, desc="features", unit="batch", disable=None, delay=1):
         stored = torch.from_numpy(np.array(store[start : start + batch_size])).to(device)
-        features = [network.features(view) for view in views(to_images(stored), plan)]
+        features = [network.features(view) for view in image_views(to_images(stored), views)]
         yield torch.stack(features, 1).cpu().numpy()
 
 

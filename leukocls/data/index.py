@@ -11,8 +11,8 @@ import pandas as pd
 
 from leukocls.common.errors import DataFault, Fault, report
 from leukocls.data.cnmc import scan_tree
-from leukocls.data.rules import DataRules
-from leukocls.data.table import TableRules, table_rows
+from leukocls.data.rules import DataRules, TableRules
+from leukocls.data.table import table_rows
 
 PARTS = ("train", "prelim", "final")
 NAMED = ["cell", "file", "part", "fold", "subject", "label", "image", "number", "group"]

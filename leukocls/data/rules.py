@@ -1,9 +1,24 @@
 """What is known in advance of one kind of data set: image sizes, names, counts and copies."""
 
+import json
 from collections.abc import Mapping
-from typing import ClassVar
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pandas as pd
+
+from leukocls.common.errors import LeukoclsError
+from leukocls.data.published import (
+    FINAL_SIDE,
+    LABELS_DIGEST,
+    SAME_FINAL,
+    SHARED_IMAGES,
+    SIDE,
+    published_counts,
+    published_subjects,
+)
 
 
 class DataRules:
@@ -45,3 +60,94 @@ class DataRules:
             kind: that of `leukocls.data.duplicates.Duplicates`.
         """
         raise NotImplementedError
+
+
+class TableRules(DataRules):
+    """The rules of a data set that one CSV describes: images of any size, no published counts."""
+
+    largest_crop = 2048
+    listed_parts = ("train", "prelim", "final")
+
+    def expects_copies(self, cells: pd.DataFrame, kind: str) -> bool:
+        """Whether the copies do no harm: their subjects are merged, and part and class agree."""
+        return len(set(cells["part"])) == len(set(cells["label"])) == 1
+
+
+class CnmcRules(DataRules):
+    """The rules of a tree with C-NMC's folders and names."""
+
+    cnmc_names = True
+    sides: ClassVar[Mapping[str, int]] = {"train": SIDE, "prelim": SIDE, "final": FINAL_SIDE}
+    largest_crop = SIDE
+    listed_parts = ("prelim",)
+
+
+class PublishedRules(CnmcRules):
+    """The rules of C-NMC 2019 as published."""
+
+    published = True
+
+    def counts(self) -> dict[str, int]:
+        return published_counts()
+
+    def subject_counts(self) -> dict[str, dict[str, int]]:
+        return published_subjects()
+
+    def labels_digest(self) -> str:
+        return LABELS_DIGEST
+
+    def expects_copies(self, cells: pd.DataFrame, kind: str) -> bool:
+        """Whether a genuine copy holds this image more than once, under these subjects."""
+        if kind != "identical":
+            return False
+        if set(cells["part"]) == {"final"}:
+            return set(cells["cell"]) in map(set, SAME_FINAL)
+        # Three subjects may share one image by two known pairs: 51 = 75 and 51 = 78.
+        subjects = sorted(cells["subject"])
+        linked = [pair for pair in SHARED_IMAGES if set(pair) <= set(subjects)]
+        twice = any(list(pair) == subjects for pair in SHARED_IMAGES if len(set(pair)) == 1)
+        return set(cells["part"]) == {"train"} and (
+            twice or sorted({subject for pair in linked for subject in pair}) == subjects
+        )
+
+
+@dataclass(frozen=True)
+class SyntheticRules(CnmcRules):
+    """The rules of a synthetic tree: its manifest states counts, subjects, labels and copies.
+
+    Raises:
+        LeukoclsError: from each method, if the manifest is damaged or lacks what is asked for.
+    """
+
+    manifest: Path
+    synthetic: ClassVar[bool] = True
+
+    def counts(self) -> dict[str, int]:
+        return dict(self._declared("counts"))
+
+    def subject_counts(self) -> dict[str, dict[str, int]]:
+        return self._declared("subjects")
+
+    def labels_digest(self) -> str:
+        return self._declared("labels_sha256")
+
+    def expects_copies(self, cells: pd.DataFrame, kind: str) -> bool:
+        """Whether the manifest lists these cells as copies of one image."""
+        return len({self._sources.get(name, name) for name in cells["cell"]}) == 1
+
+    @cached_property
+    def _sources(self) -> dict[str, str]:
+        """The name of each copied cell's original."""
+        return {Path(copy).name: Path(first).name for first, copy in self._declared("duplicates")}
+
+    def _declared(self, key: str) -> Any:
+        try:
+            manifest = json.loads(self.manifest.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise LeukoclsError(f"{self.manifest}: does not read ({error}); restore it.") from error
+        if key not in manifest:
+            raise LeukoclsError(
+                f"{self.manifest}: says no {key}, so an older version wrote it. Remove the tree"
+                " and write it again."
+            )
+        return manifest[key]

@@ -13,11 +13,8 @@ import re
 from collections import Counter
 from pathlib import Path
 
-import pandas as pd
-
 from leukocls.common.errors import Fault, LeukoclsError
 from leukocls.data.names import LABEL_WORDS, UNKNOWN, cell_key
-from leukocls.data.rules import DataRules
 from leukocls.data.text_tables import read_words
 
 REQUIRED = ("cell", "subject", "label", "path")
@@ -30,17 +27,6 @@ PART_OF_SPLIT = {
     "prelim": "prelim",
     "final": "final",
 }
-
-
-class TableRules(DataRules):
-    """The rules of a data set that one CSV describes: images of any size, no published counts."""
-
-    largest_crop = 2048
-    listed_parts = ("train", "prelim", "final")
-
-    def expects_copies(self, cells: pd.DataFrame, kind: str) -> bool:
-        """Whether the copies do no harm: their subjects are merged, and part and class agree."""
-        return len(set(cells["part"])) == len(set(cells["label"])) == 1
 
 
 def table_rows(path: Path, faults: list[Fault]) -> tuple[list[tuple], list[str]]:
