@@ -7,8 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from leukocls.common.errors import run_verb
-from leukocls.data.published import MANIFEST
-from leukocls.synthetic.tree import MASKS, TRUTH, SyntheticSpec, write_tree
+from leukocls.synthetic.spec import SyntheticSpec
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -36,6 +35,9 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the tree. Raises LeukoclsError on a bad option or if ROOT holds anything else."""
     arguments = _parser().parse_args(argv)
+    from leukocls.data.published import MANIFEST
+    from leukocls.synthetic.tree import MASKS, TRUTH, write_tree
+
     spec = SyntheticSpec(**{f.name: getattr(arguments, f.name) for f in fields(SyntheticSpec)})
     root = write_tree(arguments.root, spec, masks=arguments.masks)
     manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))

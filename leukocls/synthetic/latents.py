@@ -17,121 +17,40 @@ genuine images.
 """
 
 from collections import defaultdict
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from itertools import zip_longest
 from math import pi, sqrt
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri, pdtrik
+from scipy.special import ndtr, pdtrik
 
 from leukocls.common.errors import LeukoclsError
 from leukocls.data.published import FINAL_CELLS, SIDE, subject_counts
-from leukocls.data.random import random_numbers
+from leukocls.data.random import (
+    FIELD_EFFECT_STREAM,
+    FIELD_STREAM,
+    NORMAL_STREAM,
+    ORDER_OF_FILES_STREAM,
+    PLACEMENT_STREAM,
+    SUBJECT_EFFECT_STREAM,
+    SUBJECT_STREAM,
+    UNIFORM_STREAM,
+    random_numbers,
+)
 from leukocls.synthetic.render import Cell
+from leukocls.synthetic.spec import SHIFTS, SyntheticSpec
 
 CENTRAL = 300  # px; `outside` is what reaches beyond this square
 FIRST_SUBJECT = 101  # above every genuine number, whose known duplicates are merged by name
 FINAL_SUBJECTS = (9, 8)  # ALL and HEM; published without their names
 NAMING = ("name", "part", "subject", "image", "label")  # what a duplicate keeps of its own
 
-# Where `fold_shift` moves the means, in its own units: prelim lies 1 from the mean of train.
-SHIFTS = {"fold_0": -0.5, "fold_1": 0.0, "fold_2": 0.5, "prelim": 1.0, "final": 1.0}
 STAIN_LOG_RGB = np.array([0.65, 1.00, 0.52])  # first principal component between subjects
 HUE_SHARE = 0.19  # of the stain's SD, for each channel on its own
 
 Array = NDArray[np.float64]
-
-
-def _option(default: Any, least: float, text: str, most: float = float("inf")) -> Any:
-    return field(default=default, metadata={"least": least, "most": most, "help": text})
-
-
-def _share(default: float, text: str, most: float = 1.0) -> Any:
-    return _option(default, 0, text, most)
-
-
-@dataclass(frozen=True)
-class SyntheticSpec:
-    """What to write. Raises LeukoclsError on a value that is not allowed.
-
-    Size is linear in severity, with an SD that depends on it, so that each class has the mean and
-    SD asked for. No more than half of a class's size variance is severity's: classes that overlap
-    too much for the gap asked (about auroc_bayes < .9 at the default sizes) get a narrower one
-    about the same midpoint, at auroc_bayes=.5 none. Sizes are kept within 80 and 400 px; a cell of
-    more than 298 px is outside whatever `p_outside_300` says.
-
-    `fold_shift` moves the means of subject stain and focus by SHIFTS times their SD.
-    """
-
-    seed: int = _option(0, 0, "of every random number")
-    scale: str = field(
-        default="demo",
-        metadata={
-            "choices": ("demo", "full"),
-            "help": "full: the published subjects and counts, 15,114 files of 9.6 GB in all",
-        },
-    )
-    train_subjects_all: int = _option(32, 3, "ALL subjects in folds 0 to 2")
-    train_subjects_hem: int = _option(22, 3, "HEM subjects in folds 0 to 2")
-    prelim_subjects_all: int = _option(8, 1, "ALL subjects in prelim")
-    prelim_subjects_hem: int = _option(8, 1, "HEM subjects in prelim")
-    cells_per_subject: int = _option(13, 1, "mean over subjects, who vary about threefold")
-    final_cells: int = _option(20, 4, "unlabelled cells, of four subjects")
-    auroc_bayes: float = _option(
-        0.965, 0.5, "best AUROC from one cell (of its true class, without the shortcut)", 0.999
-    )
-    icc_severity: float = _share(0.1, "share of severity's variance between subjects", 0.99)
-    sd_nuisance_stain: float = _option(0.12, 0, "SD over subjects of log green intensity", 1)
-    sd_nuisance_texture: float = _option(0.25, 0, "SD over subjects of log drift and grain", 1)
-    sd_nuisance_focus: float = _option(0.2, 0, "SD over subjects of log blur", 1)
-    sd_field: float = _option(0.05, 0, "SD over fields of each of these", 1)
-    class_nuisance_correlation: float = _option(
-        0.0, -0.99, "of a subject's class with its stain: a shortcut", 0.99
-    )
-    fold_shift: float = _option(0.0, -5, "of stain and focus from train to prelim, in SDs", 5)
-    size_mean_all: float = _option(221.0, 120, "px, mean side of an ALL cell's tight box", 300)
-    size_mean_hem: float = _option(188.0, 120, "px, mean side of a HEM cell's tight box", 300)
-    size_sd_all: float = _option(27.0, 1, "px, SD over ALL cells", 60)
-    size_sd_hem: float = _option(35.0, 1, "px, SD over HEM cells", 60)
-    p_cut: float = _share(0.18, "share of cells that are cut off straight")
-    p_background: float = _share(0.3, "share of cells with background or a neighbour attached")
-    p_outside_300: float = _share(0.067, "share of cells that reach outside the central 300 px")
-    label_noise: float = _share(0.0, "share of cells stated as the class they are not", 0.5)
-    duplicates: int = _option(0, 0, "pairs of identical train images across folds and subjects")
-
-    def __post_init__(self) -> None:
-        for option in fields(self):
-            value, rule = getattr(self, option.name), option.metadata
-            if "choices" in rule:
-                allowed, good = " or ".join(rule["choices"]), value in rule["choices"]
-            else:
-                whole = isinstance(option.default, int)
-                allowed = f"at least {rule['least']}"
-                allowed += f" and at most {rule['most']}" if np.isfinite(rule["most"]) else ""
-                allowed = f"a {'whole ' * whole}number of {allowed}"
-                good = isinstance(value, int if whole else (int, float))
-                good = good and rule["least"] <= value <= rule["most"]
-            if not good:
-                raise LeukoclsError(f"{option.name}={value}: not allowed; give {allowed}")
-            if self.scale == "full" and option.name in DEMO_ONLY and value != option.default:
-                raise LeukoclsError(
-                    f"{option.name}={value}: not allowed with scale=full, whose structure is the "
-                    "published one; leave it out, or give scale=demo"
-                )
-
-    @property
-    def separation(self) -> float:
-        """d: distance between the classes' mean severities, in SDs within a class."""
-        return sqrt(2) * float(ndtri(self.auroc_bayes))
-
-
-DEMO_ONLY = tuple(
-    option.name
-    for option in fields(SyntheticSpec)
-    if option.name.startswith(("train_", "prelim_", "cells_", "final_"))
-)
 
 
 class Subject(NamedTuple):
@@ -148,7 +67,7 @@ def _sizes(rng: np.random.Generator, subjects: int, cells: int) -> list[int]:
 
 def _subjects(spec: SyntheticSpec) -> list[Subject]:
     """Train first, then prelim, then final; ALL before HEM, but for the published order."""
-    rng = random_numbers(spec.seed, 0)
+    rng = random_numbers(spec.seed, SUBJECT_STREAM)
     subjects = []
     if spec.scale == "full":
         rows = sorted(subject_counts().itertuples(), key=lambda row: row.split == "prelim")
@@ -235,12 +154,14 @@ def _nuisance(
     spec: SyntheticSpec, subjects: list[Subject], of_subject: NDArray, of_field: NDArray
 ) -> dict[str, Array]:
     """Effects of subjects and fields across the class direction, for each cell."""
-    z = random_numbers(spec.seed, 1).standard_normal((7, len(subjects)))
+    z = random_numbers(spec.seed, SUBJECT_EFFECT_STREAM).standard_normal((7, len(subjects)))
     side = np.array([2 * subject.label - 1 for subject in subjects])
     rho = spec.class_nuisance_correlation
     shift = spec.fold_shift * np.array([SHIFTS[subject.part] for subject in subjects])
     stain = rho * side + sqrt(1 - rho**2) * z[1] + shift
-    fields_z = spec.sd_field * random_numbers(spec.seed, 2).standard_normal((3, of_field[-1] + 1))
+    fields_z = spec.sd_field * random_numbers(spec.seed, FIELD_EFFECT_STREAM).standard_normal(
+        (3, of_field[-1] + 1)
+    )
     effects = {
         "subject_severity": sqrt(spec.icc_severity) * z[0],
         "subject_stain": spec.sd_nuisance_stain * stain,
@@ -257,8 +178,8 @@ def _nuisance(
 def _latents(spec: SyntheticSpec, true_class: NDArray, effects: dict[str, Array]) -> dict[str, Any]:
     """Latent parameters of the cells; their class enters by the severity alone."""
     n = len(true_class)
-    z = random_numbers(spec.seed, 3).standard_normal((12, n))
-    u = random_numbers(spec.seed, 4).random((7, n))
+    z = random_numbers(spec.seed, NORMAL_STREAM).standard_normal((12, n))
+    u = random_numbers(spec.seed, UNIFORM_STREAM).random((7, n))
     severity = spec.separation * (true_class - 0.5) + effects["subject_severity"]
     severity += sqrt(1 - spec.icc_severity) * z[0]
     size = _size(spec, severity, z[1])
@@ -269,7 +190,7 @@ def _latents(spec: SyntheticSpec, true_class: NDArray, effects: dict[str, Array]
         f"stain_{name}": slope * stain + effects[f"hue_{i}"] + 0.02 * z[5]
         for i, (name, slope) in enumerate(zip(("red", "green", "blue"), STAIN_LOG_RGB, strict=True))
     }
-    placement = _placement(spec, size, random_numbers(spec.seed, 5))
+    placement = _placement(spec, size, random_numbers(spec.seed, PLACEMENT_STREAM))
     # Half of the cuts follow the image's own axes; none is where something is attached.
     cut_angle = np.where(z[11] > 0, 2 * pi * u[5], np.floor(4 * u[5]) * pi / 2)
     faces_piece = (np.cos(cut_angle - placement["piece_angle"]) > 0) & (placement["piece"] > 0)
@@ -304,7 +225,7 @@ def draw_cells(spec: SyntheticSpec) -> list[Cell]:
     subjects = _subjects(spec)
     of_subject = np.repeat(np.arange(len(subjects)), [subject.cells for subject in subjects])
     first = np.diff(of_subject, prepend=-1) > 0
-    rng = random_numbers(spec.seed, 6)
+    rng = random_numbers(spec.seed, FIELD_STREAM)
     # A field of view holds three cells on average, as in the genuine data.
     starts = first | (rng.random(len(first)) < 1 / 3)
     of_field = np.cumsum(starts) - 1
@@ -363,7 +284,7 @@ def _with_duplicates(cells: list[Cell], count: int) -> list[Cell]:
 
 def _shuffled(cells: list[Cell], seed: int) -> list[Cell]:
     """Prelim and final in random order, as their serial numbers tell nothing."""
-    rng, rows = random_numbers(seed, 7), []
+    rng, rows = random_numbers(seed, ORDER_OF_FILES_STREAM), []
     for part in ("fold_0", "fold_1", "fold_2", "prelim", "final"):
         of_part = [cell for cell in cells if cell.part == part]
         order = (

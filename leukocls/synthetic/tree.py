@@ -26,8 +26,9 @@ from tqdm import tqdm
 
 from leukocls.common.errors import LeukoclsError
 from leukocls.data.published import FINAL_SIDE, MANIFEST, SIDE, labels_digest
-from leukocls.synthetic.latents import SyntheticSpec, draw_cells
+from leukocls.synthetic.latents import draw_cells
 from leukocls.synthetic.render import Cell, render, render_mask
+from leukocls.synthetic.spec import SyntheticSpec
 
 GENERATOR_VERSION = 2  # raise it whenever the same spec would give other bytes
 TRUTH = "truth.parquet"
