@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from leukocls.common.errors import DataFault, Fault
 from leukocls.data.images import read_image
+from leukocls.data.names import FEATURE_KINDS
 
 VERSION = 1  # raise it whenever the same image would give other values
 
@@ -203,12 +204,9 @@ def _spots(grey: Floats, shape: Mask, nucleus: Mask) -> Features:
     }
 
 
-KINDS: dict[str, Callable[[Image], Features]] = {
-    "size": size,
-    "mask": mask,
-    "colour": colour,
-    "handcrafted": handcrafted,
-}
+KINDS: dict[str, Callable[[Image], Features]] = dict(
+    zip(FEATURE_KINDS, (size, mask, colour, handcrafted), strict=True)
+)
 
 
 def _of_file(path: Path, kind: str) -> Features:

@@ -8,6 +8,9 @@ UNKNOWN = -1  # the label of a cell whose class is not known
 # Spellings of a class in a column `label`, in lower case.
 LABEL_WORDS = {"1": 1, "1.0": 1, "all": 1, "0": 0, "0.0": 0, "hem": 0}
 
+# What the features of a cell measure, by the names of `leukocls.data.features`.
+FEATURE_KINDS = ("size", "mask", "colour", "handcrafted")
+
 
 def cell_key(name: str) -> str:
     """A cell's name without `.bmp` and in one case: equal for two spellings of one cell."""
