@@ -13,7 +13,8 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from leukocls.evaluation import scoring
-from leukocls.evaluation.metrics import cell_metrics, decide
+from leukocls.evaluation.cell_metrics import cell_metrics
+from leukocls.evaluation.metrics import decide
 
 if TYPE_CHECKING:
     import pandas as pd
