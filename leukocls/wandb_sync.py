@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from leukocls.artifacts.record import RunState, read_record, run_directories, state_of
 from leukocls.common.errors import ITEMS_SKIPPED, DataFault, LeukoclsError, run_verb
-from leukocls.evaluation.comparison import ASIDE
+from leukocls.evaluation.arm_runs import ASIDE
 from leukocls.evaluation.history import read_history
 
 if TYPE_CHECKING:

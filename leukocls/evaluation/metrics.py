@@ -27,6 +27,7 @@ RECORDED = (
     *("weighted_f1", "accuracy", "sensitivity", "specificity"),
     *("weighted_precision", "weighted_recall"),
 )
+HEADLINE = "weighted_f1"
 # Those that need more than a called class.
 GRADED = (
     *("auroc", "average_precision", "sensitivity_at_90_specificity"),

@@ -7,7 +7,8 @@ from leukocls.artifacts.marks import banner
 from leukocls.common.tables import aligned
 from leukocls.evaluation import metrics, published_results
 from leukocls.evaluation.cell_metrics import SUBJECT_KEYS
-from leukocls.evaluation.comparison import HEADLINE, METRICS
+from leukocls.evaluation.comparison import METRICS
+from leukocls.evaluation.metrics import HEADLINE
 
 NOISE = "These tests measure training noise (seeds), not generalisation to patients."
 
