@@ -655,7 +655,7 @@ ALONE = {
     "compressed": (write(ONE, bmp([(30, "<I", 1)])), {ONE: r"24 bits a pixel, compression 1"}),
     "header of 10000²": (
         write(ONE, bmp([(18, "<i", 10_000), (22, "<i", 10_000)])),
-        {ONE: "is 10000×10000 pixels where 450×450 belong"},
+        {ONE: "is 10000×10000 pixels, not 450×450"},
     ),
     "size of final in train": (write(ONE, picture(1, 600)), {ONE: "is 600×600 pixels where 450"}),
     "size of train in final": (write("phase3/1.bmp", picture(30)), {"phase3/1.bmp": "where 600"}),

@@ -4,11 +4,11 @@ import argparse
 
 
 def add_split_options(parser: argparse.ArgumentParser, scheme: str) -> None:
-    """The options that name one split, as the keys of `leukocls.train` do."""
+    """Add the options that name one split; they mirror the keys of `leukocls.train`."""
     add = parser.add_argument
     add("--split-scheme", default=scheme, help="challenge, honest, subject, lofo, cell, or a file")
     add("--fold", type=int, help="the fold to hold out (default: the first)")
-    add("--folds", type=int, default=5, help="how many")
+    add("--folds", type=int, default=5, help="number of folds")
     add("--split-seed", type=int, default=0, help="seed of the split, not of a run")
-    add("--n-subjects", type=int, help="keep so many training subjects")
-    add("--n-cells", type=int, help="then so many of their cells")
+    add("--n-subjects", type=int, help="number of training subjects to keep")
+    add("--n-cells", type=int, help="number of their cells to keep")

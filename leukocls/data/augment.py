@@ -1,8 +1,8 @@
-"""Augmentation and views: whole batches, on the device, decided by (seed, epoch, cell) alone.
+"""Augmentation of whole batches on the device, determined by seed, epoch and cell alone.
 
-Once an epoch one row of uniform numbers is drawn for every cell of the index and turned into one
-homography a cell; a batch takes its rows and is warped by one `grid_sample`. Batch size, workers,
-subset and resume therefore change nothing. Only mixup knows of batches: (seed, step) decides it.
+Once an epoch, one row of random numbers is drawn for every cell of the index and turned into one
+homography for each cell. A batch takes its rows and is warped by one `grid_sample`, so batch size,
+workers, subset and resuming change nothing. Only mixup depends on the batch: on (seed, step).
 """
 
 import math
@@ -21,11 +21,13 @@ from leukocls.data.warp import rotation_matrix, to_grid, warp_images, zoom_matri
 
 @dataclass(frozen=True)
 class Transforms:
-    """What happens to each of n cells; None is a step that happens to none of them.
+    """The drawn transforms of n cells; None for a step that changes no cell.
 
-    `theta` float32 [n, 2, 3] or, with a perspective, [n, 3, 3]: target to source, in units of half
-    the image. `light` float32 [n, 2]: a summand and a factor of the pixels' logits. `holes` int64
-    [n, holes, 4]: top, left, bottom, right in pixels, half open.
+    Attributes:
+        theta: warp from target to source in units of half the image, float32 [n, 2, 3] or, with a
+            perspective, [n, 3, 3].
+        light: summand and factor for the pixels' logits, float32 [n, 2].
+        holes: top, left, bottom, right in px, half open, int64 [n, holes, 4].
     """
 
     theta: Tensor | None = None
@@ -33,11 +35,11 @@ class Transforms:
     holes: Tensor | None = None
 
     def __getitem__(self, rows: Tensor) -> "Transforms":
-        """The transforms of some cells."""
+        """The transforms of these rows."""
         return self._each(lambda numbers: numbers[rows])
 
     def to(self, device: torch.device) -> "Transforms":
-        """The transforms on another device."""
+        """The transforms, moved to a device."""
         return self._each(lambda numbers: numbers.to(device))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Transforms":
@@ -47,11 +49,12 @@ class Transforms:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Light, then flips, rotation, translation, zoom and perspective as one warp, then holes.
+    """Random changes of images: light, then one warp for all geometric steps, then holes, mixup.
 
-    Each step is off unless it is given. Order and formulas of dihedral, rotation, zoom, warp and
-    lighting are those of fastai 1's `get_transforms`, except that ±1 is the image's edge (there,
-    the centre of its last pixel). Lighting leaves black black: below 1e-5 for a lighting of 0.2.
+    The warp composes flips, rotation, translation, zoom and perspective. Each step is off by
+    default. Order and formulas of dihedral, rotation, zoom, warp and lighting are those of fastai
+    1's `get_transforms`, except that ±1 is the image's edge (in fastai, the centre of its last
+    pixel). Lighting keeps black pixels black (below 1e-5 for a lighting of 0.2).
 
     Args:
         vertical_flip, horizontal_flip: probabilities in [0, 1].
@@ -59,19 +62,20 @@ class Augmentation:
         translation: fraction of the side in [0, 1]; the shift is uniform in ±translation and
             rounded to whole pixels (torchvision's RandomAffine, which Prellberg's code uses).
         interpolation: "nearest" or "bilinear".
-        padding: what comes from outside the image: "zeros", or its "reflection".
-        dihedral: after the flips one of the square's eight symmetries, each as often.
-        zoom: at least 1; enlarges by a factor uniform in [1, zoom]; what stays in sight is a
-            window of the image at a place uniform among those inside it (`rand_zoom`).
+        padding: pixels outside the image: "zeros", or its "reflection".
+        dihedral: whether one of the square's eight symmetries follows the flips, uniformly drawn.
+        zoom: at least 1; enlarges by a factor uniform in [1, zoom]; the visible window is uniform
+            among those inside the image (`rand_zoom`).
         warp: 0 to 0.3, in units of half the image; the four sides are lengthened by fractions
             uniform in ±warp, each about its middle (`symmetric_warp`).
-        affine_p: probability of rotation, of zoom and of warp, each for itself.
+        affine_p: probability of rotation, of zoom and of warp, each drawn separately.
         lighting: l in [0, 1); logit(c), c uniform in (1 ± l)/2, is added to the pixels' logits,
             then they are multiplied by a factor log-uniform in [1 − l, 1/(1 − l)].
-        lighting_p: probability of the summand and of the factor, each for itself.
-        holes: squares that are set to 0, centres uniform over the pixels, cut off at the edges.
-        hole_side: fractions of the image's side; that of each square is uniform between them.
-        mixup: α of Beta(α, α); see `mix`.
+        lighting_p: probability of the summand and of the factor, each drawn separately.
+        holes: number of squares that are set to 0 (cutout); their centres are uniform over the
+            pixels, and squares are cut off at the image's edges.
+        hole_side: smallest and largest side of a square, as fractions of the image's side.
+        mixup: α of Beta(α, α), 0 for no mixup; see `mix`.
 
     Raises:
         LeukoclsError: a value out of range.
@@ -97,7 +101,7 @@ class Augmentation:
         for name in ("vertical_flip", "horizontal_flip", "translation", "affine_p", "lighting_p"):
             self._require(name, "a number from 0 to 1", lambda p: 0 <= p <= 1)
         self._require("rotation", "0 to 180 degrees", lambda degrees: 0 <= degrees <= 180)
-        # Beyond a third, pixels from behind the horizon would come into the image.
+        # Beyond a third, the perspective would show pixels from behind its horizon.
         self._require("warp", "a number from 0 to 0.3", lambda w: 0 <= w <= 0.3)
         self._require("zoom", "a number of at least 1", lambda s: 1 <= s < math.inf)
         self._require("lighting", "a number from 0 to below 1", lambda x: 0 <= x < 1)
@@ -118,25 +122,25 @@ class Augmentation:
 
     @property
     def is_identity(self) -> bool:
-        """Whether no image can change."""
+        """Whether all steps are off."""
         return not (self.is_geometric or self.lighting or self.holes or self.mixup)
 
     @property
     def is_geometric(self) -> bool:
-        """Whether a pixel can move."""
+        """Whether any geometric step is on."""
         flips = self.vertical_flip or self.horizontal_flip or self.dihedral
         affine = self.rotation or self.translation or self.zoom > 1
         return bool(flips or affine or self.warp)
 
     def draw(self, seed: int, epoch: int, cells: int, size: int) -> dict[str, Tensor]:
-        """What happens to each cell of an epoch; what does not happen to it is 0, or 1 of a factor.
+        """Draw the random numbers of an epoch: 0, or a factor of 1, where a cell stays as it is.
 
         Returns:
             `vertical`, `horizontal` and `transpose`, bool [cells]; float64 [cells] `angle` in
-            degrees, `zoom` and `contrast` as factors, `brightness` in logits; `shift` in pixels
-            and `focus` in ±1, both float64 [cells, 2] (x, y); `warp`, float64 [cells, 4], what
-            lengthens the right, left, lower and upper side; `hole`, int64 [cells, holes, 3] in
-            pixels: row and column of the centre, side.
+            degrees, `zoom` and `contrast` as factors, `brightness` in logits; `shift` in px and
+            `focus` in ±1, both float64 [cells, 2] (x, y); `warp`, float64 [cells, 4], by which the
+            right, left, lower and upper side are lengthened; `hole`, int64 [cells, holes, 3] in px:
+            row and column of the centre, side.
         """
         uniform = torch.from_numpy(generator(seed, epoch, AUGMENT_STREAM).random((cells, 5)))
         signed = 2 * uniform[:, 2:] - 1
@@ -163,7 +167,7 @@ class Augmentation:
         }
 
     def transforms(self, seed: int, epoch: int, cells: int, size: int) -> Transforms:
-        """The transforms of an epoch, for `cells` images of `size` pixels; on the host."""
+        """The transforms of an epoch for `cells` images with a side of `size` px, on the CPU."""
         drawn = self.draw(seed, epoch, cells, size)
         light = torch.stack([drawn["brightness"], drawn["contrast"]], 1).float()
         start = drawn["hole"][..., :2] - drawn["hole"][..., 2:] // 2
@@ -175,6 +179,7 @@ class Augmentation:
         )
 
     def _theta(self, drawn: dict[str, Tensor], size: int) -> Tensor:
+        """One warp for each cell, composed of all geometric steps: `Transforms.theta`."""
         flip = torch.eye(3, dtype=torch.float64).repeat(len(drawn["angle"]), 1, 1)
         for axis, name in ((0, "horizontal"), (1, "vertical")):
             flip[:, axis, axis] = 1 - 2 * drawn[name].double()
@@ -188,7 +193,7 @@ class Augmentation:
         return theta[:, :2].float()
 
     def __call__(self, images: Tensor, transforms: Transforms) -> Tensor:
-        """Change float images [B, C, S, S] in [0, 1] by B rows of `transforms`."""
+        """Augment float images [B, C, S, S] in [0, 1] by B rows of `transforms`, without mixup."""
         if transforms.light is not None:
             images = _light(images, transforms.light)
         if transforms.theta is not None:
@@ -198,20 +203,20 @@ class Augmentation:
         return images
 
     def warp_mask(self, mask: Tensor, transforms: Transforms) -> Tensor:
-        """Move masks, bool [B, 1, S, S], as `transforms` moves the images; nothing outside of them.
+        """Warp masks, bool [B, 1, S, S], as `transforms` warps the images; False outside of them.
 
-        A moved cell's box is the extent of its moved mask: the corners of a turned box are not
-        tight, and the pixels themselves mislead under reflection and holes.
+        The box of a warped cell is the tight box of its warped mask: the corners of a rotated box
+        are not tight, and pixels are no guide under reflection padding and holes.
         """
         if transforms.theta is None:
             return mask
         return warp_images(mask.float(), transforms.theta, "nearest", "zeros") > 0
 
     def mix(self, images: Tensor, label: Tensor, seed: int, step: int) -> tuple[Tensor, Tensor]:
-        """Mixup (Zhang et al. 2018) within a batch, decided by (seed, step) alone.
+        """Mixup (Zhang et al. 2018) within a batch, determined by seed and step alone.
 
         λ is drawn from Beta(α, α) for each image and replaced by max(λ, 1 − λ), so that each image
-        stays the greater part of its own mixture and keeps its box (Marzahl et al. 2019, code).
+        keeps the larger weight in its own mixture, and its box (Marzahl et al. 2019, code).
 
         Args:
             images: float [B, C, S, S].
@@ -236,15 +241,19 @@ def mask_boxes(mask: Tensor) -> Tensor:
     size = mask.shape[-1]
     ends = []
     for across in (2, 1):
-        seen = mask.any(across).byte()
-        # argmax is the first of the greatest; of nothing but zeros it is 0, from either end.
-        ends.append((seen.argmax(1), size - seen.flip(1).argmax(1)))
+        occupied = mask.any(across).byte()
+        # argmax is the first maximum; for zeros alone it is 0, from either end.
+        ends.append((occupied.argmax(1), size - occupied.flip(1).argmax(1)))
     (top, bottom), (left, right) = ends
     return 2 * torch.stack([top, left, bottom, right], 1).float() / size - 1
 
 
 def _symmetric_warp(longer: Tensor) -> Tensor:
-    """Target to source in ±1, [N, 3, 3], for what lengthens right, left, lower, upper side."""
+    """Perspective from target to source in ±1, [N, 3, 3].
+
+    Args:
+        longer: fractions by which the right, left, lower and upper side are lengthened, [N, 4].
+    """
     right, left, lower, upper = (1 + longer).unbind(1)
     corners = [-upper, -left, upper, -right, -lower, left, lower, right]
     moved = torch.stack(corners, 1).reshape(-1, 4, 2)

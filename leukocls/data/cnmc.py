@@ -14,7 +14,7 @@ from leukocls.data.rules import DataRules, PublishedRules, SyntheticRules
 TRAIN_NAME = re.compile(r"UID_(H?\d+)_(\d+)_(\d+)_(all|hem)\.bmp", re.IGNORECASE)
 NUMBERED_NAME = re.compile(r"(\d+)\.bmp", re.IGNORECASE)
 LABELS = {"hem": 0, "all": 1}
-# What operating systems and archivers leave behind; names that begin with a dot are passed by too.
+# Leftovers of operating systems and archivers, ignored like names that begin with a dot.
 LEFTOVERS = {"thumbs.db", "desktop.ini", "__macosx"}
 NOT_NUMBERED = "not a numbered image (1.bmp, 2.bmp, …)"
 FETCH = "fetch the original file"
@@ -22,7 +22,7 @@ FETCH = "fetch the original file"
 
 @dataclass(frozen=True)
 class Layout:
-    """Where one way of unpacking C-NMC 2019 puts things, below the data root."""
+    """Paths of the parts below the data root, in one published arrangement of C-NMC 2019."""
 
     train: str
     prelim: str
@@ -48,8 +48,7 @@ LAYOUTS = {
 
 
 class CnmcTree(NamedTuple):
-    """What `scan_tree` reads: `rows` of the index, in the order of its columns NAMED, and the rest
-    of its fields."""
+    """The names below a data root, as fields of an `Index`; `rows` have its columns NAMED."""
 
     layout: str
     rows: list[tuple]
@@ -59,7 +58,7 @@ class CnmcTree(NamedTuple):
 
 
 def scan_tree(root: Path, layout: str, faults: list[Fault]) -> CnmcTree:
-    """Read the names below `root`; what does not parse or disagrees is appended to `faults`.
+    """Read the names below `root`; whatever does not parse or disagrees is added to `faults`.
 
     Args:
         root: a folder that holds one of LAYOUTS, itself or one or two levels down.
@@ -84,7 +83,7 @@ def scan_tree(root: Path, layout: str, faults: list[Fault]) -> CnmcTree:
             f"{root}: the folders of the {name} layout are there, but no .bmp image is in them."
             " Unpack the archives again, or use data=synthetic."
         )
-    # The mark holds as well for who names the folder inside a synthetic tree.
+    # A folder inside a synthetic tree is synthetic too.
     manifests = [
         folder / MANIFEST
         for folder in (root.resolve(), base.resolve(), *base.resolve().parents[:2])
@@ -97,18 +96,19 @@ def scan_tree(root: Path, layout: str, faults: list[Fault]) -> CnmcTree:
 
 
 def _find_layout(root: Path, layout: str) -> tuple[Path, str]:
+    """The folder that holds the data, at most two levels below `root`, and its key of LAYOUTS."""
     if layout != "auto" and layout not in LAYOUTS:
         raise LeukoclsError(f"data.layout={layout}: choose auto, {', '.join(LAYOUTS)}.")
     names = list(LAYOUTS) if layout == "auto" else [layout]
     level = [root]
     for _ in range(3):
-        found = [(base, name) for base in level for name in names if _holds(base, LAYOUTS[name])]
-        if len({base for base, _ in found}) > 1:
-            bases = ", ".join(sorted({str(base) for base, _ in found}))
+        trees = [(base, name) for base in level for name in names if _holds(base, LAYOUTS[name])]
+        if len({base for base, _ in trees}) > 1:
+            bases = ", ".join(sorted({str(base) for base, _ in trees}))
             raise LeukoclsError(f"{root}: holds several copies of the data: {bases}. Name one.")
-        if found:
-            return found[0]
-        level = sorted(p for base in level for p in base.iterdir() if p.is_dir() and _ours(p))
+        if trees:
+            return trees[0]
+        level = sorted(p for base in level for p in base.iterdir() if p.is_dir() and _is_data(p))
     looked = " or ".join(f"{LAYOUTS[n].train}/fold_0 ({n})".removeprefix("./") for n in names)
     raise LeukoclsError(
         f"{root}: no C-NMC 2019 data here; looked for {looked}, here and two levels down."
@@ -117,49 +117,51 @@ def _find_layout(root: Path, layout: str) -> tuple[Path, str]:
 
 
 def _holds(base: Path, layout: Layout) -> bool:
+    """Whether `base` has a folder of the images of this layout."""
     folds = [base / layout.train / f"fold_{k}" for k in range(3)]
     return any(p.is_dir() for p in (*folds, base / layout.prelim, base / layout.final))
 
 
-def _ours(path: Path) -> bool:
+def _is_data(path: Path) -> bool:
+    """Whether the path is neither hidden nor a leftover."""
     return not path.name.startswith(".") and path.name.lower() not in LEFTOVERS
 
 
 def _strays(train: Path) -> list[Fault]:
-    """Folds and class folders that no index reads, and images beside the class folders."""
+    """Faults for misnamed folds and class folders, and for images outside the class folders."""
     if not train.is_dir():
         return []
     folds = {f"fold_{k}" for k in range(3)}
     like_folds = [p for p in train.iterdir() if p.name.lower().startswith("fold") and p.is_dir()]
-    found = [path for path in like_folds if path.name not in folds]
+    strays = [path for path in like_folds if path.name not in folds]
     for fold in folds:
         inside = (train / fold).iterdir() if (train / fold).is_dir() else ()
-        found += [path for path in inside if _ours(path) and path.name not in LABELS]
+        strays += [path for path in inside if _is_data(path) and path.name not in LABELS]
     remedy = "name folders fold_0 to fold_2, each with all/ and hem/; move anything else out"
-    return [Fault(path, "does not belong here", remedy) for path in found]
+    return [Fault(path, "does not belong here", remedy) for path in strays]
 
 
 def _images(folder: Path, faults: list[Fault]) -> list[Path]:
-    """Every .bmp of a folder; any other visible file is a fault, hidden ones are not ours."""
+    """Every .bmp of a folder; any other file is a fault, unless it is hidden or a leftover."""
     if not folder.is_dir():
         return []
-    found: dict[str, Path] = {}
+    images: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         name = path.name.lower()
-        if not _ours(path):
+        if not _is_data(path):
             continue
         if not (name.endswith(".bmp") and path.is_file()):
             faults.append(Fault(path, "not a .bmp image", "move it out of the data tree"))
-        elif name in found:
-            faults.append(Fault(path, f"differs from {found[name]} in case only", "remove one"))
+        elif name in images:
+            faults.append(Fault(path, f"differs from {images[name]} in case only", "remove one"))
         else:
-            found[name] = path
+            images[name] = path
             twin = path.with_suffix(".bmp")
             if path != twin and not twin.exists():
                 faults.append(
                     Fault(path, f"the suffix is {path.suffix}", f"rename it to {twin.name}")
                 )
-    return list(found.values())
+    return list(images.values())
 
 
 def _train_rows(root: Path, folder: Path, faults: list[Fault]) -> list[tuple]:
@@ -191,7 +193,10 @@ def _train_rows(root: Path, folder: Path, faults: list[Fault]) -> list[tuple]:
 
 
 def _label_conflict(subject: str, suffix: str, stated: str) -> str:
-    """Folder (or label file), suffix and the H of a healthy subject must say the same."""
+    """A description of the conflict between a stated label, the name's suffix and its subject.
+
+    Subjects whose id begins with H are healthy. "" if all three agree.
+    """
     healthy = "hem" if subject.upper().startswith("H") else "all"
     if suffix == stated == healthy:
         return ""
@@ -210,7 +215,7 @@ def _prelim_rows(
         if NUMBERED_NAME.fullmatch(name) is None:
             faults.append(Fault(path, NOT_NUMBERED, "restore its name"))
         elif not truth:
-            continue  # the label file is a fault already; one more an image would bury it
+            continue  # the label file is a fault already, and one more for each image would hide it
         elif name not in truth:
             remedy = "remove it or restore the label file"
             faults.append(Fault(path, f"not listed in {labels}", remedy))
@@ -222,8 +227,8 @@ def _prelim_rows(
     return rows, tuple(name for name in truth if name not in images)
 
 
-class Official(NamedTuple):
-    """A line of the prelim label file."""
+class LabelLine(NamedTuple):
+    """A line of prelim's label file."""
 
     original: str
     subject: str
@@ -232,23 +237,23 @@ class Official(NamedTuple):
     label: int
 
 
-def read_official_labels(path: Path, faults: list[Fault]) -> dict[str, Official]:
-    """The prelim truth by lower-case `new_names`.
+def read_official_labels(path: Path, faults: list[Fault]) -> dict[str, LabelLine]:
+    """Read prelim's label file: its lines by lower-case `new_names`.
 
-    What does not parse or disagrees is appended to `faults`.
+    Whatever does not parse or disagrees is added to `faults`.
     """
     if not path.is_file():
         faults.append(Fault(path, "the prelim label file is missing", FETCH))
         return {}
     before = len(faults)
-    # What is not UTF-8 fails below like any other file without the columns.
+    # A file that is not UTF-8 fails below, like any other file without the columns.
     with open(path, newline="", encoding="utf-8-sig", errors="replace") as stream:
         reader = csv.DictReader(stream)
         wanted = {"Patient_ID", "new_names", "labels"}
         if not wanted <= set(reader.fieldnames or ()):
             faults.append(Fault(path, "needs the columns Patient_ID,new_names,labels", FETCH))
             return {}
-        truth: dict[str, Official] = {}
+        truth: dict[str, LabelLine] = {}
         for line, row in enumerate(reader, start=2):
             match = TRAIN_NAME.fullmatch((row["Patient_ID"] or "").strip())
             name = (row["new_names"] or "").strip().lower()
@@ -264,7 +269,7 @@ def read_official_labels(path: Path, faults: list[Fault]) -> dict[str, Official]
                 faults.append(Fault(where, problem, FETCH))
             elif name in truth:
                 faults.append(Fault(where, f"{name} is listed twice", FETCH))
-            truth[name] = Official(match[0], subject.upper(), int(image), int(number), int(label))
+            truth[name] = LabelLine(match[0], subject.upper(), int(image), int(number), int(label))
     if not truth and len(faults) == before:
         faults.append(Fault(path, "the label file lists no cell", FETCH))
     return truth

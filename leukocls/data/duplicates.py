@@ -16,8 +16,10 @@ from leukocls.data.index import Index
 class Duplicates:
     """Cells with the same pixels, up to quarter turns, flips and position in the frame.
 
-    `kind` is "identical" (the files are) or "turned" (also: flipped, moved, saved anew);
-    `expected`: a genuine copy or a synthetic tree's manifest has them, or they do no harm.
+    Attributes:
+        rows: of the index.
+        kind: "identical" if the files are, or "turned": turned, flipped, moved or saved anew.
+        expected: whether they are no fault (`leukocls.data.rules.DataRules.expects_copies`).
     """
 
     rows: tuple[int, ...]
@@ -26,10 +28,10 @@ class Duplicates:
 
 
 def pixel_digest(image: np.ndarray) -> str:
-    """sha256 of what is not black in uint8 [H, W, 3], the least over quarter turns and flips.
+    """sha256 of the pixels of uint8 [H, W, 3] inside the tight box of those that are not black.
 
-    Equal for copies that are turned by 90°, flipped, moved within the frame or saved in another
-    lossless format.
+    The smallest over quarter turns and flips: equal for copies that are turned by 90°, flipped,
+    moved within the frame or saved in another lossless format.
 
     Raises:
         ValueError: all pixels are black.
@@ -49,37 +51,44 @@ def find_duplicates(index: Index, genuine: dict[str, bool]) -> list[Duplicates]:
     """Every set of cells with the same pixels.
 
     Args:
-        index: one whose files have been read (`pixels` and `sha256`).
-        genuine: by part, whether its files are those published: their copies are expected.
+        index: one whose columns `pixels` and `sha256` are filled in.
+        genuine: by part, whether its files are those published, so that copies are expected.
     """
     table = index.table
     names = index.part_names()
     sets = table.index[table["pixels"] != ""].to_series().groupby(table["pixels"])
-    found = []
+    duplicates = []
     for _, rows in sets:
         if len(rows) > 1:
             kind = "identical" if len(set(table["sha256"][rows])) == 1 else "turned"
             certain = all(genuine.get(part, False) for part in names[rows])
             expected = certain or index.rules.expects_copies(table.loc[rows], kind)
-            found.append(Duplicates(tuple(rows), kind, expected))
-    return found
+            duplicates.append(Duplicates(tuple(rows), kind, expected))
+    return duplicates
 
 
 def merged_groups(table: pd.DataFrame, duplicates: Iterable[Duplicates]) -> list[str]:
-    """`group` of each row once subjects with a cell in common are one: the transitive closure."""
+    """The `group` of each row after merging groups that share an image: the transitive closure.
+
+    A merged group is named by its subjects, joined with +.
+    """
+    # A union-find structure: each group points to another one of its set, the root to itself.
     parent = {group: group for group in table["group"] if group}
 
-    def top(group: str) -> str:
+    def root_of(group: str) -> str:
         while parent[group] != group:
             group = parent[group]
         return group
 
-    for found in duplicates:
-        groups = [group for group in table["group"][list(found.rows)] if group]
-        for one, other in pairwise(groups):
-            parent[top(other)] = top(one)
+    for copies in duplicates:
+        groups = [group for group in table["group"][list(copies.rows)] if group]
+        for first, second in pairwise(groups):
+            parent[root_of(second)] = root_of(first)
     members: dict[str, set[str]] = {}
     for group in parent:
-        members.setdefault(top(group), set()).update(group.split("+"))
-    names = {root: "+".join(sorted(of, key=lambda s: (len(s), s))) for root, of in members.items()}
-    return [names[top(group)] if group else "" for group in table["group"]]
+        members.setdefault(root_of(group), set()).update(group.split("+"))
+    names = {
+        root: "+".join(sorted(subjects, key=lambda subject: (len(subject), subject)))
+        for root, subjects in members.items()
+    }
+    return [names[root_of(group)] if group else "" for group in table["group"]]

@@ -1,7 +1,7 @@
-"""Frozen features of every image and view, computed once and kept beside the store.
+"""Cache of frozen features: those of every image and view, computed once and kept on disk.
 
-Keyed by all that decides their bits; written to a temporary name and renamed, so a file that exists
-is whole.
+The name of a file is a digest of everything that changes a bit of its features. A file is written
+to a temporary name and renamed, so a file that exists is complete.
 """
 
 import json
@@ -32,20 +32,19 @@ def cached_features(
     batch_size: int,
     device: torch.device,
 ) -> np.memmap:
-    """Features of the whole store as a read-only memory map float32 [N, V, F], made if needed.
+    """Features of the whole store as a read-only memory map float32 [N, V, F], computed if needed.
 
-    As `network.features` gives them for the views of `batch_size` images at a time. Which images
-    share a batch changes nothing, how many do may change a feature's last bits (convolutions on a
-    CPU: some 1e-6 of the largest).
+    They are those of `network.features` for batches of `batch_size` images. The size of the batches
+    may change the last bits of a feature (convolutions on a CPU: about 1e-6 of the largest).
 
     Args:
-        network: left on `device`.
-        store: as `open_store` gave it; the name of its file says what it holds.
+        network: is moved to `device`.
+        store: the result of `open_store`; the name of its file identifies its content.
         views: as `leukocls.data.views.image_views` takes them.
         cache: directory of the file.
 
     Raises:
-        LeukoclsError: no such views.
+        LeukoclsError: `views` is out of range.
     """
     shape = (len(store), view_count(views), network.num_features)
     path = cache / f"features-{_key(network, store, views, batch_size, device)}.npy"
@@ -63,7 +62,7 @@ def _key(
     batch_size: int,
     device: torch.device,
 ) -> str:
-    """sha256 of what changes a feature, be it only in its last bit."""
+    """sha256 of everything that may change a feature, if only in its last bit."""
     if device.type == "cuda":
         processor = torch.cuda.get_device_name(device)
     else:  # kernels differ by its vector instructions
@@ -82,10 +81,10 @@ def _key(
 
 
 def _read(path: Path, shape: tuple[int, int, int]) -> np.memmap | None:
-    """The file's features; None where there is no such file, or one cut short."""
+    """The features in a file; None if the file is missing, truncated or of another shape."""
     try:
         features: np.memmap = np.lib.format.open_memmap(path, mode="r")
-    except (FileNotFoundError, ValueError):  # none; not an array, or shorter than it says
+    except (FileNotFoundError, ValueError):  # ValueError: not an array file, or a truncated one
         return None
     return features if features.shape == shape and features.dtype == np.float32 else None
 
@@ -97,7 +96,7 @@ def _batches(
     batch_size: int,
     device: torch.device,
 ) -> Iterator[np.ndarray]:
-    """float32 [B, V, F] of each batch, in the store's order."""
+    """Features of each batch, float32 [B, V, F], in the store's order."""
     network.to(device)
     starts = range(0, len(store), batch_size)
     # Only a long wait deserves a bar; `disable=None` keeps it out of files and pipes.

@@ -1,4 +1,4 @@
-"""How groups of cells are divided into folds, and how a training set is made smaller."""
+"""Assignment of groups of cells to balanced folds, and nested subsets of a training set."""
 
 from collections.abc import Iterable
 
@@ -9,22 +9,25 @@ from leukocls.common.errors import LeukoclsError
 from leukocls.data.random import FOLD_STREAM, SUBSET_STREAM, random_numbers
 
 CANDIDATES = 200
-# Of cells by class, of groups by class: what evenness is worth.
+# Weight of an even share of: HEM cells, ALL cells, HEM groups, ALL groups.
 WEIGHTS = np.array([1.0, 1.0, 0.2, 0.2])
 
 
 def home_folds(table: pd.DataFrame) -> dict[str, int]:
-    """The official fold that holds most cells of each group; the first of equals."""
+    """The official fold with most cells of each group; the first such fold if there are several."""
     counts = pd.crosstab(table["group"], table["fold"])
     return {str(group): int(fold) for group, fold in counts.idxmax(axis=1).items()}
 
 
 def balanced_folds(group: pd.Series, label: pd.Series, folds: int, seed: int) -> np.ndarray:
-    """Fold int64 [n] of each cell, all cells of a group in one, classes and sizes alike.
+    """The fold of each cell, int64 [n], 0 to folds − 1: groups stay whole, folds are balanced.
 
-    Groups in random order, large ones first by tendency, each go to the fold that has least of
-    what they bring (share of the cells of each class, share of the groups of each class); of
-    CANDIDATES such assignments the most even one is taken.
+    A greedy assignment takes the groups in random order, larger ones earlier on average, and puts
+    each into the fold that has the least of its classes' cells and groups so far. The most even of
+    CANDIDATES such assignments is kept.
+
+    Args:
+        group, label: of each cell; labels are 0 or 1.
 
     Raises:
         LeukoclsError: fewer groups of a class than folds.
@@ -44,9 +47,9 @@ def balanced_folds(group: pd.Series, label: pd.Series, folds: int, seed: int) ->
         order = np.argsort(-cells.sum(1) * (0.5 + rng.random(len(names))), kind="stable")
         load = np.zeros((folds, 4))
         assigned = np.zeros(len(names), np.int64)
-        for one in order:
-            assigned[one] = np.argmin(load @ (WEIGHTS * shares[one]))
-            load[assigned[one]] += shares[one]
+        for i in order:
+            assigned[i] = np.argmin(load @ (WEIGHTS * shares[i]))
+            load[assigned[i]] += shares[i]
         uneven = np.abs(load * folds - 1).max(0) @ WEIGHTS
         if uneven < least:
             best, least = rng.permutation(folds)[assigned], uneven
@@ -54,16 +57,20 @@ def balanced_folds(group: pd.Series, label: pd.Series, folds: int, seed: int) ->
 
 
 def nested(names: Iterable[str], label: Iterable[int], n: int, seed: int, key: str) -> set[str]:
-    """n of `names`, one class as often as it is there; fewer are always among more.
+    """A random subset of `names` with about the same share of each class, nested in larger ones.
+
+    Args:
+        n: size of the subset; the subsets of one seed contain each other.
+        key: the configuration key of `n`, for the error message.
 
     Raises:
-        LeukoclsError: `n` is more than there are, naming `key`.
+        LeukoclsError: `n` is larger than the number of names.
     """
     table = pd.DataFrame({"name": list(names), "label": list(label)}).sort_values("name")
     if n > len(table):
         raise LeukoclsError(f"{key}={n}: the training set has {len(table):,}. Choose fewer.")
     table["draw"] = random_numbers(seed, SUBSET_STREAM).random(len(table))
     of_class = table.groupby("label")["draw"]
-    # The first of each class come first, the last of each last: every beginning is balanced.
+    # Ordered by rank within the class, so that the first n are balanced for every n.
     table["place"] = (of_class.rank(method="first") - 1) / of_class.transform("size")
     return set(table.sort_values(["place", "label"])["name"].iloc[:n])

@@ -1,6 +1,6 @@
-"""The table of cells: what the file names and the label file say, before any image is opened.
+"""The index: one row for each cell, from file names and label file, before any image is opened.
 
-One row a cell, always in the same order, whatever order the file system lists them in.
+The order of the rows does not depend on the order in which the file system lists the files.
 """
 
 from collections.abc import Collection
@@ -25,16 +25,19 @@ TABLE = "table"  # the layout of a data set that one CSV describes
 class Index:
     """The cells of one data set.
 
-    `table` has the columns COLUMNS: `cell` (its name), `file` (path below `root`), `part`,
-    `fold` (0-2, −1 outside C-NMC's train), `subject` (upper case, "" if unknown), `label` (ALL 1,
-    HEM 0, −1 unknown), `image` and `number` (the field and the cell in it, −1 if unknown),
-    `group` (what splits keep together: the subject, or several that are one; "" if unknown),
-    and, once `leukocls.data.verify` has read the file ("" or 0 before), `sha256`, `pixels` (what
-    copies of an image share), BOX (the tight extent of what is not black, half open, px), and the
-    image's `height` and `width` in px.
-    `layout` is a key of `leukocls.data.cnmc.LAYOUTS`, or TABLE. `absent` names the cells that a
-    label file lists and the tree lacks; `labels` is C-NMC's label file or the CSV of another data
-    set; `rules` are those by which data of this kind is read and checked.
+    Attributes:
+        root: the folder below which all files lie.
+        layout: a key of `leukocls.data.cnmc.LAYOUTS`, or TABLE.
+        table: columns COLUMNS: `cell` (its name), `file` (path below `root`), `part`, `fold` (0-2,
+            −1 outside C-NMC's train), `subject` (upper case, "" if unknown), `label` (ALL 1, HEM 0,
+            −1 unknown), `image` and `number` (the field of view and the cell in it, −1 if unknown),
+            `group` (what splits keep together: a subject, or merged subjects; "" if unknown).
+            `leukocls.data.verify` fills in the rest ("" or 0 before): `sha256` of the file,
+            `pixels` (equal for copies of an image), BOX (tight extent of the pixels that are not
+            black, half open, px), and the image's `height` and `width` in px.
+        absent: names of the cells that the label file lists and whose images are missing.
+        labels: C-NMC's label file, or the CSV of another data set.
+        rules: how data of this kind is read and checked.
     """
 
     root: Path
@@ -46,27 +49,30 @@ class Index:
 
     @property
     def source(self) -> Path:
-        """What the user named: the root, or the CSV of another data set."""
+        """The path by which users name the data: the root, or the CSV of another data set."""
         return self.labels if self.labels and not self.rules.cnmc_names else self.root
 
     @property
     def synthetic(self) -> bool:
-        """Whether the cells are embedded ones: nothing measured on them holds for people."""
+        """Whether the cells are synthetic, so that no number holds for people."""
         return self.rules.synthetic
 
     @property
     def published(self) -> bool:
-        """Whether this must be C-NMC 2019 as published."""
+        """Whether the data must be C-NMC 2019 as published."""
         return self.rules.published
 
     def only(self, parts: Collection[str]) -> "Index":
-        """The index of these parts alone; the rows of those that come first keep their numbers."""
+        """The index of these parts only; rows before the first one left out keep their numbers."""
         kept = self.table[self.table["part"].isin(parts)].reset_index(drop=True)
-        stays = any(part in parts for part in self.rules.listed_parts)
-        return replace(self, table=kept, absent=self.absent if stays else ())
+        listed = any(part in parts for part in self.rules.listed_parts)
+        return replace(self, table=kept, absent=self.absent if listed else ())
 
     def without_h3(self) -> "Index":
-        """Without the 36 cells whose subject H3 is written in lower case (RECIPES §2)."""
+        """The index without the 36 cells whose subject H3 is written in lower case.
+
+        The released code of Prellberg & Kramer 2019 loses them.
+        """
         kept = self.table[~self.table["cell"].str.startswith("UID_h3_")].reset_index(drop=True)
         return replace(self, table=kept)
 
@@ -76,32 +82,32 @@ class Index:
         return part.where(fold < 0, "fold_" + fold.astype(str))
 
     def expected(self) -> dict[str, int]:
-        """Cells that a complete data set of this kind holds, by part (folds as fold_0 …)."""
+        """Number of cells of a complete data set, by part (folds as fold_0 …)."""
         counts = self.rules.counts()
         return self.counts() if counts is None else counts
 
     def expected_subjects(self) -> dict[str, dict[str, int]]:
-        """Cells of each subject by part that a complete data set holds; empty if nobody says."""
+        """Number of cells of each subject of a complete data set, by part; empty if unknown."""
         return self.rules.subject_counts()
 
     def counts(self) -> dict[str, int]:
-        """Cells present, under the same keys as `expected`."""
+        """Number of cells that are present, with the keys of `expected`."""
         return {str(k): int(n) for k, n in self.part_names().value_counts().items()}
 
     def incomplete(self, parts: Collection[str] = PARTS) -> str:
-        """Which of `parts` differ from a complete data set, in words; "" if none does.
+        """A description of the parts that differ from a complete data set; "" if none does.
 
-        Final is optional, but half of it is a fault.
+        Final may be absent as a whole.
         """
-        have, want = self.counts(), self.expected()
+        present, complete = self.counts(), self.expected()
         if self.absent and self.rules.counts() is None:
             return f"{len(self.absent):,} images that the table lists are missing"
         return ", ".join(
-            f"{part} has {have.get(part, 0):,} of {number:,} images"
-            for part, number in want.items()
+            f"{part} has {present.get(part, 0):,} of {number:,} images"
+            for part, number in complete.items()
             if ("train" if part.startswith("fold_") else part) in parts
-            and have.get(part, 0) != number
-            and (part != "final" or have.get("final"))
+            and present.get(part, 0) != number
+            and (part != "final" or present.get("final"))
         )
 
 
@@ -114,23 +120,23 @@ def scan(root: str | Path, layout: str = "auto") -> tuple[Index, list[Fault]]:
         layout: "auto" or a key of `leukocls.data.cnmc.LAYOUTS`.
 
     Returns:
-        The index, and names, folders and labels that do not parse or disagree.
+        The index, and a fault for each name, folder and label that does not parse or disagrees.
 
     Raises:
         LeukoclsError: `root` is missing or holds no known layout.
     """
-    given, faults = Path(root), list[Fault]()
-    if given.is_file():
-        rows, missing = table_rows(given, faults)
+    path, faults = Path(root), list[Fault]()
+    if path.is_file():
+        rows, missing = table_rows(path, faults)
         table = _ordered(rows)
-        return Index(given.parent, TABLE, table, tuple(missing), given, TableRules()), faults
-    tree = scan_tree(given, layout, faults)
-    index = Index(given, tree.layout, _ordered(tree.rows), tree.absent, tree.labels, tree.rules)
+        return Index(path.parent, TABLE, table, tuple(missing), path, TableRules()), faults
+    tree = scan_tree(path, layout, faults)
+    index = Index(path, tree.layout, _ordered(tree.rows), tree.absent, tree.labels, tree.rules)
     return index, faults
 
 
 def build_index(root: str | Path, layout: str = "auto") -> Index:
-    """The index of `scan`, refused if anything is wrong with names, folders and labels.
+    """The index of `scan`, for data without any fault in names, folders and labels.
 
     Raises:
         LeukoclsError: `root` is missing or holds no known layout.
@@ -143,6 +149,7 @@ def build_index(root: str | Path, layout: str = "auto") -> Index:
 
 
 def _ordered(rows: list[tuple]) -> pd.DataFrame:
+    """Rows as a table with COLUMNS, sorted; what only the images tell is still empty."""
     unread = {"sha256": "", "pixels": "", **dict.fromkeys([*BOX, "height", "width"], 0)}
     table = pd.DataFrame(rows, columns=NAMED).assign(**unread)
     table["part"] = pd.Categorical(table["part"], categories=PARTS)

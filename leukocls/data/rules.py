@@ -1,4 +1,7 @@
-"""What is known in advance of one kind of data set: image sizes, names, counts and copies."""
+"""Rules for each kind of data set: image sizes, names, expected counts and known copies.
+
+The scanner chooses the rules and the index carries them. A new kind of data set is one more class.
+"""
 
 import json
 from collections.abc import Mapping
@@ -22,15 +25,15 @@ from leukocls.data.published import (
 
 
 class DataRules:
-    """The rules by which one kind of data set is read and checked. The scanner chooses them.
+    """How one kind of data set is read and checked.
 
     Attributes:
         cnmc_names: whether cells have C-NMC's names, which state subject and class.
         published: whether the data must be C-NMC 2019 as published.
         synthetic: whether the cells are synthetic, so that no number holds for people.
-        sides: side in px of the square images of each part; empty if any size is read.
-        largest_crop: the largest `data.crop`, in px.
-        listed_parts: the parts whose cells the label file lists.
+        sides: side in px of the square images, by part; empty if images may have any size.
+        largest_crop: upper limit of `data.crop`, in px.
+        listed_parts: parts whose cells the label file lists.
     """
 
     cnmc_names: ClassVar[bool] = False
@@ -41,40 +44,40 @@ class DataRules:
     listed_parts: ClassVar[tuple[str, ...]]
 
     def counts(self) -> dict[str, int] | None:
-        """Number of cells of each part (folds as fold_0 …) of a complete data set, if known."""
+        """Number of cells of a complete data set, by part (folds as fold_0 …); None if unknown."""
         return None
 
     def subject_counts(self) -> dict[str, dict[str, int]]:
-        """Number of cells of each subject, by part, of a complete data set; empty if unknown."""
+        """Number of cells of each subject of a complete data set, by part; empty if unknown."""
         return {}
 
     def labels_digest(self) -> str | None:
-        """The `labels_digest` that the label file must have, if known."""
+        """Digest that the label file must have (`published.labels_digest`); None if unknown."""
         return None
 
     def expects_copies(self, cells: pd.DataFrame, kind: str) -> bool:
-        """Whether these rows of the index may show one image.
+        """Whether copies of one image under these names are no fault.
 
         Args:
-            cells: two or more rows with the same pixels.
-            kind: that of `leukocls.data.duplicates.Duplicates`.
+            cells: rows of the index with the same pixels, at least two.
+            kind: as in `leukocls.data.duplicates.Duplicates`.
         """
         raise NotImplementedError
 
 
 class TableRules(DataRules):
-    """The rules of a data set that one CSV describes: images of any size, no published counts."""
+    """Rules for a data set that one CSV describes: images of any size, no published counts."""
 
     largest_crop = 2048
     listed_parts = ("train", "prelim", "final")
 
     def expects_copies(self, cells: pd.DataFrame, kind: str) -> bool:
-        """Whether the copies do no harm: their subjects are merged, and part and class agree."""
+        """Whether part and class of the copies agree; their subjects are merged, so none leaks."""
         return len(set(cells["part"])) == len(set(cells["label"])) == 1
 
 
 class CnmcRules(DataRules):
-    """The rules of a tree with C-NMC's folders and names."""
+    """Rules for a tree with C-NMC's folders and names."""
 
     cnmc_names = True
     sides: ClassVar[Mapping[str, int]] = {"train": SIDE, "prelim": SIDE, "final": FINAL_SIDE}
@@ -83,7 +86,7 @@ class CnmcRules(DataRules):
 
 
 class PublishedRules(CnmcRules):
-    """The rules of C-NMC 2019 as published."""
+    """Rules for C-NMC 2019 as published."""
 
     published = True
 
@@ -97,7 +100,7 @@ class PublishedRules(CnmcRules):
         return LABELS_DIGEST
 
     def expects_copies(self, cells: pd.DataFrame, kind: str) -> bool:
-        """Whether a genuine copy holds this image more than once, under these subjects."""
+        """Whether C-NMC as published holds one image under all of these subjects."""
         if kind != "identical":
             return False
         if set(cells["part"]) == {"final"}:
@@ -113,10 +116,9 @@ class PublishedRules(CnmcRules):
 
 @dataclass(frozen=True)
 class SyntheticRules(CnmcRules):
-    """The rules of a synthetic tree: its manifest states counts, subjects, labels and copies.
+    """Rules for a synthetic tree, read from its manifest.
 
-    Raises:
-        LeukoclsError: from each method, if the manifest is damaged or lacks what is asked for.
+    Every method raises LeukoclsError if the manifest is damaged or lacks the key.
     """
 
     manifest: Path
@@ -144,10 +146,12 @@ class SyntheticRules(CnmcRules):
         try:
             manifest = json.loads(self.manifest.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise LeukoclsError(f"{self.manifest}: does not read ({error}); restore it.") from error
+            raise LeukoclsError(
+                f"{self.manifest}: cannot be read ({error}); restore it."
+            ) from error
         if key not in manifest:
             raise LeukoclsError(
-                f"{self.manifest}: says no {key}, so an older version wrote it. Remove the tree"
-                " and write it again."
+                f"{self.manifest}: has no key {key}: an older version wrote it. Remove the tree and"
+                " write it again."
             )
         return manifest[key]

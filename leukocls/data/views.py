@@ -1,4 +1,4 @@
-"""Views for test-time augmentation: turned or enlarged copies of an image, and their weights."""
+"""Views for test-time augmentation: rotated or enlarged copies of an image, and their weights."""
 
 from collections.abc import Iterator
 
@@ -13,10 +13,10 @@ CORNER_SCALE, PLAIN_WEIGHT = 1.15, 0.4
 
 
 def view_count(views: int | str) -> int:
-    """How many views `views` means: that many rotations, or nine for "corners".
+    """The number of views: `views` itself, or nine for "corners".
 
     Raises:
-        LeukoclsError: neither a whole number of 1 or more nor "corners".
+        LeukoclsError: `views` is neither a whole number of at least 1 nor "corners".
     """
     if views == CORNERS:
         return 9
@@ -26,7 +26,13 @@ def view_count(views: int | str) -> int:
 
 
 def view_weights(views: int | str) -> list[float]:
-    """Weights of the views' logits; they sum to 1. Raises LeukoclsError as `view_count`."""
+    """Weights of the views' logits, which sum to 1.
+
+    Equal for rotations; for "corners" .4 for the image and .6 for the others (Marzahl et al. 2019).
+
+    Raises:
+        LeukoclsError: as `view_count`.
+    """
     count = view_count(views)
     if views == CORNERS:
         return [PLAIN_WEIGHT] + [(1 - PLAIN_WEIGHT) / (count - 1)] * (count - 1)
@@ -34,22 +40,23 @@ def view_weights(views: int | str) -> list[float]:
 
 
 def image_views(images: Tensor, views: int | str) -> Iterator[Tensor]:
-    """The views of float images [B, C, S, S]; view 0 is the image itself.
+    """The views of float images [B, C, S, S], each of the same shape; view 0 is the image itself.
 
-    A number: that many copies, turned anticlockwise by k · 360/count degrees about the centre,
-    nearest neighbour, zero fill, no enlarging (Prellberg & Kramer 2019). "corners": the image, then
-    its four corners, enlarged, and their mirror images (fastai 1's TTA at scale 1.15, as Marzahl
-    et al. 2019 call it; fastai turns each by a random angle of the training besides).
+    Args:
+        views: a number n of copies, rotated anticlockwise by k · 360/n degrees about the centre,
+            nearest neighbour, zero fill, not enlarged (Prellberg & Kramer 2019); or "corners": the
+            image, its four corners enlarged by 1.15, and their mirror images (fastai 1's TTA as in
+            Marzahl et al. 2019, without the random rotation that fastai adds to each).
 
     Raises:
         LeukoclsError: as `view_count`.
     """
     count = view_count(views)
-    return _corners(images) if views == CORNERS else _turned(images, count)
+    return _corner_views(images) if views == CORNERS else _rotated_views(images, count)
 
 
-def _turned(images: Tensor, count: int) -> Iterator[Tensor]:
-    # Multiples of 90° are exact; the rest come from one warp for each distinct angle below 90°.
+def _rotated_views(images: Tensor, count: int) -> Iterator[Tensor]:
+    # Multiples of 90° are exact; the others need one warp for each distinct angle below 90°.
     warped = {0.0: images}
     for k in range(count):
         quarters, angle = divmod(360 * k / count, 90)
@@ -67,7 +74,7 @@ def _turned(images: Tensor, count: int) -> Iterator[Tensor]:
         yield torch.rot90(warped[angle], int(quarters), (2, 3))
 
 
-def _corners(images: Tensor) -> Iterator[Tensor]:
+def _corner_views(images: Tensor) -> Iterator[Tensor]:
     yield images
     scale = torch.tensor([CORNER_SCALE], dtype=torch.float64)
     enlarged = []
