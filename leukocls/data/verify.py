@@ -196,8 +196,7 @@ def _label_file_faults(index: Index, faults: list[Fault]) -> list[Fault]:
 
 
 def _surplus_faults(index: Index) -> list[Fault]:
-    """A fault for each subject with more cells in a part than were published, or with any at all
-    in a part that it does not belong to."""
+    """A fault for each subject with more cells in a part than were published (0 in other parts)."""
     faults = []
     names, published = index.part_names(), index.expected_subjects()
     for (part, subject), cells in index.table.groupby([names, "subject"]):
