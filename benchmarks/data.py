@@ -23,11 +23,12 @@ from PIL import Image
 
 from leukocls.artifacts.environment import versions
 from leukocls.common.files import atomic_write
-from leukocls.data.augment import Augmentation, views
+from leukocls.data.augment import Augmentation
 from leukocls.data.bmp import read_crop
 from leukocls.data.images import image_sides
 from leukocls.data.store import data_digest, open_store
 from leukocls.data.verify import checked_index
+from leukocls.data.views import image_views
 from leukocls.synthetic.tree import SyntheticSpec, write_tree
 
 CROP, BATCH, ROUNDS = 300, 16, 15
@@ -77,7 +78,7 @@ def main() -> None:
         images = torch.from_numpy(store[np.sort(rows)]).permute(0, 3, 1, 2).float() / 255
         pictures = [Image.fromarray(image) for image in store[np.sort(rows)]]
         augment = Augmentation(0.5, 0.5, 180, 0.2)
-        theta = augment.plan(0, 0, len(store), CROP)[torch.from_numpy(rows)]
+        theta = augment.transforms(0, 0, len(store), CROP)[torch.from_numpy(rows)]
         rotate = {"resample": "nearest", "align_corners": True, "p": 1.0}
         theirs = K.AugmentationSequential(
             K.RandomVerticalFlip(),
@@ -96,7 +97,7 @@ def main() -> None:
                 lambda: augment(images, theta), lambda: theirs(images)
             ),
             "eight views, against eight Pillow rotations": compare(
-                lambda: list(views(images, 8)),
+                lambda: list(image_views(images, 8)),
                 lambda: [pillow_view(pictures, 45 * k) for k in range(8)],
             ),
         }

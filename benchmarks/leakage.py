@@ -38,7 +38,6 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from tqdm import tqdm
 
-from leukocls import baseline
 from leukocls.artifacts.environment import versions
 from leukocls.common.files import atomic_write
 from leukocls.common.tables import aligned
@@ -46,6 +45,7 @@ from leukocls.data.features import colour, handcrafted
 from leukocls.evaluation.metrics import auroc
 from leukocls.synthetic.render import Cell, render
 from leukocls.synthetic.tree import GENERATOR_VERSION, SyntheticSpec, draw_cells
+from leukocls.training import baselines
 
 NUISANCES = ("sd_nuisance_stain", "sd_nuisance_texture", "sd_nuisance_focus")
 AUROC_BAYES = 0.9  # so that there is room above what these models reach honestly
@@ -56,7 +56,7 @@ MARGIN = 0.01  # of AUROC: a mean whose 90 % interval lies inside is equivalent 
 
 def logistic(x: pd.DataFrame, y: NDArray, unseen: pd.DataFrame) -> NDArray:
     """The baseline's own model."""
-    return baseline.fit(x, y).decision_function(unseen)
+    return baselines.fit(x, y).decision_function(unseen)
 
 
 def svm(x: pd.DataFrame, y: NDArray, unseen: pd.DataFrame) -> NDArray:
@@ -205,7 +205,7 @@ def main() -> None:
         document = {
             "command": " ".join(["python", *sys.argv]),
             "cores": os.cpu_count(),
-            "versions": versions() | {name: version(name) for name in baseline.PACKAGES},
+            "versions": versions() | {name: version(name) for name in baselines.PACKAGES},
             "synthetic": True,
             "generator": GENERATOR_VERSION,
             "auroc_bayes": AUROC_BAYES,

@@ -34,7 +34,7 @@ def main() -> None:
     image = (
         torch.from_numpy(rows[0][1][0].copy()).permute(2, 0, 1)[None].float().expand(6, -1, -1, -1)
     )
-    warped = augment(image, augment.plan(seed=0, epoch=0, cells=COLUMNS, size=SIDE))
+    warped = augment(image, augment.transforms(seed=0, epoch=0, cells=COLUMNS, size=SIDE))
     rows.append(("augmented", list(warped.permute(0, 2, 3, 1).byte().numpy())))
 
     margin, gap = 100, 6

@@ -31,8 +31,7 @@ def packages() -> list[dict[str, Any]]:
             rows.append({"what": name, "found": version, "ok": True, "remedy": ""})
         except importlib.metadata.PackageNotFoundError:
             found = "not installed" + (" (optional)" if name in OPTIONAL else "")
-            row = {"what": name, "found": found, "ok": name in OPTIONAL, "remedy": remedy}
-            rows.append(row)
+            rows.append({"what": name, "found": found, "ok": name in OPTIONAL, "remedy": remedy})
     return rows
 
 

@@ -8,23 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from leukocls.common.arguments import add_split_options
 from leukocls.common.errors import run_verb
 from leukocls.common.files import atomic_write
 from leukocls.common.tables import aligned
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-def add_split_options(parser: argparse.ArgumentParser, scheme: str) -> None:
-    """The options that name one split, as the keys of `leukocls.train` do."""
-    add = parser.add_argument
-    add("--split-scheme", default=scheme, help="challenge, honest, subject, lofo, cell, or a file")
-    add("--fold", type=int, help="the fold to hold out (default: the first)")
-    add("--folds", type=int, default=5, help="how many")
-    add("--split-seed", type=int, default=0, help="seed of the split, not of a run")
-    add("--n-subjects", type=int, help="keep so many training subjects")
-    add("--n-cells", type=int, help="then so many of their cells")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""`python -m leukocls.verify ROOT`: is this the data it should be, and what is in it twice."""
+"""Check a data set: `python -m leukocls.verify ROOT` prints every fault and every duplicate."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from leukocls.common.errors import DataFault, run_verb
 from leukocls.common.tables import aligned
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from leukocls.data.verify import Examination
 
 SCHEMES_ON_COPIES = (
-    "  honest, subject: one side for all of them (subjects that share an image are one subject)\n"
+    "  honest, subject: all copies on one side (subjects that share an image count as one)\n"
     "  lofo: kept in the official fold with most cells of the merged subject, left out elsewhere\n"
     "  challenge: trains on every copy; none is in prelim\n"
     "  cell: may put copies on both sides, and is marked LEAKY"
@@ -27,7 +27,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m leukocls.verify",
         description="Check counts, subjects, labels, digests and duplicates of a data set, and"
-        " decode every image; training refuses what is refused here.",
+        " decode every image. Training refuses the same faults.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
@@ -36,50 +36,50 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--layout", default="auto", help="tcia, kaggle, challenge, or auto")
     add("--partial", action="store_true", help="missing files are no fault (data.partial=true)")
-    add("--cache", type=Path, default=Path("outputs/store"), help="remembers unchanged files")
+    add("--cache", type=Path, default=Path("outputs/store"), help="what is known of each file")
     add("--json", action="store_true", help="print one JSON document")
     return parser
 
 
-def text(found: Examination) -> str:
-    """The report for people: parts, known duplicates, faults."""
+def text(examination: Examination) -> str:
+    """The report as text: parts, expected duplicates, faults."""
     from leukocls.artifacts.marks import banner, data_marks
-    from leukocls.data.verify import summary
 
-    told, marks = summary(found), data_marks(found.index)
+    index, faults = examination.index, examination.faults
+    document, marks = examination.document(), data_marks(index)
     words = {True: "yes", False: "no", None: "–"}
     rows: list[Sequence[object]] = [("part", "images", "expected", "subjects", "as published")]
-    for part, one in told["parts"].items():
-        expected = "–" if one["expected"] is None else f"{one['expected']:,}"
-        subjects = one["subjects"] or "–"
-        rows.append((part, f"{one['cells']:,}", expected, subjects, words[one["as_published"]]))
-    lines = [f"{told['root']} ({told['layout']} layout)", *banner(marks), aligned(rows)]
-    if known := _known(found):
-        lines += ["", "Images that are there more than once, and are known to be:", aligned(known)]
+    for name, part in document["parts"].items():
+        expected = "–" if part["expected"] is None else f"{part['expected']:,}"
+        subjects = part["subjects"] or "–"
+        rows.append((name, f"{part['cells']:,}", expected, subjects, words[part["as_published"]]))
+    lines = [f"{document['root']} ({document['layout']} layout)", *banner(marks), aligned(rows)]
+    if copies := _expected_copies(examination):
+        lines += ["", "Images that are known to be there more than once:", aligned(copies)]
         lines += [SCHEMES_ON_COPIES]
-    unknown = int((found.index.table["subject"] == "").sum())
-    if unknown and found.index.layout == "table":
+    unknown = int((index.table["subject"] == "").sum())
+    if unknown and not index.rules.cnmc_names:
         lines += ["", f"{unknown:,} cells without a subject: only split_scheme=cell can split them"]
-    if found.faults:
-        lines += ["", f"{len(found.faults)} fault(s):", *sorted(map(str, found.faults))]
+    if faults:
+        lines += ["", f"{len(faults)} fault(s):", *sorted(map(str, faults))]
     else:
-        whole = [one for one in told["parts"].values() if one["cells"]]
-        as_published = all(one["as_published"] for one in whole) and not marks
+        present = [part for part in document["parts"].values() if part["cells"]]
+        as_published = all(part["as_published"] for part in present) and not marks
         lines += ["", "As published." if as_published else "No fault found in what is there."]
     return "\n".join(lines)
 
 
-def _known(found: Examination) -> list[tuple[str, ...]]:
+def _expected_copies(examination: Examination) -> list[tuple[str, ...]]:
     """A row for each set of subjects (or final cells) with images in common."""
-    from leukocls.data.splits import home_folds
+    from leukocls.data.folds import home_folds
 
-    table = found.index.table
+    table = examination.index.table
     trained = table[table["part"] == "train"]
     home = home_folds(trained)
     images: Counter[str] = Counter()
     group_of: dict[str, str] = {}
-    for one in (one for one in found.duplicates if one.expected):
-        cells = table.loc[list(one.rows)]
+    for copies in (copies for copies in examination.duplicates if copies.expected):
+        cells = table.loc[list(copies.rows)]
         subjects = cells["subject"].where(cells["subject"] != "", cells["cell"])
         name = " = ".join(sorted(set(subjects), key=lambda s: (len(s), s)))
         images[name] += 1
@@ -95,18 +95,22 @@ def _known(found: Examination) -> list[tuple[str, ...]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Verify a data set; 1 if anything is wrong with it. Raises LeukoclsError without one."""
+    """Check a data set; returns 1 if it has a fault.
+
+    Raises:
+        LeukoclsError: there is no data set at ROOT.
+    """
     arguments = _parser().parse_args(argv)
     from leukocls.artifacts.marks import data_marks
-    from leukocls.data.verify import examine, summary
+    from leukocls.data.verify import examine
 
-    found = examine(arguments.root, arguments.layout, arguments.partial, arguments.cache)
+    examination = examine(arguments.root, arguments.layout, arguments.partial, arguments.cache)
     if arguments.json:
-        told: dict[str, Any] = summary(found) | {"marks": data_marks(found.index)}
-        print(json.dumps(told, indent=2))
+        document = examination.document() | {"marks": data_marks(examination.index)}
+        print(json.dumps(document, indent=2))
     else:
-        print(text(found))
-    return DataFault.exit_code if found.faults else 0
+        print(text(examination))
+    return DataFault.exit_code if examination.faults else 0
 
 
 if __name__ == "__main__":

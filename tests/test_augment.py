@@ -12,22 +12,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms.functional import hflip, resized_crop
 
 from leukocls.common.errors import LeukoclsError
-from leukocls.data.augment import (
+from leukocls.data.augment import Augmentation, mask_boxes
+from leukocls.data.bmp import read_crop
+from leukocls.data.images import image_sides
+from leukocls.data.index import build_index
+from leukocls.data.random import (
     AUGMENT_STREAM,
     HOLES_STREAM,
     MIXUP_STREAM,
     ORDER_STREAM,
     STEPS_STREAM,
-    Augmentation,
-    extent,
     generator,
-    view_count,
-    view_weights,
-    views,
 )
-from leukocls.data.bmp import read_crop
-from leukocls.data.images import image_sides
-from leukocls.data.index import build_index
+from leukocls.data.views import image_views, view_count, view_weights
 
 SIZE = 300
 STREAMS = (AUGMENT_STREAM, ORDER_STREAM, STEPS_STREAM, HOLES_STREAM, MIXUP_STREAM)
@@ -76,7 +73,7 @@ def augmented(images, angle=0.0, shift=(0, 0), vertical=False, horizontal=False)
             }
 
     given = Given(**PAPER)
-    return given(images, given.plan(0, 0, len(images), images.shape[-1]))
+    return given(images, given.transforms(0, 0, len(images), images.shape[-1]))
 
 
 # Views
@@ -84,7 +81,7 @@ def augmented(images, angle=0.0, shift=(0, 0), vertical=False, horizontal=False)
 
 @pytest.mark.parametrize("count", [1, 2, 4, 6, 8, 12])
 def test_views_are_pil_rotations_in_order_and_anticlockwise(stored, count):
-    found = list(views(to_images(stored), count))
+    found = list(image_views(to_images(stored), count))
     assert len(found) == count
     for k, view in enumerate(found):
         degrees = 360 * k / count
@@ -100,7 +97,7 @@ def test_views_are_pil_rotations_in_order_and_anticlockwise(stored, count):
 
 
 def test_a_view_is_turned_from_the_one_warp_below_90_degrees(stored):
-    found = list(views(to_images(stored), 8))
+    found = list(image_views(to_images(stored), 8))
     for k in range(4):
         assert torch.equal(found[2 * k + 1], torch.rot90(found[1], k, (2, 3)))
 
@@ -108,12 +105,12 @@ def test_a_view_is_turned_from_the_one_warp_below_90_degrees(stored):
 @pytest.mark.parametrize("size", [8, 9])
 def test_views_at_multiples_of_90_degrees_are_exact(size):
     noise = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    for k, view in enumerate(views(noise, 4)):
+    for k, view in enumerate(image_views(noise, 4)):
         assert torch.equal(view, torch.rot90(noise, k, (2, 3)))
 
 
 def test_an_odd_count_of_views_needs_no_multiple_of_90_degrees(stored):
-    for k, view in enumerate(views(to_images(stored), 7)):
+    for k, view in enumerate(image_views(to_images(stored), 7)):
         share = differing(to_stored(view), rotated_by_pil(stored, 360 * k / 7))
         assert share.max() <= PIL_ROUNDS
 
@@ -121,7 +118,7 @@ def test_an_odd_count_of_views_needs_no_multiple_of_90_degrees(stored):
 def test_views_turn_the_right_hand_side_to_the_top():
     image = torch.zeros(1, 1, 5, 5)
     image[0, 0, 2, 4] = 1
-    tops = [view[0, 0, 0, 2].item() for view in views(image, 8)]
+    tops = [view[0, 0, 0, 2].item() for view in image_views(image, 8)]
     assert tops == [0, 0, 1, 0, 0, 0, 0, 0]
 
 
@@ -178,7 +175,7 @@ def test_the_composed_warp_equals_kornias_pipeline_replayed(stored, interpolatio
         params[2].data["angle"] = drawn["angle"].float()
         params[2].data["translations"] = drawn["shift"].float()
         theirs = kornia(images, params=params)
-        found = ours(images, ours.plan(7, epoch, len(images), SIZE))
+        found = ours(images, ours.transforms(7, epoch, len(images), SIZE))
         error = (found - theirs).abs().amax(1)
         if interpolation == "bilinear":
             assert error.max() <= 1e-4
@@ -203,7 +200,7 @@ class Calls(TorchDispatchMode):
 
 def test_a_batch_is_augmented_in_few_tensor_calls():
     augmentation = Augmentation(**PAPER)
-    plan = augmentation.plan(0, 0, 100, 32)
+    plan = augmentation.transforms(0, 0, 100, 32)
     rows = torch.arange(16)
     image = torch.zeros(16, 32, 32, 3, dtype=torch.uint8)
     for _ in range(2):
@@ -244,7 +241,7 @@ def test_a_cells_draw_does_not_depend_on_how_many_cells_follow():
     few, many = (Augmentation(**PAPER).draw(3, 2, cells, SIZE) for cells in (10, 1000))
     for name in few:
         assert torch.equal(few[name], many[name][:10])
-    plans = [Augmentation(**PAPER).plan(3, 2, cells, SIZE) for cells in (10, 1000)]
+    plans = [Augmentation(**PAPER).transforms(3, 2, cells, SIZE) for cells in (10, 1000)]
     assert torch.equal(plans[0].theta, plans[1].theta[:10])
 
 
@@ -259,7 +256,7 @@ def test_draws_differ_between_cells_epochs_and_seeds_and_repeat_otherwise():
 def test_drawing_leaves_the_global_generators_alone():
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002 - the very state that must stay as it is
-    Augmentation(**PAPER).plan(0, 0, 10, SIZE)
+    Augmentation(**PAPER).transforms(0, 0, 10, SIZE)
     after = torch.rand(1), np.random.rand()  # noqa: NPY002
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002
@@ -400,7 +397,7 @@ def test_dihedral_is_exactly_one_of_the_eight_symmetries_each_as_often():
     image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     n = 4000
     drawn = ours.draw(0, 0, n, 32)
-    found = ours(image.expand(64, -1, -1, -1), ours.plan(0, 0, n, 32)[torch.arange(64)])
+    found = ours(image.expand(64, -1, -1, -1), ours.transforms(0, 0, n, 32)[torch.arange(64)])
     for cell in range(64):
         assert torch.equal(found[cell], fastai_dihedral(image[0], drawn, cell))
     assert len({f.numpy().tobytes() for f in found}) == 8
@@ -418,7 +415,7 @@ def test_zoom_shows_a_window_that_torchvision_enlarges_the_same():
             return super().draw(seed, epoch, cells, size) | {"zoom": zoom, "focus": focus}
 
     ours, image = Given(zoom=2, interpolation="bilinear"), smooth(1)
-    found = ours(image, ours.plan(0, 0, 1, SIZE))
+    found = ours(image, ours.transforms(0, 0, 1, SIZE))
     theirs = resized_crop(image, 45, 0, 240, 240, [SIZE, SIZE], antialias=False)
     # At its edges torchvision's window knows no neighbours.
     assert (found - theirs)[..., 2:-2, 2:-2].abs().max() < 1e-5
@@ -426,7 +423,7 @@ def test_zoom_shows_a_window_that_torchvision_enlarges_the_same():
 
 def test_zoomed_windows_lie_inside_the_image_anywhere():
     ours = Augmentation(zoom=1.5)
-    theta = ours.plan(0, 0, 20_000, SIZE).theta.double()
+    theta = ours.transforms(0, 0, 20_000, SIZE).theta.double()
     scale, reach = theta[:, 0, 0], theta[:, :, 2]
     assert torch.equal(scale, theta[:, 1, 1])
     assert (reach.abs() + scale[:, None]).max() <= 1 + 1e-6
@@ -441,7 +438,7 @@ def test_zoomed_windows_lie_inside_the_image_anywhere():
 def test_warp_is_fastais_symmetric_warp_replayed(warp, padding):
     ours, drawn = alone("warp", warp, padding=padding)
     images = smooth()
-    found = ours(images, ours.plan(7, 1, 6, SIZE))
+    found = ours(images, ours.transforms(7, 1, 6, SIZE))
     for cell in range(6):
         theirs = by_scipy(images[cell], fastai_warp(drawn["warp"][cell].tolist()), padding)
         assert np.abs(found[cell].numpy() - theirs).max() < 2e-4
@@ -449,7 +446,7 @@ def test_warp_is_fastais_symmetric_warp_replayed(warp, padding):
 
 def test_warped_corners_go_where_they_are_said_to():
     drawn = Augmentation(warp=0.2).draw(0, 0, 5, SIZE)["warp"]
-    theta = Augmentation(warp=0.2).plan(0, 0, 5, SIZE).theta.double()
+    theta = Augmentation(warp=0.2).transforms(0, 0, 5, SIZE).theta.double()
     for cell, (right, left, lower, upper) in enumerate(1 + drawn):
         for target, source in (
             ((-upper, -left), (-1, -1)), ((upper, -right), (1, -1)),
@@ -466,7 +463,7 @@ FASTAI = {"dihedral": True, "rotation": 40, "zoom": 1.5, "warp": 0.2, "affine_p"
 def test_all_steps_as_one_warp_are_fastais_flow_replayed(padding):
     ours = Augmentation(**FASTAI, interpolation="bilinear", padding=padding)
     images, drawn = smooth(12), ours.draw(5, 0, 12, SIZE)
-    found = ours(images, ours.plan(5, 0, 12, SIZE))
+    found = ours(images, ours.transforms(5, 0, 12, SIZE))
     for cell in range(12):
         flow = fastai_affine(drawn, cell) @ fastai_warp(drawn["warp"][cell].tolist())
         theirs = by_scipy(fastai_dihedral(images[cell], drawn, cell), flow, padding)
@@ -487,7 +484,7 @@ def test_one_warp_equals_the_steps_in_turn_up_to_interpolation():
                 return still | {name: drawn[name] for name in names}
 
         given = Given(**FASTAI, translation=0.1, interpolation="bilinear")
-        return lambda images: given(images, given.plan(0, 0, 6, SIZE))
+        return lambda images: given(images, given.transforms(0, 0, 6, SIZE))
 
     inside = torch.ones_like(images)
     in_turn = images
@@ -496,7 +493,7 @@ def test_one_warp_equals_the_steps_in_turn_up_to_interpolation():
         ("warp",),
     ):  # fmt: skip
         in_turn, inside = only(*names)(in_turn), only(*names)(inside)
-    found = whole(images, whole.plan(5, 0, 6, SIZE))
+    found = whole(images, whole.transforms(5, 0, 6, SIZE))
     inside = inside > 0.999
     assert inside.float().mean() > 0.4
     assert (found - in_turn)[inside].abs().max() < 0.01
@@ -533,7 +530,7 @@ def test_magnitudes_are_distributed_as_fastais():
 def test_lighting_is_fastais_formula_and_leaves_black_and_white(stored):
     ours, drawn = alone("lighting", 0.2)
     images = to_images(stored)
-    found = ours(images, ours.plan(7, 1, 6, SIZE)).double()
+    found = ours(images, ours.transforms(7, 1, 6, SIZE)).double()
     for cell in range(6):
         pixels = images[cell].double().clamp(1e-7, 1 - 1e-7)
         logit = -(1 / pixels - 1).log() + drawn["brightness"][cell]
@@ -545,7 +542,7 @@ def test_lighting_is_fastais_formula_and_leaves_black_and_white(stored):
 
 def test_lighting_comes_before_the_warp_so_that_what_it_brings_in_is_black():
     ours = Augmentation(rotation=180, lighting=0.5)
-    plan = ours.plan(1, 0, 6, 64)
+    plan = ours.transforms(1, 0, 6, 64)
     found = ours(torch.full((6, 3, 64, 64), 0.5), plan)
     assert (found == 0).any((1, 2, 3)).all()
     assert plan.light[:, 0].abs().min() > 0
@@ -554,7 +551,7 @@ def test_lighting_comes_before_the_warp_so_that_what_it_brings_in_is_black():
 @pytest.mark.parametrize("sides", [(0.05, 0.2), (0.2, 0.2)])
 def test_holes_are_black_squares_of_the_drawn_place_and_side(sides):
     ours = Augmentation(holes=5, hole_side=sides)
-    plan, drawn = ours.plan(0, 0, 200, 100), ours.draw(0, 0, 200, 100)["hole"]
+    plan, drawn = ours.transforms(0, 0, 200, 100), ours.draw(0, 0, 200, 100)["hole"]
     found = ours(torch.ones(200, 1, 100, 100), plan)[:, 0]
     for cell in range(200):
         theirs = np.ones((100, 100))
@@ -583,7 +580,7 @@ def test_new_steps_leave_the_first_draws_where_they_were():
 
 def test_the_papers_draws_and_pixels_are_those_of_the_first_version():
     ours = Augmentation(**PAPER)
-    drawn, plan = ours.draw(7, 3, 64, 32), ours.plan(7, 3, 64, 32)
+    drawn, plan = ours.draw(7, 3, 64, 32), ours.transforms(7, 3, 64, 32)
     names = ("vertical", "horizontal", "angle", "shift")
     noise = np.random.Generator(np.random.Philox(0)).integers(0, 256, (64, 3, 32, 32), np.uint8)
     pixels = ours(torch.from_numpy(noise).float() / 255, plan)
@@ -604,7 +601,7 @@ def test_an_extent_is_what_scikit_image_finds():
     masks = random.random((50, 17, 17)) < 0.01
     masks[0] = False
     masks[1] = True
-    for box, mask in zip(extent(torch.from_numpy(masks)), masks, strict=True):
+    for box, mask in zip(mask_boxes(torch.from_numpy(masks)), masks, strict=True):
         top, left, bottom, right = (0, 0, 17, 17)
         if mask.any():
             top, left, bottom, right = regionprops(mask.astype(int))[0].bbox
@@ -617,8 +614,8 @@ def test_an_extent_is_what_scikit_image_finds():
 def test_boxes_are_extents_of_masks_that_another_implementation_warps(stored, padding):
     ours = Augmentation(**FASTAI, padding=padding, holes=5)
     mask = torch.from_numpy((stored > 0).any(-1))
-    drawn, plan = ours.draw(2, 0, 6, SIZE), ours.plan(2, 0, 6, SIZE)
-    found = extent(ours.warp_mask(mask[:, None], plan)[:, 0])
+    drawn, plan = ours.draw(2, 0, 6, SIZE), ours.transforms(2, 0, 6, SIZE)
+    found = mask_boxes(ours.warp_mask(mask[:, None], plan)[:, 0])
     theirs = np.empty((6, 4))
     for cell in range(6):
         flow = fastai_affine(drawn, cell) @ fastai_warp(drawn["warp"][cell].tolist())
@@ -629,7 +626,7 @@ def test_boxes_are_extents_of_masks_that_another_implementation_warps(stored, pa
     # Rounding may move an edge by a pixel.
     assert np.abs(found.numpy() - theirs).max() <= 2.01 / SIZE
     assert (np.abs(found.numpy() - theirs) < 1e-5).mean() > 0.8
-    plain = extent(mask)
+    plain = mask_boxes(mask)
     assert (found - plain).abs().max() > 0.1
 
 
@@ -637,14 +634,14 @@ def test_a_turned_cells_box_is_tighter_than_its_turned_corners():
     ours = Augmentation(rotation=180)
     y, x = np.mgrid[:100, :100] - 49.5
     mask = torch.from_numpy(x**2 + y**2 < 30**2)[None].expand(20, -1, -1)
-    found = extent(ours.warp_mask(mask[:, None], ours.plan(0, 0, 20, 100))[:, 0])
+    found = mask_boxes(ours.warp_mask(mask[:, None], ours.transforms(0, 0, 20, 100))[:, 0])
     assert (found.abs() - 0.6).abs().max() <= 0.021
 
 
 def test_without_a_geometric_step_a_mask_stays_as_it_is():
     ours = Augmentation(lighting=0.2, holes=5)
     mask = torch.rand(4, 1, 9, 9) > 0.5
-    assert ours.warp_mask(mask, ours.plan(0, 0, 4, 9)) is mask
+    assert ours.warp_mask(mask, ours.transforms(0, 0, 4, 9)) is mask
 
 
 # Mixup
@@ -688,7 +685,7 @@ def test_mixup_depends_on_seed_and_step_alone_and_not_on_global_generators():
 def test_corner_views_are_torchvisions_enlarged_corners_in_fastais_order():
     size, part = 276, 240  # 276 / 1.15 is 240
     images = smooth(2, size)
-    found = list(views(images, "corners"))
+    found = list(image_views(images, "corners"))
     assert len(found) == view_count("corners") == 9
     assert found[0] is images
     for i, view in enumerate(found[1:]):
@@ -711,6 +708,6 @@ def test_weights_are_equal_for_rotations_and_marzahls_for_corners():
 
 @pytest.mark.parametrize("plan", [0, -1, 1.5, True, None, "corner", "8"])
 def test_views_that_are_no_plan_are_refused(plan):
-    for function in (view_count, view_weights, lambda plan: views(smooth(1, 8), plan)):
+    for function in (view_count, view_weights, lambda plan: image_views(smooth(1, 8), plan)):
         with pytest.raises(LeukoclsError, match=r"^views=.*: choose .* or corners\.$"):
             function(plan)

@@ -17,10 +17,12 @@ from leukocls import baseline, runs
 from leukocls.artifacts import predictions
 from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.data import features
+from leukocls.data.names import FEATURE_KINDS
 from leukocls.evaluation import metrics, scoring
 from leukocls.evaluation.metrics import auroc
 from leukocls.reporting import tables
 from leukocls.synthetic.tree import SyntheticSpec, write_tree
+from leukocls.training import baselines
 
 Verb = Callable[..., Outcome]
 
@@ -58,7 +60,7 @@ METRICS = {
 
 
 def test_names_the_kinds_that_there_are() -> None:
-    assert tuple(features.KINDS) == baseline.KINDS
+    assert tuple(features.KINDS) == FEATURE_KINDS
 
 
 def test_run_directory_is_read_like_any_other(small_tree: Path, tmp_path: Path, verb: Verb) -> None:
@@ -106,7 +108,7 @@ def test_the_fit_is_the_penalised_optimum() -> None:
     rng = np.random.default_rng(0)
     x = pd.DataFrame(rng.normal(3, [1, 5, 0.1], (200, 3)), columns=list("abc"))
     y = (x["a"] + rng.normal(size=200) > 3).to_numpy(int)
-    model = baseline.fit(x, y)
+    model = baselines.fit(x, y)
     z = ((x - x.mean()) / x.std(ddof=0)).to_numpy()
     residual = y - 1 / (1 + np.exp(-model.decision_function(x)))
     # The gradient of Σ log-likelihood − ½ |w|², whose intercept is free.
@@ -196,7 +198,7 @@ def test_another_recipe_in_the_same_directory_is_refused(
     small_tree: Path, verb: Verb, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verb(small_tree, "--features", "size")
-    monkeypatch.setattr(baseline, "REGULARISATION", 2.0)
+    monkeypatch.setattr(baselines, "REGULARISATION", 2.0)
     with pytest.raises(LeukoclsError, match=r"model\.C \(1\.0 → 2\.0\)"):
         verb(small_tree, "--features", "size")
     assert verb(small_tree, "--features", "size", "--force").code == 0
@@ -236,7 +238,7 @@ assert "torch" not in sys.modules
     assert (tmp_path / json.loads(done.stdout)["run"] / "run.json").is_file()
 
 
-@pytest.mark.parametrize("kind", baseline.KINDS)
+@pytest.mark.parametrize("kind", FEATURE_KINDS)
 def test_genuine_sample(kind: str, sample_root: Path, tmp_path: Path, verb: Verb) -> None:
     verb(sample_root, "--features", kind, "--partial", "--split-scheme", "subject", "--folds", 2)
     run = record(only_run(tmp_path / "outputs"))

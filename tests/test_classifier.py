@@ -12,11 +12,13 @@ from sklearn import metrics as oracle
 from torch import nn
 from torch.multiprocessing import get_context
 
-from leukocls.data.augment import Augmentation, views
+from leukocls.data.augment import Augmentation
 from leukocls.data.datamodule import CellDataModule
 from leukocls.data.index import Index
 from leukocls.data.published import subject_counts
+from leukocls.data.rules import PublishedRules
 from leukocls.data.splits import Split
+from leukocls.data.views import image_views
 from leukocls.training.classifier import CellClassifier, to_logit
 from leukocls.training.inputs import pos_weight
 from leukocls.training.losses import CellLoss
@@ -63,7 +65,7 @@ def data():
     images = (
         rng.integers(0, 200, (len(LABEL), SIZE, SIZE, 3)) + 25 * (LABEL == 1)[:, None, None, None]
     )
-    index = Index(Path(), "tcia", pd.DataFrame({"label": LABEL}), (), None, None)
+    index = Index(Path(), "tcia", pd.DataFrame({"label": LABEL}), (), None, PublishedRules())
     split = Split("challenge", {p: np.array(rows) for p, rows in PARTS.items()}, "prelim")
     return CellDataModule(
         index, images.astype(np.uint8), split, Augmentation(0.5, 0.5, 180, 0.2),
@@ -118,7 +120,7 @@ def test_a_cells_logit_is_the_mean_over_its_views_and_view_0_is_the_image(count)
     scores = module.scores["prelim"]
     images = torch.from_numpy(datamodule.store[scores["row"]]).permute(0, 3, 1, 2).float() / 255
     with torch.no_grad():
-        each = [module.network.eval()(view)[:, 0].numpy() for view in views(images, count)]
+        each = [module.network.eval()(view)[:, 0].numpy() for view in image_views(images, count)]
         plain = module(images).numpy()
     assert scores["views"].shape == (13, count)
     assert scores["views"].dtype == scores["logit"].dtype == np.float32

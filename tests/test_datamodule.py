@@ -11,9 +11,11 @@ import pytorch_lightning as pl
 import torch
 
 from leukocls.common.errors import LeukoclsError
-from leukocls.data.augment import ORDER_STREAM, Augmentation, extent, generator
+from leukocls.data.augment import Augmentation, mask_boxes
 from leukocls.data.datamodule import CellDataModule, Cells
 from leukocls.data.index import Index
+from leukocls.data.random import ORDER_STREAM, generator
+from leukocls.data.rules import PublishedRules
 from leukocls.data.splits import Split
 
 TRAIN, PRELIM, SIZE = 22, 11, 24
@@ -47,7 +49,7 @@ def feed(
 ):
     """A data module and the little of a Trainer that it looks at; one cell of `every` is HEM."""
     label = (np.arange(len(store)) % every > 0).astype(np.int64)
-    index = Index(Path(), "tcia", pd.DataFrame({"label": label}), (), None, None)
+    index = Index(Path(), "tcia", pd.DataFrame({"label": label}), (), None, PublishedRules())
     rows = {"train": np.array(train), "prelim": np.arange(TRAIN, TRAIN + PRELIM)}
     split = Split("challenge", rows, "prelim")
     module = CellDataModule(index, store, split, augment, seed=seed, **(FEEDING | feeding))
@@ -267,9 +269,9 @@ def test_boxes_follow_the_cells_and_not_what_else_is_in_the_pixels(discs):
     seen, hidden = (next(epochs(feed(discs, boxes=boxes, augment=a))) for a in (plain, misleading))
     for one, two in zip(seen, hidden, strict=True):
         # Nearest neighbour and black padding: the pixels themselves tell.
-        assert torch.equal(one["box"], extent((one["image"] > 0).any(1)))
+        assert torch.equal(one["box"], mask_boxes((one["image"] > 0).any(1)))
         assert torch.equal(two["box"], one["box"])
-        assert not torch.equal(two["box"], extent((two["image"] > 1e-4).any(1)))
+        assert not torch.equal(two["box"], mask_boxes((two["image"] > 1e-4).any(1)))
 
 
 # Mixup

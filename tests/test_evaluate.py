@@ -15,6 +15,7 @@ from leukocls import evaluate
 from leukocls.artifacts import predictions
 from leukocls.common.errors import LeukoclsError
 from leukocls.evaluation import metrics, prediction_files, scoring
+from leukocls.evaluation.cell_metrics import cell_metrics
 
 SUBJECTS = ["51", "57", "H3", "H25"]
 
@@ -225,7 +226,7 @@ UIDS = [
     f"UID_{'' if y else 'h'}{k % 3 + 1}_{k}_1_{'all' if y else 'hem'}.bmp"
     for k, y in enumerate(LABEL)
 ]
-EXPECTED = metrics.cell_metrics(LABEL, prob=PROB)["weighted_f1"]
+EXPECTED = cell_metrics(LABEL, prob=PROB)["weighted_f1"]
 
 
 @pytest.fixture

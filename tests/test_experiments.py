@@ -10,7 +10,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import leukocls
-from leukocls.data.augment import Augmentation, view_weights
+from leukocls.data.augment import Augmentation
+from leukocls.data.views import view_weights
 from leukocls.launch.phases import phase_configs
 from leukocls.training.build import build
 from leukocls.training.losses import CellLoss

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 import leukocls
 from leukocls.common.errors import LeukoclsError
-from leukocls.data.augment import views
+from leukocls.data.views import image_views
 from leukocls.models.frozen import FrozenFeatures
 from leukocls.models.weights import load_weights
 from leukocls.training.build import build
@@ -316,10 +316,10 @@ def test_cached_features_give_the_live_logits(backbone, store, cache):
         # To the bit where the batch is of the same size …
         for rows in (range(4), range(4, 8), [5, 0, 7, 2]):
             rows = list(rows)
-            for v, view in enumerate(views(live[rows], 4)):
+            for v, view in enumerate(image_views(live[rows], 4)):
                 assert torch.equal(network(view), network(kept[rows, v]))
         # … and but for rounding where it is not.
-        for v, view in enumerate(views(live, 4)):
+        for v, view in enumerate(image_views(live, 4)):
             torch.testing.assert_close(network(view), network(kept[:, v]), rtol=1e-4, atol=1e-5)
     assert (kept[:, 0] - kept[:, 1]).abs().max() > 1e-3
     assert (kept[0] - kept[1]).abs().max() > 1e-3

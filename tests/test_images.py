@@ -111,7 +111,7 @@ def test_a_side_means_a_bmp_of_that_side(tmp_path):
     path = tmp_path / "1.bmp"
     path.write_bytes(encode_bmp(noise(450, 450)))
     assert np.array_equal(read_image(path, 450), noise(450, 450))
-    assert "is 450×450 pixels where 600×600 belong" in fault(path, 600).cause
+    assert "is 450×450 pixels, not 600×600" in fault(path, 600).cause
     path.write_bytes(saved(noise(450, 450), "PNG"))
     assert "is not a BMP image" in fault(path, 450).cause
 
@@ -221,7 +221,7 @@ def test_remedies_say_what_to_do(tmp_path):
         "grey PNG": "save it as 8-bit RGB",
         "several pages": "one cell an image",
         "too wide": f"at most {LARGEST} pixels",
-        "PNG named .bmp": "each with its own suffix",
+        "PNG named .bmp": "with the suffix of that format",
         "JPEG cut": "restore the file or leave it out",
         "BMP one byte short": "fetch the file again",
     }

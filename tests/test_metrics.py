@@ -10,6 +10,7 @@ from sklearn import metrics as oracle
 
 from leukocls.common.errors import LeukoclsError
 from leukocls.evaluation import metrics
+from leukocls.evaluation.cell_metrics import cell_metrics, unlabelled
 
 EXACT = {"rel": 1e-12, "abs": 1e-12}
 
@@ -26,7 +27,7 @@ def cells(seed, n=300, decimals=None):
 def test_agrees_with_sklearn(seed, decimals):
     label, logit = cells(seed, decimals=decimals)
     called, prob = logit > 0, 1 / (1 + np.exp(-logit))
-    ours = metrics.cell_metrics(label, logit=logit)
+    ours = cell_metrics(label, logit=logit)
     fpr, tpr, _ = oracle.roc_curve(label, logit, drop_intermediate=False)
     tn, fp, fn, tp = oracle.confusion_matrix(label, called).ravel()
     theirs = {
@@ -110,15 +111,15 @@ def test_the_order_of_rows_changes_nothing(seed, random):
     label, logit = cells(seed, n=40, decimals=0)
     order = list(range(40))
     random.shuffle(order)
-    first = metrics.cell_metrics(label, logit=logit)
-    second = metrics.cell_metrics(label[order], logit=logit[order])
+    first = cell_metrics(label, logit=logit)
+    second = cell_metrics(label[order], logit=logit[order])
     for name in (*metrics.RATES, *metrics.GRADED):
         assert second[name] == pytest.approx(first[name], rel=1e-9, abs=1e-9), name
 
 
 def test_auroc_is_not_fooled_by_saturated_probabilities():
     label, logit = np.array([0, 1, 0, 1]), np.array([40.0, 50.0, 60.0, 70.0])
-    assert metrics.cell_metrics(label, logit=logit)["auroc"] == 0.75
+    assert cell_metrics(label, logit=logit)["auroc"] == 0.75
 
 
 def test_sigmoid_never_overflows():
@@ -186,7 +187,7 @@ def test_calibration_moves_with_the_logits(scale, shift):
 
 
 def test_separated_logits_have_no_slope():
-    result = metrics.cell_metrics([0, 0, 1, 1], logit=[-2.0, -1.0, 1.0, 2.0])
+    result = cell_metrics([0, 0, 1, 1], logit=[-2.0, -1.0, 1.0, 2.0])
     assert result["calibration_slope"] is None
     assert "separate" in result["missing"]["calibration_slope"]
     assert result["calibration_intercept"] == pytest.approx(0, abs=1e-12)
@@ -194,7 +195,7 @@ def test_separated_logits_have_no_slope():
 
 @pytest.mark.parametrize("only", [0, 1])
 def test_one_class_is_missing_with_a_reason_and_valid_json(only):
-    result = metrics.cell_metrics(np.full(20, only), logit=np.linspace(-1, 2, 20))
+    result = cell_metrics(np.full(20, only), logit=np.linspace(-1, 2, 20))
     undefined = {"auroc", "balanced_accuracy", "calibration_intercept", "calibration_slope"}
     undefined |= {"sensitivity_at_90_specificity"}
     undefined |= {"specificity"} if only else {"sensitivity", "average_precision"}
@@ -205,10 +206,10 @@ def test_one_class_is_missing_with_a_reason_and_valid_json(only):
 
 def test_every_none_has_a_reason_and_every_reason_a_none():
     examples = [
-        metrics.cell_metrics([1, 0], logit=[1.0, 2.0]),
-        metrics.cell_metrics([0, 0], logit=[-1.0, -2.0], subject=["H1", "H1"]),
-        metrics.cell_metrics([1, 0], label_pred=[1, 0], subject=["1", "H1"]),
-        metrics.unlabelled(3),
+        cell_metrics([1, 0], logit=[1.0, 2.0]),
+        cell_metrics([0, 0], logit=[-1.0, -2.0], subject=["H1", "H1"]),
+        cell_metrics([1, 0], label_pred=[1, 0], subject=["1", "H1"]),
+        unlabelled(3),
     ]
     for result in examples:
         none = {key for key, value in result.items() if value is None}
@@ -234,7 +235,7 @@ def test_a_threshold_is_a_probability(threshold):
 
 
 def test_probabilities_of_zero_and_one_are_clipped_only_for_logits():
-    result = metrics.cell_metrics([0, 1, 1, 0], prob=[0.0, 1.0, 0.0, 1.0], subject=list("abcd"))
+    result = cell_metrics([0, 1, 1, 0], prob=[0.0, 1.0, 0.0, 1.0], subject=list("abcd"))
     assert result["brier"] == 0.5
     mean = {row["subject"]: row["mean_logit"] for row in result["subject"]["per_subject"]}
     assert mean["b"] == pytest.approx(math.log((1 - 1e-7) / 1e-7))
@@ -244,15 +245,15 @@ def test_probabilities_of_zero_and_one_are_clipped_only_for_logits():
 def test_logit_and_prob_agree():
     label, logit = cells(5)
     subject = np.char.add(label.astype(str), np.char.add("s", (np.arange(300) % 7).astype(str)))
-    by_logit = metrics.cell_metrics(label, logit=logit, subject=subject)
-    by_prob = metrics.cell_metrics(label, prob=metrics.sigmoid(logit), subject=subject)
+    by_logit = cell_metrics(label, logit=logit, subject=subject)
+    by_prob = cell_metrics(label, prob=metrics.sigmoid(logit), subject=subject)
     for name in (*metrics.RATES, *metrics.GRADED):
         assert by_prob[name] == pytest.approx(by_logit[name], rel=1e-9), name
     assert by_prob["subject"]["auroc"] == by_logit["subject"]["auroc"]
 
 
 def test_subjects_vote_and_a_tie_is_undecided_and_not_right():
-    result = metrics.cell_metrics(
+    result = cell_metrics(
         [1, 1, 1, 1, 1, 0, 0, 0],
         logit=[2.0, 1.0, -1.0, 3.0, -4.0, -1.0, -2.0, 5.0],
         subject=["7", "7", "7", "8", "8", "H1", "H1", "H2"],
@@ -279,7 +280,7 @@ def test_subject_auroc_agrees_with_sklearn():
     names = np.unique(subject)
     means = [logit[subject == name].mean() for name in names]
     expected = oracle.roc_auc_score([not name.startswith("H") for name in names], means)
-    ours = metrics.cell_metrics(label, logit=logit, subject=subject)["subject"]
+    ours = cell_metrics(label, logit=logit, subject=subject)["subject"]
     assert ours["auroc"] == pytest.approx(expected, **EXACT)
     votes = [
         (2 * ((logit > 0) == label)[subject == name].sum() > (subject == name).sum())
@@ -290,11 +291,11 @@ def test_subject_auroc_agrees_with_sklearn():
 
 def test_a_subject_of_two_classes_is_refused():
     with pytest.raises(LeukoclsError, match="H3"):
-        metrics.cell_metrics([1, 0, 0], logit=[1.0, 1.0, 1.0], subject=["H3", "H3", "H4"])
+        cell_metrics([1, 0, 0], logit=[1.0, 1.0, 1.0], subject=["H3", "H3", "H4"])
 
 
 def test_a_partly_unknown_subject_makes_subject_metrics_undefined():
-    result = metrics.cell_metrics([1, 0], logit=[1.0, -1.0], subject=["5", ""])
+    result = cell_metrics([1, 0], logit=[1.0, -1.0], subject=["5", ""])
     assert result["n_subjects"] is None
     assert result["subject"]["accuracy"] is None
     assert "1 of 2" in result["missing"]["subject.accuracy"]
@@ -316,7 +317,7 @@ def test_a_partly_unknown_subject_makes_subject_metrics_undefined():
 )
 def test_values_out_of_range_are_refused(arguments):
     with pytest.raises(LeukoclsError):
-        metrics.cell_metrics(**arguments)
+        cell_metrics(**arguments)
 
 
 def test_negative_counts_are_a_programming_error():

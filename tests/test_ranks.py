@@ -24,6 +24,7 @@ from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.data.augment import Augmentation
 from leukocls.data.datamodule import CellDataModule
 from leukocls.data.index import Index
+from leukocls.data.rules import PublishedRules
 from leukocls.data.splits import Split
 from leukocls.synthetic.tree import SyntheticSpec, write_tree
 from leukocls.training.classifier import CellClassifier
@@ -213,7 +214,7 @@ def score(place: Rank | None = None) -> tuple[dict, dict]:
     label = np.array([0, 1, 0, 1, 1, -1, -1, 1])
     parts = {"prelim": np.arange(5), "val": np.array([3]), "final": np.array([5, 6, 7])}
     images = np.random.default_rng(0).integers(0, 256, (len(label), 8, 8, 3), dtype=np.uint8)
-    index = Index(Path(), "tcia", pd.DataFrame({"label": label}), (), None, None)
+    index = Index(Path(), "tcia", pd.DataFrame({"label": label}), (), None, PublishedRules())
     data = CellDataModule(
         index, images, Split("challenge", parts, "prelim"), Augmentation(),
         seed=0, batch_size=1, eval_batch_size=2, residence="ram", workers=0,

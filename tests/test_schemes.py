@@ -22,6 +22,7 @@ from leukocls.common.errors import LeukoclsError
 from leukocls.data.datamodule import CellDataModule
 from leukocls.data.index import build_index
 from leukocls.evaluation import metrics
+from leukocls.evaluation.cell_metrics import cell_metrics
 from leukocls.launch import job
 from leukocls.training import fit, inputs, recorder
 
@@ -432,9 +433,9 @@ def test_best_threshold_is_the_best_of_those_between_cells_and_the_nearest_to_a_
         equals = [t for t, value in halfway.items() if value > highest - 1e-12]
         assert abs(threshold - 0.5) <= min(abs(t - 0.5) for t in equals) + 1e-12
     # Logits decide as the probabilities do, and the value is what `evaluate` will say.
-    assert metrics.cell_metrics(label, logit=logit, threshold=threshold)[
-        "weighted_f1"
-    ] == pytest.approx(reached, abs=1e-12)
+    assert cell_metrics(label, logit=logit, threshold=threshold)["weighted_f1"] == pytest.approx(
+        reached, abs=1e-12
+    )
     order = np.random.default_rng(0).permutation(len(label))
     assert metrics.best_threshold(label[order], prob[order]) == threshold
 

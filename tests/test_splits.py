@@ -20,16 +20,16 @@ from scipy.sparse.csgraph import connected_components
 
 from leukocls import split as verb
 from leukocls.common.errors import DataFault, LeukoclsError
-from leukocls.data import splits
+from leukocls.data.folds import balanced_folds, nested
 from leukocls.data.index import COLUMNS, TABLE, Index
 from leukocls.data.published import merged_subject, subject_counts
+from leukocls.data.rules import PublishedRules
 from leukocls.data.splits import (
     SCHEMES,
     Split,
     SplitOptions,
     as_csv,
     make_split,
-    nested,
     part_rows,
 )
 from leukocls.data.verify import checked_index
@@ -59,7 +59,9 @@ def make_index(rows, pixels, group=None, layout="kaggle"):
     table["pixels"] = [str(one) for one in pixels]
     table["group"] = persons(table) if group is None else group
     unread = dict.fromkeys(["top", "left", "bottom", "right", "height", "width"], 0)
-    return Index(Path("tree"), layout, table.assign(sha256="", **unread)[COLUMNS], (), None, None)
+    return Index(
+        Path("tree"), layout, table.assign(sha256="", **unread)[COLUMNS], (), None, PublishedRules()
+    )
 
 
 def persons(table):
@@ -420,7 +422,7 @@ def test_published_folds_are_alike_in_class_and_size(published, folds):
     largest = group == np.bincount(group).argmax()
     its_fold = Counter()
     for seed in range(50):
-        fold = splits.balanced_folds(table["group"], table["label"], folds, seed)
+        fold = balanced_folds(table["group"], table["label"], folds, seed)
         for label, cells in of_class.items():
             count = np.bincount(fold[cells], minlength=folds)
             uneven = np.abs(count * folds / cells.sum() - 1).max()
@@ -440,7 +442,7 @@ def test_published_folds_are_alike_in_class_and_size(published, folds):
 def test_folds_of_any_structure_hold_both_classes(index, seed, folds):
     table = index.table[index.table["part"] == "train"]
     assume(table.groupby("label")["group"].nunique().min() >= folds)
-    fold = splits.balanced_folds(table["group"], table["label"], folds, seed)
+    fold = balanced_folds(table["group"], table["label"], folds, seed)
     subjects = pd.crosstab(table["group"] + "/" + table["label"].astype(str), fold) > 0
     for label in "01":
         per_fold = subjects[subjects.index.str.endswith(label)].sum()

@@ -29,8 +29,8 @@ from leukocls.common.errors import LeukoclsError
 from leukocls.data.index import build_index
 from leukocls.data.published import published_counts
 from leukocls.synthetic import tree as tree_module
-from leukocls.synthetic.latents import SHIFTS
 from leukocls.synthetic.render import CYTOPLASM, NUCLEUS, Cell, render_mask
+from leukocls.synthetic.spec import SHIFTS
 from leukocls.synthetic.tree import SyntheticSpec, draw_cells, render, truth, write_tree
 
 SPEC = SyntheticSpec(

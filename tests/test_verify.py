@@ -21,10 +21,10 @@ from PIL import Image
 
 from leukocls import verify as verb
 from leukocls.common.errors import DataFault, LeukoclsError
-from leukocls.data import index as index_module
-from leukocls.data import verify
+from leukocls.data import rules, verify
+from leukocls.data.duplicates import pixel_digest
 from leukocls.data.published import MANIFEST
-from leukocls.data.verify import checked_index, examine, pixel_digest
+from leukocls.data.verify import checked_index, examine
 from leukocls.synthetic.tree import encode_bmp
 
 # Train folder, prelim folder, prelim labels, final folder (RECIPES §1).
@@ -655,7 +655,7 @@ ALONE = {
     "compressed": (write(ONE, bmp([(30, "<I", 1)])), {ONE: r"24 bits a pixel, compression 1"}),
     "header of 10000²": (
         write(ONE, bmp([(18, "<i", 10_000), (22, "<i", 10_000)])),
-        {ONE: "is 10000×10000 pixels where 450×450 belong"},
+        {ONE: "is 10000×10000 pixels, not 450×450"},
     ),
     "size of final in train": (write(ONE, picture(1, 600)), {ONE: "is 600×600 pixels where 450"}),
     "size of train in final": (write("phase3/1.bmp", picture(30)), {"phase3/1.bmp": "where 600"}),
@@ -885,9 +885,9 @@ def publish(monkeypatch):
         lines = [f"{name},{original},{label}\n".lower() for original, name, label in PRELIM]
         labels = hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
         monkeypatch.setattr(verify, "PART_DIGESTS", digests)
-        monkeypatch.setattr(verify, "LABELS_DIGEST", labels)
-        monkeypatch.setattr(index_module, "published_counts", lambda: counts)
-        monkeypatch.setattr(index_module, "published_subjects", lambda: SUBJECTS)
+        monkeypatch.setattr(rules, "LABELS_DIGEST", labels)
+        monkeypatch.setattr(rules, "published_counts", lambda: counts)
+        monkeypatch.setattr(rules, "published_subjects", lambda: SUBJECTS)
         return tree
 
     return publish

@@ -1,1 +1,1 @@
-"""What every package uses: errors and exit codes, whole-file writes, tables as text, processes."""
+"""Shared by every package: errors and exit codes, atomic writes, text tables, processes."""

@@ -1,4 +1,4 @@
-"""Errors that a user can act on, and how every argparse verb ends."""
+"""Errors with a remedy for the user, exit codes, and the entry point of every argparse verb."""
 
 import os
 import sys
@@ -13,19 +13,19 @@ BROKEN_PIPE = 141
 
 
 class LeukoclsError(Exception):
-    """Usage error or refusal. The message names the file, the cause and the remedy."""
+    """Usage error or refusal (exit code 2). The message names file, cause and remedy."""
 
     exit_code = 2
 
 
 class DataFault(LeukoclsError):
-    """The data or a job is at fault, not the command."""
+    """Fault in the data or in a job, not in the command (exit code 1)."""
 
     exit_code = 1
 
 
 class Fault(NamedTuple):
-    """One thing that is wrong with the data. As text: `path: cause; remedy`."""
+    """One fault in the data. As text: `path: cause; remedy`."""
 
     path: Path
     cause: str
@@ -36,14 +36,14 @@ class Fault(NamedTuple):
 
 
 def report(root: Path, faults: Iterable[Fault], most: int = 20) -> str:
-    """All faults below `root` in one message, a line each, sorted by path; `most` are listed."""
+    """One message with the faults below `root`, sorted by path, a line each, at most `most`."""
     lines = sorted(map(str, faults))
     more = f"\n  … and {len(lines) - most} more" if len(lines) > most else ""
     return f"{root}: {len(lines)} fault(s) in the data\n  " + "\n  ".join(lines[:most]) + more
 
 
 def run_verb(main: Callable[[], int]) -> NoReturn:
-    """Run `main` and leave the process with its exit code.
+    """Run `main` and exit the process with its exit code.
 
     An error becomes one message on standard error; LEUKOCLS_TRACEBACK=1 adds the traceback.
     """

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and many of them at a time."""
+"""Atomic writes, file digests, and parallel work on many files."""
 
 import hashlib
 import os
@@ -16,9 +16,10 @@ T = TypeVar("T")
 
 @contextmanager
 def atomic_stream(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A file to write that becomes `path` at the end, whole, or not at all.
+    """Open a temporary file for writing; it replaces `path` once it is complete.
 
-    Raises OSError naming `path`; the file that was there before is then untouched.
+    Raises:
+        OSError: names `path`, whose previous content is then unchanged.
     """
     path = Path(path)
     # In the same directory, because os.replace is atomic only within one file system.
@@ -34,20 +35,24 @@ def atomic_stream(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
         _sync_directory(path.parent)
     except OSError as error:
-        # What the caller read meanwhile keeps its own name.
+        # An error about a file that the caller reads meanwhile keeps that file's name.
         if error.filename not in (None, str(temporary)):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
-    """Write `data` (text as UTF-8) by `atomic_stream`."""
+    """Write `data` (text as UTF-8) to `path`, whole or not at all.
+
+    Raises:
+        OSError: as `atomic_stream`.
+    """
     with atomic_stream(path) as stream:
         stream.write(data.encode() if isinstance(data, str) else data)
 
 
 def _sync_directory(directory: Path) -> None:
-    """Make a rename survive a power cut."""
+    """Flush a directory to disk, so that a rename in it survives a power cut."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -62,7 +67,13 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 
 
 def in_parallel(work: Callable[..., T], items: Iterable, total: int, name: str) -> Iterator[T]:
-    """`work` over `items` in order, on threads: file reads, sha256 and copies release the GIL."""
+    """Results of `work` on each item, in order, computed on threads, with a progress bar.
+
+    Args:
+        work: must mostly release the GIL, as file reads, sha256 and copies do.
+        total: number of items.
+        name: label of the progress bar.
+    """
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         # Only a long wait deserves a bar; `disable=None` keeps it out of files and pipes.
         yield from tqdm(

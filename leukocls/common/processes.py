@@ -31,7 +31,7 @@ def fork_server(preload: Sequence[str]) -> ForkServerContext:
 
 
 def ending(code: int) -> str:
-    """Describe how a process with this exit code (negative: a signal) ended, as a clause."""
+    """A clause that describes how a process with this exit code (negative: a signal) ended."""
     if code == LOST:
         return "its process was lost with the one that all are forked from (out of memory?)"
     if code >= 0:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 
 def aligned(rows: Iterable[Iterable[object]]) -> str:
-    """Rows as left-aligned columns of text."""
+    """Rows as lines of left-aligned columns."""
     table = [[str(value) for value in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ("  ".join(map(str.ljust, row, widths)) for row in table)

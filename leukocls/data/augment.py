@@ -1,69 +1,60 @@
-"""Augmentation and views: whole batches, on the device, decided by (seed, epoch, cell) alone.
+"""Augmentation of whole batches on the device, determined by seed, epoch and cell alone.
 
-Once an epoch one row of uniform numbers is drawn for every cell of the index and turned into one
-homography a cell; a batch takes its rows and is warped by one `grid_sample`. Batch size, workers,
-subset and resume therefore change nothing. Only mixup knows of batches: (seed, step) decides it.
+Once an epoch, one row of random numbers is drawn for every cell of the index and turned into one
+homography for each cell. A batch takes its rows and is warped by one `grid_sample`, so batch size,
+workers, subset and resuming change nothing. Only mixup depends on the batch: on (seed, step).
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from kornia.geometry.transform import get_affine_matrix2d, get_perspective_transform
+from kornia.geometry.transform import get_perspective_transform
 from torch import Tensor
 
 from leukocls.common.errors import LeukoclsError
-
-# Streams of one (seed, epoch) key, so that the order of cells and their pixels are independent.
-# Later steps have streams of their own: what a recipe without them draws never moves.
-AUGMENT_STREAM, ORDER_STREAM, STEPS_STREAM, HOLES_STREAM, MIXUP_STREAM = range(5)
-
-CORNERS = "corners"
-CORNER_SCALE, PLAIN_WEIGHT = 1.15, 0.4
-
-
-def generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
-    """The one source of randomness of an epoch's data (Philox: Salmon et al., SC 2011)."""
-    key = np.array([seed, epoch], np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, stream]))
+from leukocls.data.random import AUGMENT_STREAM, HOLES_STREAM, MIXUP_STREAM, STEPS_STREAM, generator
+from leukocls.data.warp import rotation_matrix, to_grid, warp_images, zoom_matrix
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What happens to each of n cells; None is a step that happens to none of them.
+class Transforms:
+    """The drawn transforms of n cells; None for a step that changes no cell.
 
-    `theta` float32 [n, 2, 3] or, with a perspective, [n, 3, 3]: target to source, in units of half
-    the image. `light` float32 [n, 2]: a summand and a factor of the pixels' logits. `holes` int64
-    [n, holes, 4]: top, left, bottom, right in pixels, half open.
+    Attributes:
+        theta: warp from target to source in units of half the image, float32 [n, 2, 3] or, with a
+            perspective, [n, 3, 3].
+        light: summand and factor for the pixels' logits, float32 [n, 2].
+        holes: top, left, bottom, right in px, half open, int64 [n, holes, 4].
     """
 
     theta: Tensor | None = None
     light: Tensor | None = None
     holes: Tensor | None = None
 
-    def __getitem__(self, rows: Tensor) -> "Plan":
-        """The plan of some cells."""
+    def __getitem__(self, rows: Tensor) -> "Transforms":
+        """The transforms of these rows."""
         return self._each(lambda numbers: numbers[rows])
 
-    def to(self, device: torch.device) -> "Plan":
-        """The plan on another device."""
+    def to(self, device: torch.device) -> "Transforms":
+        """The transforms, moved to a device."""
         return self._each(lambda numbers: numbers.to(device))
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Plan":
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Transforms":
         steps = (self.theta, self.light, self.holes)
-        return Plan(*(None if numbers is None else change(numbers) for numbers in steps))
+        return Transforms(*(None if numbers is None else change(numbers) for numbers in steps))
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Light, then flips, rotation, translation, zoom and perspective as one warp, then holes.
+    """Random changes of images: light, then one warp for all geometric steps, then holes, mixup.
 
-    Each step is off unless it is given. Order and formulas of dihedral, rotation, zoom, warp and
-    lighting are those of fastai 1's `get_transforms`, except that ±1 is the image's edge (there,
-    the centre of its last pixel). Lighting leaves black black: below 1e-5 for a lighting of 0.2.
+    The warp composes flips, rotation, translation, zoom and perspective. Each step is off by
+    default. Order and formulas of dihedral, rotation, zoom, warp and lighting are those of fastai
+    1's `get_transforms`, except that ±1 is the image's edge (in fastai, the centre of its last
+    pixel). Lighting keeps black pixels black (below 1e-5 for a lighting of 0.2).
 
     Args:
         vertical_flip, horizontal_flip: probabilities in [0, 1].
@@ -71,19 +62,20 @@ class Augmentation:
         translation: fraction of the side in [0, 1]; the shift is uniform in ±translation and
             rounded to whole pixels (torchvision's RandomAffine, which Prellberg's code uses).
         interpolation: "nearest" or "bilinear".
-        padding: what comes from outside the image: "zeros", or its "reflection".
-        dihedral: after the flips one of the square's eight symmetries, each as often.
-        zoom: at least 1; enlarges by a factor uniform in [1, zoom]; what stays in sight is a
-            window of the image at a place uniform among those inside it (`rand_zoom`).
+        padding: pixels outside the image: "zeros", or its "reflection".
+        dihedral: whether one of the square's eight symmetries follows the flips, uniformly drawn.
+        zoom: at least 1; enlarges by a factor uniform in [1, zoom]; the visible window is uniform
+            among those inside the image (`rand_zoom`).
         warp: 0 to 0.3, in units of half the image; the four sides are lengthened by fractions
             uniform in ±warp, each about its middle (`symmetric_warp`).
-        affine_p: probability of rotation, of zoom and of warp, each for itself.
+        affine_p: probability of rotation, of zoom and of warp, each drawn separately.
         lighting: l in [0, 1); logit(c), c uniform in (1 ± l)/2, is added to the pixels' logits,
             then they are multiplied by a factor log-uniform in [1 − l, 1/(1 − l)].
-        lighting_p: probability of the summand and of the factor, each for itself.
-        holes: squares that are set to 0, centres uniform over the pixels, cut off at the edges.
-        hole_side: fractions of the image's side; that of each square is uniform between them.
-        mixup: α of Beta(α, α); see `mix`.
+        lighting_p: probability of the summand and of the factor, each drawn separately.
+        holes: number of squares that are set to 0 (cutout); their centres are uniform over the
+            pixels, and squares are cut off at the image's edges.
+        hole_side: smallest and largest side of a square, as fractions of the image's side.
+        mixup: α of Beta(α, α), 0 for no mixup; see `mix`.
 
     Raises:
         LeukoclsError: a value out of range.
@@ -109,7 +101,7 @@ class Augmentation:
         for name in ("vertical_flip", "horizontal_flip", "translation", "affine_p", "lighting_p"):
             self._require(name, "a number from 0 to 1", lambda p: 0 <= p <= 1)
         self._require("rotation", "0 to 180 degrees", lambda degrees: 0 <= degrees <= 180)
-        # Beyond a third, pixels from behind the horizon would come into the image.
+        # Beyond a third, the perspective would show pixels from behind its horizon.
         self._require("warp", "a number from 0 to 0.3", lambda w: 0 <= w <= 0.3)
         self._require("zoom", "a number of at least 1", lambda s: 1 <= s < math.inf)
         self._require("lighting", "a number from 0 to below 1", lambda x: 0 <= x < 1)
@@ -130,25 +122,25 @@ class Augmentation:
 
     @property
     def is_identity(self) -> bool:
-        """Whether no image can change."""
+        """Whether all steps are off."""
         return not (self.is_geometric or self.lighting or self.holes or self.mixup)
 
     @property
     def is_geometric(self) -> bool:
-        """Whether a pixel can move."""
+        """Whether any geometric step is on."""
         flips = self.vertical_flip or self.horizontal_flip or self.dihedral
         affine = self.rotation or self.translation or self.zoom > 1
         return bool(flips or affine or self.warp)
 
     def draw(self, seed: int, epoch: int, cells: int, size: int) -> dict[str, Tensor]:
-        """What happens to each cell of an epoch; what does not happen to it is 0, or 1 of a factor.
+        """Draw the random numbers of an epoch: 0, or a factor of 1, where a cell stays as it is.
 
         Returns:
             `vertical`, `horizontal` and `transpose`, bool [cells]; float64 [cells] `angle` in
-            degrees, `zoom` and `contrast` as factors, `brightness` in logits; `shift` in pixels
-            and `focus` in ±1, both float64 [cells, 2] (x, y); `warp`, float64 [cells, 4], what
-            lengthens the right, left, lower and upper side; `hole`, int64 [cells, holes, 3] in
-            pixels: row and column of the centre, side.
+            degrees, `zoom` and `contrast` as factors, `brightness` in logits; `shift` in px and
+            `focus` in ±1, both float64 [cells, 2] (x, y); `warp`, float64 [cells, 4], by which the
+            right, left, lower and upper side are lengthened; `hole`, int64 [cells, holes, 3] in px:
+            row and column of the centre, side.
         """
         uniform = torch.from_numpy(generator(seed, epoch, AUGMENT_STREAM).random((cells, 5)))
         signed = 2 * uniform[:, 2:] - 1
@@ -174,56 +166,57 @@ class Augmentation:
             "hole": (hole * size).long(),
         }
 
-    def plan(self, seed: int, epoch: int, cells: int, size: int) -> Plan:
-        """The plan of an epoch, for `cells` images of `size` pixels; on the host."""
+    def transforms(self, seed: int, epoch: int, cells: int, size: int) -> Transforms:
+        """The transforms of an epoch for `cells` images with a side of `size` px, on the CPU."""
         drawn = self.draw(seed, epoch, cells, size)
         light = torch.stack([drawn["brightness"], drawn["contrast"]], 1).float()
         start = drawn["hole"][..., :2] - drawn["hole"][..., 2:] // 2
         holes = torch.cat([start, start + drawn["hole"][..., 2:]], -1)
-        return Plan(
+        return Transforms(
             self._theta(drawn, size) if self.is_geometric else None,
             light if self.lighting else None,
             holes if self.holes else None,
         )
 
     def _theta(self, drawn: dict[str, Tensor], size: int) -> Tensor:
+        """One warp for each cell, composed of all geometric steps: `Transforms.theta`."""
         flip = torch.eye(3, dtype=torch.float64).repeat(len(drawn["angle"]), 1, 1)
         for axis, name in ((0, "horizontal"), (1, "vertical")):
             flip[:, axis, axis] = 1 - 2 * drawn[name].double()
             flip[:, axis, 2] = (size - 1) * drawn[name].double()
         flip[drawn["transpose"]] = flip[drawn["transpose"]][:, [1, 0, 2]]
-        theta = _to_grid(_affine(drawn["angle"], drawn["shift"], size) @ flip, size)
+        theta = to_grid(rotation_matrix(drawn["angle"], drawn["shift"], size) @ flip, size)
         if self.zoom > 1:
-            theta = theta @ _zoom(drawn["zoom"], drawn["focus"])
+            theta = theta @ zoom_matrix(drawn["zoom"], drawn["focus"])
         if self.warp:
             return (theta @ _symmetric_warp(drawn["warp"])).float()
         return theta[:, :2].float()
 
-    def __call__(self, images: Tensor, plan: Plan) -> Tensor:
-        """Change float images [B, C, S, S] in [0, 1] by B rows of `plan`."""
-        if plan.light is not None:
-            images = _light(images, plan.light)
-        if plan.theta is not None:
-            images = _warp(images, plan.theta, self.interpolation, self.padding)
-        if plan.holes is not None:
-            images = _cut_out(images, plan.holes)
+    def __call__(self, images: Tensor, transforms: Transforms) -> Tensor:
+        """Augment float images [B, C, S, S] in [0, 1] by B rows of `transforms`, without mixup."""
+        if transforms.light is not None:
+            images = _light(images, transforms.light)
+        if transforms.theta is not None:
+            images = warp_images(images, transforms.theta, self.interpolation, self.padding)
+        if transforms.holes is not None:
+            images = _cut_out(images, transforms.holes)
         return images
 
-    def warp_mask(self, mask: Tensor, plan: Plan) -> Tensor:
-        """Move masks, bool [B, 1, S, S], as `plan` moves the images; nothing outside of them.
+    def warp_mask(self, mask: Tensor, transforms: Transforms) -> Tensor:
+        """Warp masks, bool [B, 1, S, S], as `transforms` warps the images; False outside of them.
 
-        A moved cell's box is the extent of its moved mask: the corners of a turned box are not
-        tight, and the pixels themselves mislead under reflection and holes.
+        The box of a warped cell is the tight box of its warped mask: the corners of a rotated box
+        are not tight, and pixels are no guide under reflection padding and holes.
         """
-        if plan.theta is None:
+        if transforms.theta is None:
             return mask
-        return _warp(mask.float(), plan.theta, "nearest", "zeros") > 0
+        return warp_images(mask.float(), transforms.theta, "nearest", "zeros") > 0
 
     def mix(self, images: Tensor, label: Tensor, seed: int, step: int) -> tuple[Tensor, Tensor]:
-        """Mixup (Zhang et al. 2018) within a batch, decided by (seed, step) alone.
+        """Mixup (Zhang et al. 2018) within a batch, determined by seed and step alone.
 
         λ is drawn from Beta(α, α) for each image and replaced by max(λ, 1 − λ), so that each image
-        stays the greater part of its own mixture and keeps its box (Marzahl et al. 2019, code).
+        keeps the larger weight in its own mixture, and its box (Marzahl et al. 2019, code).
 
         Args:
             images: float [B, C, S, S].
@@ -240,7 +233,7 @@ class Augmentation:
         return mixed, torch.lerp(label[partner].float(), label.float(), weight)
 
 
-def extent(mask: Tensor) -> Tensor:
+def mask_boxes(mask: Tensor) -> Tensor:
     """Tight boxes of masks, bool [B, S, S]: float32 [B, 4], top, left, bottom, right in [-1, 1].
 
     Row i reaches from 2i/S − 1 to 2(i + 1)/S − 1. The box of an empty mask is the whole image.
@@ -248,123 +241,24 @@ def extent(mask: Tensor) -> Tensor:
     size = mask.shape[-1]
     ends = []
     for across in (2, 1):
-        seen = mask.any(across).byte()
-        # argmax is the first of the greatest; of nothing but zeros it is 0, from either end.
-        ends.append((seen.argmax(1), size - seen.flip(1).argmax(1)))
+        occupied = mask.any(across).byte()
+        # argmax is the first maximum; for zeros alone it is 0, from either end.
+        ends.append((occupied.argmax(1), size - occupied.flip(1).argmax(1)))
     (top, bottom), (left, right) = ends
     return 2 * torch.stack([top, left, bottom, right], 1).float() / size - 1
 
 
-def view_count(plan: int | str) -> int:
-    """How many views `plan` gives: that many rotations, or nine for "corners".
-
-    Raises:
-        LeukoclsError: neither a whole number of 1 or more nor "corners".
-    """
-    if plan == CORNERS:
-        return 9
-    if not isinstance(plan, int) or isinstance(plan, bool) or plan < 1:
-        raise LeukoclsError(f"views={plan}: choose a whole number of 1 or more, or {CORNERS}.")
-    return plan
-
-
-def view_weights(plan: int | str) -> list[float]:
-    """Weights of the views' logits; they sum to 1. Raises LeukoclsError as `view_count`."""
-    count = view_count(plan)
-    if plan == CORNERS:
-        return [PLAIN_WEIGHT] + [(1 - PLAIN_WEIGHT) / (count - 1)] * (count - 1)
-    return [1 / count] * count
-
-
-def to_images(stored: Tensor) -> Tensor:
-    """Stored uint8 [B, S, S, 3] as float32 [B, 3, S, S] in [0, 1]."""
-    return stored.permute(0, 3, 1, 2).float() / 255
-
-
-def views(images: Tensor, plan: int | str) -> Iterator[Tensor]:
-    """The views of float images [B, C, S, S]; view 0 is the image itself.
-
-    A number: that many copies, turned anticlockwise by k · 360/count degrees about the centre,
-    nearest neighbour, zero fill, no enlarging (Prellberg & Kramer 2019). "corners": the image, then
-    its four corners, enlarged, and their mirror images (fastai 1's TTA at scale 1.15, as Marzahl
-    et al. 2019 call it; fastai turns each by a random angle of the training besides).
-
-    Raises:
-        LeukoclsError: as `view_count`.
-    """
-    count = view_count(plan)
-    return _corners(images) if plan == CORNERS else _turned(images, count)
-
-
-def _turned(images: Tensor, count: int) -> Iterator[Tensor]:
-    # Multiples of 90° are exact; the rest come from one warp for each distinct angle below 90°.
-    warped = {0.0: images}
-    for k in range(count):
-        quarters, angle = divmod(360 * k / count, 90)
-        if angle not in warped:
-            # Kornia's angle is clockwise.
-            matrix = _affine(
-                torch.tensor([-angle], dtype=torch.float64),
-                torch.zeros(1, 2, dtype=torch.float64),
-                images.shape[-1],
-            )
-            theta = _to_grid(matrix, images.shape[-1])[:, :2].float().to(images.device)
-            warped[angle] = _warp(images, theta.expand(len(images), -1, -1), "nearest", "zeros")
-        yield torch.rot90(warped[angle], int(quarters), (2, 3))
-
-
-def _corners(images: Tensor) -> Iterator[Tensor]:
-    yield images
-    scale = torch.tensor([CORNER_SCALE], dtype=torch.float64)
-    enlarged = []
-    # x last: the second view is the lower left corner.
-    for x, y in ((-1, -1), (-1, 1), (1, -1), (1, 1)):
-        theta = _zoom(scale, torch.tensor([[x, y]], dtype=torch.float64))[:, :2].float()
-        theta = theta.to(images.device).expand(len(images), -1, -1)
-        enlarged.append(_warp(images, theta, "bilinear", "border"))
-    yield from enlarged
-    for view in enlarged:
-        yield view.flip(3)
-
-
-def _affine(angle: Tensor, shift: Tensor, size: int) -> Tensor:
-    """Rotation about the image's centre, then shift, in pixels; float64 [N, 3, 3]."""
-    centre = torch.full_like(shift, (size - 1) / 2)
-    return get_affine_matrix2d(shift, centre, torch.ones_like(shift), angle)
-
-
-def _zoom(scale: Tensor, focus: Tensor) -> Tensor:
-    """Target to source in ±1, [N, 3, 3]: a window 1/scale wide, at its corner for a focus of ±1."""
-    matrix = torch.eye(3, dtype=torch.float64).repeat(len(scale), 1, 1)
-    matrix[:, 0, 0] = matrix[:, 1, 1] = 1 / scale
-    matrix[:, :2, 2] = (1 - 1 / scale)[:, None] * focus
-    return matrix
-
-
 def _symmetric_warp(longer: Tensor) -> Tensor:
-    """Target to source in ±1, [N, 3, 3], for what lengthens right, left, lower, upper side."""
+    """Perspective from target to source in ±1, [N, 3, 3].
+
+    Args:
+        longer: fractions by which the right, left, lower and upper side are lengthened, [N, 4].
+    """
     right, left, lower, upper = (1 + longer).unbind(1)
     corners = [-upper, -left, upper, -right, -lower, left, lower, right]
     moved = torch.stack(corners, 1).reshape(-1, 4, 2)
     plain = moved.new_tensor([[-1, -1], [1, -1], [-1, 1], [1, 1]]).expand_as(moved)
     return get_perspective_transform(moved, plain)
-
-
-def _to_grid(matrix: Tensor, size: int) -> Tensor:
-    """Pixel homographies, source to target, as target to source in ±1; both [N, 3, 3]."""
-    to_unit = torch.tensor(
-        [[2 / size, 0, 1 / size - 1], [0, 2 / size, 1 / size - 1], [0, 0, 1]], dtype=torch.float64
-    )
-    # In double precision on the host, so that every device warps by the same numbers.
-    return to_unit @ torch.linalg.inv(matrix) @ torch.linalg.inv(to_unit)
-
-
-def _warp(images: Tensor, theta: Tensor, interpolation: str, padding: str) -> Tensor:
-    grid = F.affine_grid(theta[:, :2], list(images.shape), align_corners=False)
-    if theta.shape[1] == 3:
-        # The same function of the last row, which comes out second, is what to divide by.
-        grid = grid / F.affine_grid(theta[:, 1:], list(images.shape), align_corners=False)[..., 1:]
-    return F.grid_sample(images, grid, interpolation, padding, align_corners=False)
 
 
 def _light(images: Tensor, light: Tensor) -> Tensor:

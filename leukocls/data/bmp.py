@@ -1,6 +1,6 @@
-"""Uncompressed 24-bit BMP, the one format C-NMC 2019 comes in: checked first, then read by rows.
+"""Reading of uncompressed 24-bit BMP files, the format of C-NMC 2019: only the rows of a crop.
 
-Only the rows of the crop are read. Pillow decodes the whole image and accepts a file cut short.
+Pillow would decode the whole image, and accepts a truncated file.
 """
 
 import os
@@ -19,7 +19,10 @@ _REMEDY = "fetch the file again from the original archive"
 
 @dataclass(frozen=True)
 class BmpHeader:
-    """Geometry of a BMP: `offset` of the pixels in bytes, `stride` of a row in bytes."""
+    """Geometry of a BMP: `width` and `height` in px, `offset` of the pixels and `stride` in bytes.
+
+    `stride` is the length of a row of pixels with its padding.
+    """
 
     width: int
     height: int
@@ -29,13 +32,13 @@ class BmpHeader:
 
 
 def read_header(path: Path, side: int | None) -> BmpHeader:
-    """Check that `path` is a whole 24-bit RGB BMP, decoding nothing.
+    """The header of a BMP, checked to be an untruncated 24-bit RGB image; no pixel is decoded.
 
     Args:
-        side: width and height in pixels that it must have; None: any.
+        side: width and height in px that the image must have; None: any.
 
     Raises:
-        DataFault: names the file and what is wrong with it.
+        DataFault: the file is not such a BMP.
     """
 
     def fault(cause: str) -> DataFault:
@@ -57,7 +60,7 @@ def read_header(path: Path, side: int | None) -> BmpHeader:
             f"is not an uncompressed 8-bit RGB BMP ({bits} bits a pixel, compression {compression})"
         )
     if side is not None and (width, abs(height)) != (side, side):
-        raise fault(f"is {width}×{abs(height)} pixels where {side}×{side} belong")
+        raise fault(f"is {width}×{abs(height)} pixels, not {side}×{side}")
     stride = (3 * width + 3) // 4 * 4
     whole = offset + stride * abs(height)
     if not size == stated == whole:
@@ -70,10 +73,13 @@ def read_header(path: Path, side: int | None) -> BmpHeader:
 def read_crop(path: Path, side: int, crop: int) -> np.ndarray:
     """The central `crop` × `crop` pixels as uint8 [crop, crop, 3], RGB, top row first.
 
-    An odd margin rounds half to even, as torchvision's CenterCrop does.
+    An odd margin rounds half to even, as in torchvision's CenterCrop.
+
+    Args:
+        side: width and height in px that the image must have.
 
     Raises:
-        DataFault: as `read_header`; also when the file ends while it is read.
+        DataFault: as `read_header`; or the file ended while it was read.
     """
     header = read_header(path, side)
     first = round((side - crop) / 2)
@@ -88,7 +94,7 @@ def read_crop(path: Path, side: int, crop: int) -> np.ndarray:
     if not header.top_down:
         pixels = pixels[::-1]
     image = np.empty((crop, crop, 3), np.uint8)
-    # BGR to RGB a channel at a time: four times as fast as one copy with a negative stride.
+    # BGR to RGB, one channel at a time: four times as fast as one copy with a negative stride.
     for channel in range(3):
         image[..., channel] = pixels[..., 2 - channel]
     return image

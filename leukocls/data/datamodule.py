@@ -1,4 +1,4 @@
-"""The LightningDataModule: batches of cells from the store, augmented on the device."""
+"""LightningDataModule: batches of cells from the store, augmented on the device."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,16 +12,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from leukocls.common.errors import LeukoclsError
-from leukocls.data.augment import (
-    ORDER_STREAM,
-    Augmentation,
-    Plan,
-    extent,
-    generator,
-    to_images,
-)
+from leukocls.data.augment import Augmentation, Transforms, mask_boxes
 from leukocls.data.index import Index
+from leukocls.data.random import ORDER_STREAM, generator
 from leukocls.data.splits import Split
+from leukocls.data.warp import to_images
 
 RESIDENCES = ("mmap", "ram", "device")
 SAMPLERS = ("shuffle", "balanced")
@@ -29,11 +24,10 @@ SAMPLERS = ("shuffle", "balanced")
 
 @dataclass(frozen=True)
 class Cells(Dataset):
-    """Whole batches by positions: position p is copy p // N of cell p % N of the index's N.
+    """Dataset that returns whole batches: position p means copy p // N of cell p % N of N cells.
 
-    A batch holds `position` int64 [B], `row` int64 [B] (that of the index), `label` int64 [B] (ALL
-    1, HEM 0, −1 unknown) and, unless the images are resident on the device, `image` uint8
-    [B, S, S, 3]. Names are in the index.
+    A batch holds `position` int64 [B], `row` of the index int64 [B], `label` int64 [B] (ALL 1, HEM
+    0, −1 unknown) and, unless the images are resident on the device, `image` uint8 [B, S, S, 3].
     """
 
     images: np.ndarray | None
@@ -59,12 +53,12 @@ class Cells(Dataset):
 
 
 class Batches(Sampler[np.ndarray]):
-    """Positions of each batch of one rank; shuffled ones in an order that (seed, epoch) decides.
+    """Sampler of the positions of each batch, for one of several ranks.
 
-    Shuffled epochs drop the last incomplete batch; the others give every row exactly once over
-    all ranks, without padding, and one empty batch to a rank that is left with none. Of several
-    groups of rows the smaller ones are oversampled to the size of the largest: each row as often as
-    fits, the rest drawn without replacement.
+    With a seed, the order is a function of (seed, epoch) and the last incomplete batch is dropped.
+    Without one, all ranks together get every row exactly once, without padding; a rank without any
+    row gets one empty batch. Of several groups of rows, the smaller ones are oversampled to the
+    size of the largest: each row as often as fits, the rest drawn without replacement.
     """
 
     def __init__(
@@ -81,14 +75,14 @@ class Batches(Sampler[np.ndarray]):
         self.most = max(len(rows) for rows in groups)
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this before each epoch."""
+        """Set the epoch, which decides the order. Lightning calls this before each epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
         total = len(self.groups) * self.most
         if self.seed is not None:
             return total // (self.size * self.ranks)
-        # Lightning passes over an evaluation of no batch, and the other ranks would wait for it.
+        # A rank with no batch would skip the evaluation, and the other ranks would wait for it.
         return max(1, -(-len(range(self.rank, total, self.ranks)) // self.size))
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -110,30 +104,33 @@ class Batches(Sampler[np.ndarray]):
 
 
 class CellDataModule(pl.LightningDataModule):
-    """Feeds every classifier.
+    """Batches of training and evaluation cells for every classifier.
 
-    A batch holds `row` int64 [B] (of the index), `label` [B] (int64; a float after mixup), `image`
+    A batch holds `row` of the index int64 [B], `label` [B] (int64; float after mixup), `image`
     float32 [B, 3, S, S] in [0, 1] and, with `boxes`, `box` float32 [B, 4].
 
     Args:
-        index, store, split: the cells, their images uint8 [N, S, S, 3], and who does what. Instead
-            of images frozen features float32 [N, V, F], of each view; `image` is then those of
-            view 0 [B, F] while training, and of all [B, V, F] at evaluation.
+        index: the cells.
+        store: their images, uint8 [N, S, S, 3]; or frozen features of each view, float32
+            [N, V, F], so that `image` holds view 0 [B, F] in training and all [B, V, F] at
+            evaluation.
+        split: which cells train and which are scored.
         augmentation: applied to training batches on the device.
-        seed: of the order and of the augmentation.
-        batch_size, eval_batch_size: images a step, on each device.
-        residence: where the images live: "mmap" (file), "ram", "device". The same batches.
-        workers: processes that read batches; 0 is fastest from the store.
+        seed: of the order of the cells and of the augmentation.
+        batch_size, eval_batch_size: images per step on each device.
+        residence: place of the images: "mmap" (file), "ram" or "device"; the batches are equal.
+        workers: processes that read batches; 0 is fastest.
         sampler: "shuffle" (each training cell once an epoch) or "balanced" (the smaller class
-            oversampled to the size of the larger, each copy with an augmentation of its own).
-        devices: how many take a batch each at a training step.
+            oversampled to the size of the larger one, each copy augmented differently).
+        devices: number of devices that train, each on its own batch.
 
     Attributes:
-        boxes: for networks that want them, top, left, bottom, right of the stored cells in
-            [-1, 1], float32 [N, 4]; they follow the augmentation.
+        boxes: top, left, bottom, right of the stored cells in [-1, 1], float32 [N, 4], for networks
+            that need them; in training batches they follow the augmentation.
 
     Raises:
-        LeukoclsError: a size, residence or sampler out of range; nothing to balance.
+        LeukoclsError: a size, residence or sampler out of range, or a class without training cells
+            for "balanced".
     """
 
     def __init__(
@@ -172,12 +169,12 @@ class CellDataModule(pl.LightningDataModule):
         self._resident: Tensor | None = None
         self._served: Cells | None = None
         self.boxes: Tensor | None = None
-        self._plan: tuple[int, Plan] = (-1, Plan())
+        self._transforms: tuple[int, Transforms] = (-1, Transforms())
         self.store, self._label = store, index.table["label"].to_numpy()
         self.groups = self._groups(sampler, devices)
 
     def _groups(self, sampler: str, devices: int) -> list[np.ndarray]:
-        """Training rows that get an equal share of an epoch."""
+        """Groups of training rows that each get the same number of cells in an epoch."""
         rows = self.split.rows.get("train", np.empty(0, np.int64))
         if not len(rows) or self.split.scored == ["train"]:
             return [rows]
@@ -186,15 +183,14 @@ class CellDataModule(pl.LightningDataModule):
             groups = [rows[self._label[rows] == label] for label in (0, 1)]
             if not all(len(group) for group in groups):
                 raise LeukoclsError(
-                    "sampler=balanced: the training cells are of one class, so nothing can be"
-                    " balanced; choose shuffle."
+                    "sampler=balanced: the training cells are all of one class; choose shuffle."
                 )
         training = len(groups) * max(len(group) for group in groups)
         if training < self.batch_size * devices:
             several = f" on {devices} devices" if devices > 1 else ""
             raise LeukoclsError(
-                f"data.batch_size={self.batch_size}{several}: only {training} training cells,"
-                " so no full batch; choose a smaller one."
+                f"data.batch_size={self.batch_size}{several}: {training} training cells are less"
+                " than one batch; choose a smaller size."
             )
         return groups
 
@@ -229,7 +225,7 @@ class CellDataModule(pl.LightningDataModule):
             sampler=batches,
             batch_size=None,
             num_workers=self.workers,
-            # Workers are started before CUDA is touched in them; fork would inherit its state.
+            # Not fork: a worker would inherit the state of CUDA.
             multiprocessing_context="forkserver" if self.workers else None,
             persistent_workers=bool(self.workers),
         )
@@ -237,7 +233,7 @@ class CellDataModule(pl.LightningDataModule):
     def on_after_batch_transfer(
         self, batch: dict[str, Tensor], dataloader_idx: int
     ) -> dict[str, Tensor]:
-        """Turn what the loader gave into a batch as described above, augmented while training."""
+        """Complete a batch on the device: see the class; training batches are augmented."""
         stored = self._stored(batch)
         assert self.trainer is not None
         if stored.ndim == 3:
@@ -249,11 +245,11 @@ class CellDataModule(pl.LightningDataModule):
             self.boxes = self.boxes.to(image.device)
             done["box"] = self.boxes[batch["row"]]
         if self.trainer.training and not self.augmentation.is_identity:
-            self._augment(done, stored, self._epoch_plan(image.device)[batch["position"]])
+            self._augment(done, stored, self._epoch_transforms(image.device)[batch["position"]])
         return done
 
     def _stored(self, batch: dict[str, Tensor]) -> Tensor:
-        """Images as they are stored, uint8 [B, S, S, 3]."""
+        """The stored images of a batch, uint8 [B, S, S, 3], or its features [B, V, F]."""
         if self.residence != "device":
             return batch["image"]
         row = batch["row"]
@@ -261,27 +257,27 @@ class CellDataModule(pl.LightningDataModule):
             self._resident = torch.from_numpy(np.array(self.store)).to(row.device)
         return self._resident[row]
 
-    def _augment(self, batch: dict[str, Tensor], stored: Tensor, plan: Plan) -> None:
+    def _augment(self, batch: dict[str, Tensor], stored: Tensor, transforms: Transforms) -> None:
         assert self.trainer is not None
         if "box" in batch and self.augmentation.is_geometric:
             mask = (stored > 0).any(-1)[:, None]
-            batch["box"] = extent(self.augmentation.warp_mask(mask, plan)[:, 0])
-        batch["image"] = self.augmentation(batch["image"], plan)
+            batch["box"] = mask_boxes(self.augmentation.warp_mask(mask, transforms)[:, 0])
+        batch["image"] = self.augmentation(batch["image"], transforms)
         if self.augmentation.mixup:
-            # Lightning counts a batch only after it was transferred.
+            # Lightning counts a batch only after its transfer.
             step = self.trainer.fit_loop.epoch_loop.total_batch_idx + 1
             batch["image"], batch["label"] = self.augmentation.mix(
                 batch["image"], batch["label"], self.seed, step
             )
 
-    def _epoch_plan(self, device: torch.device) -> Plan:
-        """Of every position of this epoch."""
+    def _epoch_transforms(self, device: torch.device) -> Transforms:
+        """The transforms of every position of this epoch."""
         assert self.trainer is not None
         epoch = self.trainer.current_epoch
-        if self._plan[0] != epoch:
+        if self._transforms[0] != epoch:
             cells, size = self.store.shape[:2]
-            # Rounded up: the last copies are those of the rest that does not fit whole.
+            # Rounded up, for the drawn rest of the smaller group.
             copies = -(-max(map(len, self.groups)) // min(map(len, self.groups)))
-            plan = self.augmentation.plan(self.seed, epoch, cells * copies, size)
-            self._plan = (epoch, plan.to(device))
-        return self._plan[1]
+            transforms = self.augmentation.transforms(self.seed, epoch, cells * copies, size)
+            self._transforms = (epoch, transforms.to(device))
+        return self._transforms[1]

@@ -1,7 +1,7 @@
-"""What can be measured of one cell without a network: its size, outline, colour, and texture.
+"""Features of one cell, measured without a network: size, outline, colour and texture.
 
-Plain functions of one image, uint8 [H, W, 3] RGB whose background is exactly 0. Each gives named
-finite floats, looks at the cell's tight box only, and so does not know where the cell lies.
+Each function takes one image, uint8 [H, W, 3] RGB whose background is exactly 0, and returns finite
+floats by name. Only the cell's tight box is used, so the place of the cell changes nothing.
 """
 
 import os
@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from leukocls.common.errors import DataFault, Fault
 from leukocls.data.images import read_image
+from leukocls.data.names import FEATURE_KINDS
 
 VERSION = 1  # raise it whenever the same image would give other values
 
@@ -42,26 +43,27 @@ GLCM_DISTANCES = (1, 4)  # px
 LBP_POINTS, LBP_RADIUS = 8, 2
 # Edges in cycles per px: an octave each, from the slow drift of stain to the noise of pixels.
 BANDS = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
-SPOT_PX = 4.0  # sigma, of about a nucleolus's radius
-SPOT_SDS = 1.0  # how far above its surroundings a spot is, in SDs of the cell's green
+SPOT_PX = 4.0  # sigma of the spot detector, about the radius of a nucleolus
+SPOT_SDS = 1.0  # height of a spot above its surroundings, in SDs of the cell's green
 
 
 def tight(image: Image) -> tuple[Image, Mask]:
-    """The cell's tight box, uint8 [h, w, 3], and its foreground there, bool [h, w].
+    """The pixels of the cell's tight box, uint8 [h, w, 3], and its foreground mask, bool [h, w].
 
-    Raises ValueError if no pixel is above 0.
+    Raises:
+        ValueError: all pixels are 0.
     """
     # Five times as fast as image.any(2).
     foreground = (image[..., 0] | image[..., 1] | image[..., 2]) > 0
     rows, columns = np.flatnonzero(foreground.any(1)), np.flatnonzero(foreground.any(0))
     if not rows.size:
-        raise ValueError("is all black: it shows no cell")
+        raise ValueError("is all black: there is no cell in it")
     box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     return image[box], foreground[box]
 
 
 def size(image: Image) -> Features:
-    """Area in px², its logarithm, and the sides of the tight box in px, the longer first."""
+    """Area in px², its logarithm, and the longer and the shorter side of the tight box in px."""
     _, shape = tight(image)
     area = float(shape.sum())
     return {
@@ -73,10 +75,10 @@ def size(image: Image) -> Features:
 
 
 def mask(image: Image) -> Features:
-    """The outline and nothing of the pixels inside: lengths in px, the rest without a unit.
+    """Shape of the foreground mask: `area` in px², `perimeter` in px, the others without a unit.
 
     `hu_*` are the first four moment invariants (Hu 1962): compactness, elongation, and two of
-    asymmetry. `solidity` is the area's share of its convex hull.
+    asymmetry. `solidity` is the area divided by that of its convex hull.
     """
     _, shape = tight(image)
     area, length = float(shape.sum()), float(perimeter_crofton(np.pad(shape, 1)))
@@ -95,7 +97,11 @@ def mask(image: Image) -> Features:
 
 
 def _axes(central: Floats) -> tuple[float, float]:
-    """Axes in px of the ellipse of the same second moments; 1/12 is a pixel's own variance."""
+    """Longer and shorter axis in px of the ellipse with the mask's second moments.
+
+    Args:
+        central: central moments of the mask; 1/12 is added as the variance within a pixel.
+    """
     covariance = np.array([[central[2, 0], central[1, 1]], [central[1, 1], central[0, 2]]])
     variances = np.linalg.eigvalsh(covariance / central[0, 0] + np.eye(2) / 12)
     short, long = 4 * np.sqrt(variances)
@@ -103,7 +109,7 @@ def _axes(central: Floats) -> tuple[float, float]:
 
 
 def _hull_area(shape: Mask) -> float:
-    """Area of the convex hull of the pixels as squares: exact, where a hull of pixels is not."""
+    """Exact area in px² of the convex hull of the mask's pixels, taken as unit squares."""
     rows = np.flatnonzero(shape.any(1))
     first = shape[rows].argmax(1)
     last = shape.shape[1] - shape[rows, ::-1].argmax(1)
@@ -114,20 +120,21 @@ def _hull_area(shape: Mask) -> float:
 def colour(image: Image) -> Features:
     """Mean, SD and quantiles of each channel over the foreground, in [0, 255]."""
     box, shape = tight(image)
-    found: Features = {}
+    features: Features = {}
     for name, values in zip(("red", "green", "blue"), box[shape].T, strict=True):
-        found[f"{name}_mean"] = float(values.mean())
-        found[f"{name}_sd"] = float(values.std())
+        features[f"{name}_mean"] = float(values.mean())
+        features[f"{name}_sd"] = float(values.std())
         for q, value in zip(QUANTILES, np.quantile(values, QUANTILES), strict=True):
-            found[f"{name}_q{100 * q:02.0f}"] = float(value)
-    return found
+            features[f"{name}_q{100 * q:02.0f}"] = float(value)
+    return features
 
 
 def handcrafted(image: Image) -> Features:
-    """What a haematologist names: size, nucleus against cytoplasm, outline, chromatin, nucleoli.
+    """Features that haematologists use: size, outline, nucleus and cytoplasm, chromatin, nucleoli.
 
-    All but the outline is measured in green, which the nuclear stain absorbs most, and texture in
-    units of the cell's own mean and SD, so that a stronger stain is not another chromatin.
+    All but size and outline come from the green channel, which the nuclear stain absorbs most.
+    Texture is measured after standardising green by the cell's own mean and SD, so that a stronger
+    stain does not look like another chromatin.
     """
     box, shape = tight(image)
     green = box[..., 1]
@@ -139,7 +146,7 @@ def handcrafted(image: Image) -> Features:
     return {
         **size(image),
         **mask(image),
-        # Half a pixel each keeps it finite where Otsu finds but one class.
+        # Half a pixel each keeps the logarithm finite if Otsu's threshold separates nothing.
         "log_nucleus_to_cytoplasm": float(np.log((n + 0.5) / (whole - n + 0.5))),
         "green_variation": sd / (mean or 1.0),
         **_cooccurrence(grey, shape),
@@ -150,7 +157,7 @@ def handcrafted(image: Image) -> Features:
 
 
 def _cooccurrence(grey: Floats, shape: Mask) -> Features:
-    """Haralick's texture over ±2 SD in 16 levels, averaged over four directions (1973)."""
+    """Haralick's texture features (1973): 16 grey levels over ±2 SD, mean over four directions."""
     levels = np.clip((grey + 2) * GREY_LEVELS / 4, 0, GREY_LEVELS - 1).astype(np.uint8) + 1
     counts = graycomatrix(
         np.where(shape, levels, 0).astype(np.uint8),
@@ -159,7 +166,7 @@ def _cooccurrence(grey: Floats, shape: Mask) -> Features:
         levels=GREY_LEVELS + 1,
         symmetric=True,
     )
-    # Level 0 is the background, which is no part of the texture.
+    # Level 0 is the background, which is left out.
     counts = counts[1:, 1:]
     return {
         f"glcm_{name}_{distance}": float(value)
@@ -176,7 +183,7 @@ def _binary_patterns(green: Image, shape: Mask) -> Features:
 
 
 def _spectrum(grey: Floats) -> Features:
-    """Log share of the power in each octave of spatial frequency: coarse first, focus last."""
+    """Logarithm of the share of power in each octave of spatial frequency, coarse ones first."""
     sides = [fft.next_fast_len(side) for side in grey.shape]
     power = np.abs(fft.fft2(grey, sides)) ** 2
     frequency = np.hypot(fft.fftfreq(sides[0])[:, None], fft.fftfreq(sides[1]))
@@ -190,11 +197,11 @@ def _spectrum(grey: Floats) -> Features:
 
 
 def _spots(grey: Floats, shape: Mask, nucleus: Mask) -> Features:
-    """Number, share of the nucleus and mean height of bright blobs in it, as nucleoli are."""
+    """Bright spots, as nucleoli are: their number, share of the nucleus, and mean height in SDs."""
     fine, coarse = (gaussian(grey, SPOT_PX * k, mode="constant") for k in (0.5, 2))
     weight = gaussian(shape.astype(np.float64), 2 * SPOT_PX, mode="constant")
     height = fine - coarse
-    # Near the rim the surroundings are background, and the cytoplasm is bright anyway.
+    # Spots near the rim do not count: their surroundings are background or bright cytoplasm.
     spots = (height > SPOT_SDS) & (weight > 0.95)
     return {
         "spots": float(label(spots).max()),
@@ -203,15 +210,12 @@ def _spots(grey: Floats, shape: Mask, nucleus: Mask) -> Features:
     }
 
 
-KINDS: dict[str, Callable[[Image], Features]] = {
-    "size": size,
-    "mask": mask,
-    "colour": colour,
-    "handcrafted": handcrafted,
-}
+KINDS: dict[str, Callable[[Image], Features]] = dict(
+    zip(FEATURE_KINDS, (size, mask, colour, handcrafted), strict=True)
+)
 
 
-def _of_file(path: Path, kind: str) -> Features:
+def _file_features(path: Path, kind: str) -> Features:
     image = read_image(path)
     try:
         return KINDS[kind](image)
@@ -221,11 +225,12 @@ def _of_file(path: Path, kind: str) -> Features:
 
 
 def extract(paths: Sequence[Path], kind: str) -> pd.DataFrame:
-    """Features of `kind` (a key of KINDS), float64, a row a path in the order given.
+    """Features of `kind` (a key of KINDS), float64: one row for each path, in the same order.
 
-    Raises DataFault, naming the file, for one that does not read or shows no cell.
+    Raises:
+        DataFault: a file cannot be read or is all black.
     """
-    # Processes: most of scikit-image holds the interpreter's lock.
+    # Processes, because most of scikit-image holds the GIL.
     pool: Any = Parallel(n_jobs=len(os.sched_getaffinity(0)), return_as="generator")
-    rows = pool(delayed(_of_file)(path, kind) for path in paths)
+    rows = pool(delayed(_file_features)(path, kind) for path in paths)
     return pd.DataFrame(tqdm(rows, "features", len(paths), unit="image", disable=None))

@@ -1,4 +1,4 @@
-"""Image files as they must be, read whole: C-NMC's BMPs, and what other data sets come in."""
+"""Reading image files: C-NMC's BMPs, and BMP, PNG, TIFF and JPEG of other data sets; crops."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,28 +8,26 @@ from PIL import Image
 
 from leukocls.common.errors import DataFault, Fault
 from leukocls.data.bmp import read_crop, read_header
-from leukocls.data.index import TABLE, Index
-from leukocls.data.published import FINAL_SIDE, SIDE
+from leukocls.data.index import Index
 
 FORMATS = {"BMP": {".bmp"}, "PNG": {".png"}, "TIFF": {".tif", ".tiff"}, "JPEG": {".jpg", ".jpeg"}}
-LARGEST = 8192  # px; more is a slide, not a cell, and is refused before it is decoded
+LARGEST = 8192  # px; a larger image shows a slide, not a cell, and is refused before decoding
 
 
 def image_sides(index: Index) -> Iterator[tuple[Path, int | None]]:
-    """Every file with the side in pixels that it must have; None for other data sets: any."""
+    """Each cell's file, in the index's order, and the side in px that it must have (None: any)."""
     for file, part in zip(index.table["file"], index.table["part"], strict=True):
-        side = FINAL_SIDE if part == "final" else SIDE
-        yield index.root / file, None if index.layout == TABLE else side
+        yield index.root / file, index.rules.sides.get(part)
 
 
 def read_image(path: Path, side: int | None = None) -> np.ndarray:
     """All pixels of an 8-bit RGB image as uint8 [H, W, 3], top row first.
 
     Args:
-        side: a BMP of side × side pixels is wanted; None: any size, and any of FORMATS.
+        side: the file must be a BMP of side × side pixels; None: any size and any of FORMATS.
 
     Raises:
-        DataFault: the file is damaged, or is not what it must be.
+        DataFault: the file is damaged, or has another format, pixel mode or size.
     """
     if side is not None:
         return read_crop(path, side, side)
@@ -42,7 +40,7 @@ def read_image(path: Path, side: int | None = None) -> np.ndarray:
             if path.suffix.lower() not in FORMATS.get(image.format or "", set()):
                 raise fault(
                     f"is {image.format} by its content",
-                    "use BMP, PNG, TIFF or JPEG, each with its own suffix",
+                    "use BMP, PNG, TIFF or JPEG with the suffix of that format",
                 )
             pages = getattr(image, "n_frames", 1)
             if max(image.size) > LARGEST or pages != 1:
@@ -50,22 +48,25 @@ def read_image(path: Path, side: int | None = None) -> np.ndarray:
                     f"is {image.width}×{image.height} pixels, {pages} page(s)",
                     f"give one cell an image, at most {LARGEST} pixels wide",
                 )
-            # Pillow calls 16 bits a channel RGB as well, and cuts them to 8.
+            # Pillow also opens 16 bits a channel as RGB, and cuts them to 8.
             deep = any(";16" in str(tile[-1]) for tile in image.tile)
             if image.mode != "RGB" or deep:
                 mode = "RGB;16" if image.mode == "RGB" else image.mode
                 raise fault(f"has the pixel mode {mode}", "save it as 8-bit RGB")
             if image.format == "BMP":
-                read_header(path, None)  # Pillow takes a BMP cut short without a word
+                read_header(path, None)  # Pillow accepts a truncated BMP
             return np.asarray(image)
     except DataFault:
         raise
-    except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to
+    except Exception as error:  # Pillow's readers raise many kinds of errors on damaged files
         raise fault(f"does not decode ({error})") from error
 
 
 def extent(image: np.ndarray) -> tuple[int, int, int, int]:
-    """Top, left, bottom, right (half open, px) of the pixels of uint8 [H, W, 3] that are not black.
+    """Tight box of the pixels of uint8 [H, W, 3] that are not black.
+
+    Returns:
+        Top, left, bottom, right in px, half open.
 
     Raises:
         ValueError: all pixels are black.
@@ -79,7 +80,7 @@ def extent(image: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def central(image: np.ndarray, crop: int) -> np.ndarray:
-    """The central crop × crop pixels of uint8 [H, W, 3]; what lies outside the image is black.
+    """The central crop × crop pixels of uint8 [H, W, 3]; black outside the image.
 
     An odd margin rounds half to even.
     """
@@ -88,12 +89,15 @@ def central(image: np.ndarray, crop: int) -> np.ndarray:
 
 
 def cut(image: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
-    """The square of `side` pixels of uint8 [H, W, 3] that begins at (top, left); black outside."""
-    out = np.zeros((side, side, 3), np.uint8)
+    """The square of uint8 [H, W, 3] with a side of `side` px and the corner (top, left).
+
+    Black outside the image.
+    """
+    square = np.zeros((side, side, 3), np.uint8)
     spans = []
     for first, length in zip((top, left), image.shape, strict=False):
         start, stop = max(first, 0), min(first + side, length)
         spans.append((slice(start, stop), slice(start - first, stop - first)))
     (rows, to_rows), (columns, to_columns) = spans
-    out[to_rows, to_columns] = image[rows, columns]
-    return out
+    square[to_rows, to_columns] = image[rows, columns]
+    return square

@@ -1,29 +1,19 @@
-"""The table of cells: what the file names and the label file say, before any image is opened.
+"""The index: one row for each cell, from file names and label file, before any image is opened.
 
-One row a cell, always in the same order, whatever order the file system lists them in.
+The order of the rows does not depend on the order in which the file system lists the files.
 """
 
-import csv
-import json
-import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pandas as pd
 
-from leukocls.common.errors import DataFault, Fault, LeukoclsError, report
-from leukocls.data.published import MANIFEST, merged_subject, published_counts, published_subjects
+from leukocls.common.errors import DataFault, Fault, report
+from leukocls.data.cnmc import scan_tree
+from leukocls.data.rules import DataRules, TableRules
+from leukocls.data.table import table_rows
 
-TRAIN_NAME = re.compile(r"UID_(H?\d+)_(\d+)_(\d+)_(all|hem)\.bmp", re.IGNORECASE)
-NUMBERED_NAME = re.compile(r"(\d+)\.bmp", re.IGNORECASE)
-LABELS = {"hem": 0, "all": 1}
-UNKNOWN = -1
-# What operating systems and archivers leave behind; names that begin with a dot are passed by too.
-LEFTOVERS = {"thumbs.db", "desktop.ini", "__macosx"}
-NOT_NUMBERED = "not a numbered image (1.bmp, 2.bmp, …)"
-FETCH = "fetch the original file"
 PARTS = ("train", "prelim", "final")
 NAMED = ["cell", "file", "part", "fold", "subject", "label", "image", "number", "group"]
 BOX = ["top", "left", "bottom", "right"]
@@ -32,46 +22,22 @@ TABLE = "table"  # the layout of a data set that one CSV describes
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Where one way of unpacking C-NMC 2019 puts things, below the data root."""
-
-    train: str
-    prelim: str
-    prelim_labels: str
-    final: str
-
-
-LAYOUTS = {
-    "tcia": Layout(
-        "C-NMC_training_data",
-        "C-NMC_test_prelim_phase_data",
-        "C-NMC_test_prelim_phase_data_labels.csv",
-        "C-NMC_test_final_phase_data",
-    ),
-    "kaggle": Layout(
-        "training_data",
-        "validation_data/C-NMC_test_prelim_phase_data",
-        "validation_data/C-NMC_test_prelim_phase_data_labels.csv",
-        "testing_data/C-NMC_test_final_phase_data",
-    ),
-    "challenge": Layout(".", "phase2", "phase2.csv", "phase3"),
-}
-
-
-@dataclass(frozen=True)
 class Index:
     """The cells of one data set.
 
-    `table` has the columns COLUMNS: `cell` (its name), `file` (path below `root`), `part`,
-    `fold` (0-2, −1 outside C-NMC's train), `subject` (upper case, "" if unknown), `label` (ALL 1,
-    HEM 0, −1 unknown), `image` and `number` (the field and the cell in it, −1 if unknown),
-    `group` (what splits keep together: the subject, or several that are one; "" if unknown),
-    and, once `leukocls.data.verify` has read the file ("" or 0 before), `sha256`, `pixels` (what
-    copies of an image share), BOX (the tight extent of what is not black, half open, px), and the
-    image's `height` and `width` in px.
-    `layout` is a key of LAYOUTS, or TABLE. `absent` names the cells that a label file lists and
-    the tree lacks; `labels` is C-NMC's label file or the CSV of another data set, `manifest` the
-    file that marks a synthetic tree.
+    Attributes:
+        root: the folder below which all files lie.
+        layout: a key of `leukocls.data.cnmc.LAYOUTS`, or TABLE.
+        table: columns COLUMNS: `cell` (its name), `file` (path below `root`), `part`, `fold` (0-2,
+            −1 outside C-NMC's train), `subject` (upper case, "" if unknown), `label` (ALL 1, HEM 0,
+            −1 unknown), `image` and `number` (the field of view and the cell in it, −1 if unknown),
+            `group` (what splits keep together: a subject, or merged subjects; "" if unknown).
+            `leukocls.data.verify` fills in the rest ("" or 0 before): `sha256` of the file,
+            `pixels` (equal for copies of an image), BOX (tight extent of the pixels that are not
+            black, half open, px), and the image's `height` and `width` in px.
+        absent: names of the cells that the label file lists and whose images are missing.
+        labels: C-NMC's label file, or the CSV of another data set.
+        rules: how data of this kind is read and checked.
     """
 
     root: Path
@@ -79,46 +45,34 @@ class Index:
     table: pd.DataFrame
     absent: tuple[str, ...]
     labels: Path | None
-    manifest: Path | None
+    rules: DataRules
 
     @property
     def source(self) -> Path:
-        """What the user named: the root, or the CSV of another data set."""
-        return self.labels if self.layout == TABLE and self.labels else self.root
+        """The path by which users name the data: the root, or the CSV of another data set."""
+        return self.labels if self.labels and not self.rules.cnmc_names else self.root
 
     @property
     def synthetic(self) -> bool:
-        """Whether the cells are embedded ones: nothing measured on them holds for people."""
-        return self.manifest is not None
+        """Whether the cells are synthetic, so that no number holds for people."""
+        return self.rules.synthetic
 
     @property
     def published(self) -> bool:
-        """Whether this must be C-NMC 2019 as published."""
-        return not self.synthetic and self.layout != TABLE
-
-    def declared(self, key: str) -> Any:
-        """What a synthetic tree's manifest says: `counts`, `subjects` or `duplicates`."""
-        assert self.manifest is not None
-        try:
-            said = json.loads(self.manifest.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise LeukoclsError(f"{self.manifest}: does not read ({error}); restore it.") from error
-        if key not in said:
-            raise LeukoclsError(
-                f"{self.manifest}: says no {key}, so an older version wrote it. Remove the tree"
-                " and write it again."
-            )
-        return said[key]
+        """Whether the data must be C-NMC 2019 as published."""
+        return self.rules.published
 
     def only(self, parts: Collection[str]) -> "Index":
-        """The index of these parts alone; the rows of those that come first keep their numbers."""
+        """The index of these parts only; rows before the first one left out keep their numbers."""
         kept = self.table[self.table["part"].isin(parts)].reset_index(drop=True)
-        # The label file that names absent cells is prelim's, or all parts' in a table.
-        stays = "prelim" in parts or self.layout == TABLE
-        return replace(self, table=kept, absent=self.absent if stays else ())
+        listed = any(part in parts for part in self.rules.listed_parts)
+        return replace(self, table=kept, absent=self.absent if listed else ())
 
     def without_h3(self) -> "Index":
-        """Without the 36 cells whose subject H3 is written in lower case (RECIPES §2)."""
+        """The index without the 36 cells whose subject H3 is written in lower case.
+
+        The released code of Prellberg & Kramer 2019 loses them.
+        """
         kept = self.table[~self.table["cell"].str.startswith("UID_h3_")].reset_index(drop=True)
         return replace(self, table=kept)
 
@@ -128,35 +82,32 @@ class Index:
         return part.where(fold < 0, "fold_" + fold.astype(str))
 
     def expected(self) -> dict[str, int]:
-        """Cells that a complete data set of this kind holds, by part (folds as fold_0 …)."""
-        if self.layout == TABLE:
-            return self.counts()
-        return dict(self.declared("counts")) if self.synthetic else published_counts()
+        """Number of cells of a complete data set, by part (folds as fold_0 …)."""
+        counts = self.rules.counts()
+        return self.counts() if counts is None else counts
 
     def expected_subjects(self) -> dict[str, dict[str, int]]:
-        """Cells of each subject by part that a complete data set holds; empty if nobody says."""
-        if self.layout == TABLE:
-            return {}
-        return self.declared("subjects") if self.synthetic else published_subjects()
+        """Number of cells of each subject of a complete data set, by part; empty if unknown."""
+        return self.rules.subject_counts()
 
     def counts(self) -> dict[str, int]:
-        """Cells present, under the same keys as `expected`."""
+        """Number of cells that are present, with the keys of `expected`."""
         return {str(k): int(n) for k, n in self.part_names().value_counts().items()}
 
     def incomplete(self, parts: Collection[str] = PARTS) -> str:
-        """Which of `parts` differ from a complete data set, in words; "" if none does.
+        """A description of the parts that differ from a complete data set; "" if none does.
 
-        Final is optional, but half of it is a fault.
+        Final may be absent as a whole.
         """
-        have, want = self.counts(), self.expected()
-        if self.layout == TABLE and self.absent:
+        present, complete = self.counts(), self.expected()
+        if self.absent and self.rules.counts() is None:
             return f"{len(self.absent):,} images that the table lists are missing"
         return ", ".join(
-            f"{part} has {have.get(part, 0):,} of {number:,} images"
-            for part, number in want.items()
+            f"{part} has {present.get(part, 0):,} of {number:,} images"
+            for part, number in complete.items()
             if ("train" if part.startswith("fold_") else part) in parts
-            and have.get(part, 0) != number
-            and (part != "final" or have.get("final"))
+            and present.get(part, 0) != number
+            and (part != "final" or present.get("final"))
         )
 
 
@@ -166,50 +117,26 @@ def scan(root: str | Path, layout: str = "auto") -> tuple[Index, list[Fault]]:
     Args:
         root: a folder that holds one of the three layouts, itself or one or two levels down; or
             the CSV file of another data set (see `leukocls.data.table`).
-        layout: "auto" or a key of LAYOUTS.
+        layout: "auto" or a key of `leukocls.data.cnmc.LAYOUTS`.
 
     Returns:
-        The index, and names, folders and labels that do not parse or disagree.
+        The index, and a fault for each name, folder and label that does not parse or disagrees.
 
     Raises:
         LeukoclsError: `root` is missing or holds no known layout.
     """
-    given = Path(root)
-    if given.is_file():
-        from leukocls.data.table import table_rows
-
-        faults: list[Fault] = []
-        rows, missing = table_rows(given, faults)
-        return Index(given.parent, TABLE, _ordered(rows), tuple(missing), given, None), faults
-    if not given.is_dir():
-        raise LeukoclsError(
-            f"{given}: no such folder. Set data.root (or LEUKOCLS_DATA) to your copy of C-NMC 2019"
-            " or to the CSV file of other cells, or use data=synthetic."
-        )
-    base, name = _find_layout(given, layout)
-    paths = LAYOUTS[name]
-    faults = _strays(base / paths.train)
-    rows = _train_rows(given, base / paths.train, faults)
-    prelim, absent = _prelim_rows(given, base / paths.prelim, base / paths.prelim_labels, faults)
-    rows += prelim + _final_rows(given, base / paths.final, faults)
-    if not rows and not faults:
-        raise LeukoclsError(
-            f"{given}: the folders of the {name} layout are there, but no .bmp image is in them."
-            " Unpack the archives again, or use data=synthetic."
-        )
-    # The mark holds as well for who names the folder inside a synthetic tree.
-    manifests = [
-        folder / MANIFEST
-        for folder in (given.resolve(), base.resolve(), *base.resolve().parents[:2])
-    ]
-    manifest = next((path for path in manifests if path.is_file()), None)
-    file = base / paths.prelim_labels
-    labels = file if file.is_file() else None
-    return Index(given, name, _ordered(rows), absent, labels, manifest), faults
+    path, faults = Path(root), list[Fault]()
+    if path.is_file():
+        rows, missing = table_rows(path, faults)
+        table = _ordered(rows)
+        return Index(path.parent, TABLE, table, tuple(missing), path, TableRules()), faults
+    tree = scan_tree(path, layout, faults)
+    index = Index(path, tree.layout, _ordered(tree.rows), tree.absent, tree.labels, tree.rules)
+    return index, faults
 
 
 def build_index(root: str | Path, layout: str = "auto") -> Index:
-    """The index of `scan`, refused if anything is wrong with names, folders and labels.
+    """The index of `scan`, for data without any fault in names, folders and labels.
 
     Raises:
         LeukoclsError: `root` is missing or holds no known layout.
@@ -222,6 +149,7 @@ def build_index(root: str | Path, layout: str = "auto") -> Index:
 
 
 def _ordered(rows: list[tuple]) -> pd.DataFrame:
+    """Rows as a table with COLUMNS, sorted; what only the images tell is still empty."""
     unread = {"sha256": "", "pixels": "", **dict.fromkeys([*BOX, "height", "width"], 0)}
     table = pd.DataFrame(rows, columns=NAMED).assign(**unread)
     table["part"] = pd.Categorical(table["part"], categories=PARTS)
@@ -231,190 +159,3 @@ def _ordered(rows: list[tuple]) -> pd.DataFrame:
     for column in ("fold", "label", "image", "number"):
         table[column] = table[column].astype("int64")
     return table
-
-
-def _find_layout(root: Path, layout: str) -> tuple[Path, str]:
-    if layout != "auto" and layout not in LAYOUTS:
-        raise LeukoclsError(f"data.layout={layout}: choose auto, {', '.join(LAYOUTS)}.")
-    names = list(LAYOUTS) if layout == "auto" else [layout]
-    level = [root]
-    for _ in range(3):
-        found = [(base, name) for base in level for name in names if _holds(base, LAYOUTS[name])]
-        if len({base for base, _ in found}) > 1:
-            bases = ", ".join(sorted({str(base) for base, _ in found}))
-            raise LeukoclsError(f"{root}: holds several copies of the data: {bases}. Name one.")
-        if found:
-            return found[0]
-        level = sorted(p for base in level for p in base.iterdir() if p.is_dir() and _ours(p))
-    looked = " or ".join(f"{LAYOUTS[n].train}/fold_0 ({n})".removeprefix("./") for n in names)
-    raise LeukoclsError(
-        f"{root}: no C-NMC 2019 data here; looked for {looked}, here and two levels down."
-        " Set data.root to the unpacked data set, or use data=synthetic."
-    )
-
-
-def _holds(base: Path, layout: Layout) -> bool:
-    folds = [base / layout.train / f"fold_{k}" for k in range(3)]
-    return any(p.is_dir() for p in (*folds, base / layout.prelim, base / layout.final))
-
-
-def _ours(path: Path) -> bool:
-    return not path.name.startswith(".") and path.name.lower() not in LEFTOVERS
-
-
-def _strays(train: Path) -> list[Fault]:
-    """Folds and class folders that no index reads, and images beside the class folders."""
-    if not train.is_dir():
-        return []
-    folds = {f"fold_{k}" for k in range(3)}
-    like_folds = [p for p in train.iterdir() if p.name.lower().startswith("fold") and p.is_dir()]
-    found = [path for path in like_folds if path.name not in folds]
-    for fold in folds:
-        inside = (train / fold).iterdir() if (train / fold).is_dir() else ()
-        found += [path for path in inside if _ours(path) and path.name not in LABELS]
-    remedy = "name folders fold_0 to fold_2, each with all/ and hem/; move anything else out"
-    return [Fault(path, "does not belong here", remedy) for path in found]
-
-
-def _images(folder: Path, faults: list[Fault]) -> list[Path]:
-    """Every .bmp of a folder; any other visible file is a fault, hidden ones are not ours."""
-    if not folder.is_dir():
-        return []
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        name = path.name.lower()
-        if not _ours(path):
-            continue
-        if not (name.endswith(".bmp") and path.is_file()):
-            faults.append(Fault(path, "not a .bmp image", "move it out of the data tree"))
-        elif name in found:
-            faults.append(Fault(path, f"differs from {found[name]} in case only", "remove one"))
-        else:
-            found[name] = path
-            twin = path.with_suffix(".bmp")
-            if path != twin and not twin.exists():
-                faults.append(
-                    Fault(path, f"the suffix is {path.suffix}", f"rename it to {twin.name}")
-                )
-    return list(found.values())
-
-
-def _train_rows(root: Path, folder: Path, faults: list[Fault]) -> list[tuple]:
-    rows: list[tuple] = []
-    seen: dict[str, Path] = {}
-    for fold in range(3):
-        for kind in LABELS:
-            for path in _images(folder / f"fold_{fold}" / kind, faults):
-                match = TRAIN_NAME.fullmatch(path.name)
-                if match is None:
-                    cause = f"the name is not UID_{{subject}}_{{image}}_{{cell}}_{kind}.bmp"
-                    remedy = "restore the original name or remove the file"
-                    faults.append(Fault(path, cause, remedy))
-                    continue
-                subject, image, number, suffix = match.groups()
-                problem = _label_conflict(subject, suffix.lower(), kind)
-                if problem:
-                    remedy = "restore the file from the original archive"
-                    faults.append(Fault(path, problem, remedy))
-                elif path.name.lower() in seen:
-                    cause = f"the same cell as {seen[path.name.lower()]}"
-                    faults.append(Fault(path, cause, "remove one"))
-                seen[path.name.lower()] = path
-                file = path.relative_to(root).as_posix()
-                subject = subject.upper()
-                row = (path.name, file, "train", fold, subject, LABELS[kind])
-                rows.append((*row, int(image), int(number), merged_subject(subject)))
-    return rows
-
-
-def _label_conflict(subject: str, suffix: str, stated: str) -> str:
-    """Folder (or label file), suffix and the H of a healthy subject must say the same."""
-    healthy = "hem" if subject.upper().startswith("H") else "all"
-    if suffix == stated == healthy:
-        return ""
-    return f"labels disagree: stated {stated}, suffix {suffix}, subject {subject} is {healthy}"
-
-
-def _prelim_rows(
-    root: Path, folder: Path, labels: Path, faults: list[Fault]
-) -> tuple[list[tuple], tuple[str, ...]]:
-    images = {path.name.lower(): path for path in _images(folder, faults)}
-    if not images and not labels.exists():
-        return [], ()
-    truth = read_official_labels(labels, faults)
-    rows = []
-    for name, path in images.items():
-        if NUMBERED_NAME.fullmatch(name) is None:
-            faults.append(Fault(path, NOT_NUMBERED, "restore its name"))
-        elif not truth:
-            continue  # the label file is a fault already; one more an image would bury it
-        elif name not in truth:
-            remedy = "remove it or restore the label file"
-            faults.append(Fault(path, f"not listed in {labels}", remedy))
-        else:
-            _, subject, image, number, label = truth[name]
-            file = path.relative_to(root).as_posix()
-            row = (path.name, file, "prelim", -1, subject, label, image, number)
-            rows.append((*row, merged_subject(subject)))
-    return rows, tuple(name for name in truth if name not in images)
-
-
-class Official(NamedTuple):
-    """A line of the prelim label file."""
-
-    original: str
-    subject: str
-    image: int
-    number: int
-    label: int
-
-
-def read_official_labels(path: Path, faults: list[Fault]) -> dict[str, Official]:
-    """The prelim truth by lower-case `new_names`.
-
-    What does not parse or disagrees is appended to `faults`.
-    """
-    if not path.is_file():
-        faults.append(Fault(path, "the prelim label file is missing", FETCH))
-        return {}
-    before = len(faults)
-    # What is not UTF-8 fails below like any other file without the columns.
-    with open(path, newline="", encoding="utf-8-sig", errors="replace") as stream:
-        reader = csv.DictReader(stream)
-        wanted = {"Patient_ID", "new_names", "labels"}
-        if not wanted <= set(reader.fieldnames or ()):
-            faults.append(Fault(path, "needs the columns Patient_ID,new_names,labels", FETCH))
-            return {}
-        truth: dict[str, Official] = {}
-        for line, row in enumerate(reader, start=2):
-            match = TRAIN_NAME.fullmatch((row["Patient_ID"] or "").strip())
-            name = (row["new_names"] or "").strip().lower()
-            label = (row["labels"] or "").strip()
-            where = path.with_name(f"{path.name}, line {line}")
-            if match is None or NUMBERED_NAME.fullmatch(name) is None or label not in ("0", "1"):
-                faults.append(Fault(where, "does not parse", FETCH))
-                continue
-            subject, image, number, suffix = match.groups()
-            stated = "all" if label == "1" else "hem"
-            problem = _label_conflict(subject, suffix.lower(), stated)
-            if problem:
-                faults.append(Fault(where, problem, FETCH))
-            elif name in truth:
-                faults.append(Fault(where, f"{name} is listed twice", FETCH))
-            truth[name] = Official(match[0], subject.upper(), int(image), int(number), int(label))
-    if not truth and len(faults) == before:
-        faults.append(Fault(path, "the label file lists no cell", FETCH))
-    return truth
-
-
-def _final_rows(root: Path, folder: Path, faults: list[Fault]) -> list[tuple]:
-    rows = []
-    for path in _images(folder, faults):
-        match = NUMBERED_NAME.fullmatch(path.name)
-        if match is None:
-            faults.append(Fault(path, NOT_NUMBERED, "restore its name"))
-            continue
-        file = path.relative_to(root).as_posix()
-        # The number orders the final cells as the challenge's submission does.
-        rows.append((path.name, file, "final", -1, "", UNKNOWN, int(match[1]), -1, ""))
-    return rows

@@ -1,11 +1,15 @@
-"""Names of cells, subjects and classes, and when two spellings mean the same."""
+"""Names of cells, subjects, classes and kinds of features, and the spellings that are equal."""
 
 import re
 from collections.abc import Iterable
 
 UID = re.compile(r"UID_(H?\d+)_\d+_\d+_(all|hem)", re.IGNORECASE)
+UNKNOWN = -1  # the label of a cell whose class is not known
 # Spellings of a class in a column `label`, in lower case.
 LABEL_WORDS = {"1": 1, "1.0": 1, "all": 1, "0": 0, "0.0": 0, "hem": 0}
+
+# Kinds of features: the keys of `leukocls.data.features.KINDS`, which is slow to import.
+FEATURE_KINDS = ("size", "mask", "colour", "handcrafted")
 
 
 def cell_key(name: str) -> str:
@@ -14,11 +18,11 @@ def cell_key(name: str) -> str:
 
 
 def subject_of(name: str) -> str:
-    """The subject in an original name such as `UID_H3_2_1_hem.bmp`, upper case; else ""."""
+    """The subject in an original name such as `UID_H3_2_1_hem.bmp`, upper case; "" in others."""
     match = UID.match(name.strip())
     return match[1].upper() if match else ""
 
 
 def members(groups: Iterable[str]) -> set[str]:
-    """The subjects in groups; merged subjects are named by their members, joined with +."""
+    """All subjects in `groups`; a merged group is named by its members, joined with +."""
     return {subject for group in groups for subject in group.split("+")}

@@ -1,4 +1,4 @@
-"""What is known of a genuine copy of C-NMC 2019: counts, digests, and the images it holds twice.
+"""Facts about C-NMC 2019 as published: counts, digests, and images that it holds more than once.
 
 Counts: Gupta & Gupta, TCIA 2019, doi 10.7937/tcia.2019.dc64i46r. Digests and duplicates were
 measured on a genuine copy.
@@ -13,7 +13,7 @@ import pandas as pd
 
 SIDE, FINAL_SIDE = 450, 600  # px; final images are larger
 MANIFEST = "synthetic.json"  # the file that marks a data tree as SYNTHETIC
-FINAL_CELLS = 2586  # its labels and subjects are not published, its size is
+FINAL_CELLS = 2586  # the labels and subjects of final are not published
 
 # sha256 over the sorted lines `{sha256 of the file}  {file name}\n` of a part.
 PART_DIGESTS = {
@@ -23,13 +23,13 @@ PART_DIGESTS = {
     "prelim": "015dbadc945fe2282f853ba30b03605a060f4477ee50ad46b5f2129f0b343ff8",
     "final": "7b792dafe865afeb937ecc75da8139dab174657b98413bf6fbe181471e8909f9",
 }
-# By `labels_digest`, so that line ends and the order of rows do not matter.
+# `labels_digest` of the published label file; line ends and the order of rows do not matter.
 LABELS_DIGEST = "eb0f51381b19b50f6964ac1ebd1ce77513f48fedd2f170b59b1cdeb9d779ceb6"
 
-# "Subjects" with images in common are one subject in every split of ours: the transitive closure.
+# Subjects with images in common count as one in every split: the transitive closure of the pairs.
 MERGED = (("20", "21"), ("51", "75", "78"), ("H2", "H4", "H5", "H6"), ("H3", "H10"))
-# Pairs of subjects with the number of byte-identical images that they share, 104 in all; two more
-# pairs are in final (below).
+# The number of byte-identical images that two subjects share, 104 in all. Two more pairs of images
+# are in final (SAME_FINAL).
 SHARED_IMAGES = {
     ("20", "21"): 71,
     ("51", "75"): 10,
@@ -51,28 +51,28 @@ def labels_digest(rows: Iterable[tuple[str, str, int]]) -> str:
 
 @functools.cache
 def subject_counts() -> pd.DataFrame:
-    """Published cells per subject: columns split, fold, label, subject, n_images."""
+    """Published number of cells per subject: columns split, fold, label, subject, n_images."""
     with resources.files("leukocls.data").joinpath("cnmc_subject_counts.csv").open() as stream:
         return pd.read_csv(stream)
 
 
 def published_subjects() -> dict[str, dict[str, int]]:
-    """Published cells of each subject by part: fold_0, fold_1, fold_2, prelim."""
+    """Published number of cells of each subject, by part: fold_0, fold_1, fold_2, prelim."""
     counts = subject_counts()
     fold = counts["fold"].map(lambda f: f"fold_{int(f)}", na_action="ignore")
     part = fold.where(counts["split"] == "train", counts["split"])
     return {
-        str(name): {str(s): int(n) for s, n in zip(of["subject"], of["n_images"], strict=True)}
-        for name, of in counts.groupby(part)
+        str(name): {str(s): int(n) for s, n in zip(rows["subject"], rows["n_images"], strict=True)}
+        for name, rows in counts.groupby(part)
     }
 
 
 def published_counts() -> dict[str, int]:
-    """Published cells in each part."""
+    """Published number of cells in each part."""
     counts = {part: sum(subjects.values()) for part, subjects in published_subjects().items()}
     return counts | {"final": FINAL_CELLS}
 
 
 def merged_subject(subject: str) -> str:
-    """The name under which a subject is split: "20+21" for 20 and for 21, its own otherwise."""
+    """The group of a subject: "20+21" for 20 and for 21; its own name for most others."""
     return next(("+".join(group) for group in MERGED if subject in group), subject)

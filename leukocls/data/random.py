@@ -1,17 +1,53 @@
-"""Every random stream: generators and seeds that a seed and a stream decide, and nothing else."""
+"""Every random stream of the project: generators and seeds that depend on their arguments alone.
+
+Nothing keeps a state between calls, so workers, batch size and resuming change no number.
+"""
 
 import numpy as np
 
+# Streams of one (seed, epoch), so that the order of the cells and their augmentation are
+# independent. A step that was added later has its own stream: older recipes keep their numbers.
+AUGMENT_STREAM, ORDER_STREAM, STEPS_STREAM, HOLES_STREAM, MIXUP_STREAM = range(5)
+
+# Streams of one split seed, so that folds and subsets of the training set are independent.
+FOLD_STREAM, SUBSET_STREAM = 0, 1
+# Streams of one seed of synthetic cells. Each cell has one more, above all of these, to be drawn.
+(
+    SUBJECT_STREAM,
+    SUBJECT_EFFECT_STREAM,
+    FIELD_EFFECT_STREAM,
+    NORMAL_STREAM,
+    UNIFORM_STREAM,
+    PLACEMENT_STREAM,
+    FIELD_STREAM,
+    ORDER_OF_FILES_STREAM,
+) = range(8)
+
 
 def random_numbers(seed: int, stream: int) -> np.random.Generator:
-    """Generator of one stream of one seed, independent of all others (Philox: Salmon 2011)."""
+    """Generator of one stream of one seed.
+
+    Philox keyed by (seed, stream), so that all streams are independent (Salmon et al., SC 2011).
+    """
     return np.random.Generator(np.random.Philox(key=np.array([seed, stream], dtype=np.uint64)))
 
 
-def continued_seed(seed: int, runs_before: int) -> int:
-    """Seed of order, augmentation and dropout of a run that continues `runs_before` others.
+def generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
+    """Generator of one stream of one epoch (or, for mixup, of one step).
 
-    Such a run counts its epochs from 0 again, and must not repeat the draws of those before it.
+    Philox keyed by (seed, epoch), with the stream in its counter (Salmon et al., SC 2011).
+    """
+    key = np.array([seed, epoch], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, stream]))
+
+
+def continued_seed(seed: int, runs_before: int) -> int:
+    """The seed for data order, augmentation and dropout of a run that continues other runs.
+
+    Such a run counts its epochs from 0 again, but must not draw the numbers of the others again.
+
+    Args:
+        runs_before: number of runs that it continues; 0 leaves the seed as it is.
     """
     if not runs_before:
         return seed
@@ -19,6 +55,10 @@ def continued_seed(seed: int, runs_before: int) -> int:
 
 
 def batch_seed(seed: int, batch: int, rank: int) -> int:
-    """Seed of dropout and the like in one training batch, counted over all epochs, on one rank."""
-    state = np.random.SeedSequence([seed, batch, rank]).generate_state(1, np.uint64)
-    return int(state[0])
+    """The seed in [0, 2⁶⁴) for dropout and similar layers in one training batch of one process.
+
+    Args:
+        batch: number of batches trained before this one, over all epochs.
+        rank: index of the process.
+    """
+    return int(np.random.SeedSequence([seed, batch, rank]).generate_state(1, np.uint64)[0])

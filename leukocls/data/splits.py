@@ -1,11 +1,11 @@
-"""Splits by name: which cells train, which choose the epoch, which are only reported.
+"""Split schemes: which cells train the network, which choose the epoch, which are only reported.
 
-What must stay together is a `group` of the index: a subject, or several that share an image. Only
-the scheme `cell` separates its cells, and is marked LEAKY. Schemes with folds divide the train part
-and never touch prelim, which `honest` scores once.
+The cells of a `group` of the index (a subject, or subjects that share images) stay on one side.
+Only the scheme `cell` separates them, and is marked LEAKY. Schemes with folds divide the train part
+(k-fold cross-validation) and never touch prelim, which `honest` scores once.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,24 +14,25 @@ import pandas as pd
 
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.tables import listing
-from leukocls.data.index import UNKNOWN, Index
-from leukocls.data.random import random_numbers
+from leukocls.data.folds import balanced_folds, home_folds, nested
+from leukocls.data.index import Index
+from leukocls.data.names import UNKNOWN
+from leukocls.data.random import FOLD_STREAM, random_numbers
 from leukocls.data.text_tables import read_words
 
 COLUMNS = ["cell", "subject", "group", "label", "pixels", "split"]
-# Streams of one split seed, so that folds and subsets are independent.
-FOLD_STREAM, SUBSET_STREAM = 0, 1
-CANDIDATES = 200
-# Of cells by class, of groups by class: what evenness is worth.
-WEIGHTS = np.array([1.0, 1.0, 0.2, 0.2])
 
 
 @dataclass(frozen=True)
 class Split:
     """Rows of the index by split name.
 
-    `selection` names the split whose metrics choose the epoch; its numbers are never a test.
-    `tests` are scored once, by the chosen epoch, when everything has been chosen.
+    Attributes:
+        scheme: name of the split scheme, or of the split file.
+        rows: int64 [n] for each of train, val, prelim, final that the split has.
+        selection: the split whose metrics choose the epoch; its numbers are never a test.
+        tests: splits that are scored once, with the chosen epoch, at the end.
+        leaky: whether subjects or images may be on both sides.
     """
 
     scheme: str
@@ -42,25 +43,31 @@ class Split:
 
     @property
     def scored(self) -> list[str]:
-        """The splits that are evaluated after each epoch; train only if it is all there is."""
+        """The splits that are evaluated after each epoch; train only if there is no other."""
         names = [name for name in self.rows if name != "train" and name not in self.tests]
         return names or ["train"]
 
     def table(self, index: Index) -> pd.DataFrame:
-        """One row a cell that is in the split, in the index's order, with COLUMNS."""
-        known = _known(self, index)
-        # Enough to tell images apart, and short enough to read.
-        short = known["pixels"].str[:16]
-        return known.assign(pixels=short)[COLUMNS].reset_index(drop=True)
+        """One row with COLUMNS for each cell of the split, in the index's order."""
+        cells = _with_split(self, index)
+        # 16 digits are enough to tell images apart, and short enough to read.
+        short = cells["pixels"].str[:16]
+        return cells.assign(pixels=short)[COLUMNS].reset_index(drop=True)
 
 
 @dataclass(frozen=True)
 class SplitOptions:
-    """Which split of a scheme. `seed` is that of the split, never of a run.
+    """Choices within a split scheme.
 
-    `fold` is the fold that is held out as val (None: 0, and no fold for `challenge`), of `folds`
-    (of the official three for `lofo`). `n_subjects` and `n_cells` cut the training set for
-    learning curves: a smaller one is part of a larger one, with the same share of ALL.
+    Attributes:
+        fold: the fold that is held out as val; None for the first, and for schemes without folds.
+        folds: number of folds; `lofo` always has the three official ones.
+        seed: of the split, not of a run.
+        n_subjects, n_cells: size of a smaller training set, for learning curves. A smaller set is
+            part of every larger one and has about the same share of ALL.
+
+    Raises:
+        LeukoclsError: a value out of range.
     """
 
     fold: int | None = None
@@ -79,7 +86,7 @@ class SplitOptions:
 
 
 def challenge(index: Index, options: SplitOptions) -> Split:
-    """Train on folds 0-2, select on prelim: Prellberg & Kramer 2019. No test number can exist."""
+    """Train on folds 0-2 and select on prelim, as Prellberg & Kramer 2019. There is no test set."""
     if options.fold is not None:
         raise LeukoclsError("split_scheme=challenge has no folds: leave fold= out.")
     rows = {part: part_rows(index, part) for part in ("train", "prelim")}
@@ -88,7 +95,7 @@ def challenge(index: Index, options: SplitOptions) -> Split:
 
 
 def honest(index: Index, options: SplitOptions) -> Split:
-    """Select on a subject-disjoint fold inside train; score prelim once: the headline."""
+    """Select on a subject-disjoint fold inside train, and score prelim once, as the test set."""
     prelim = part_rows(index, "prelim")
     _need_subjects(index, prelim)
     inner = subject(index, options)
@@ -96,7 +103,7 @@ def honest(index: Index, options: SplitOptions) -> Split:
 
 
 def subject(index: Index, options: SplitOptions) -> Split:
-    """k folds over the merged subjects of train, balanced in cells and subjects of each class."""
+    """k-fold cross-validation by merged subjects of train, balanced in cells and subjects."""
     rows = part_rows(index, "train")
     table = index.table.iloc[rows]
     _need_subjects(index, rows)
@@ -108,16 +115,16 @@ def _need_subjects(index: Index, rows: np.ndarray) -> None:
     unknown = int((index.table["group"].iloc[rows] == "").sum())
     if unknown:
         raise LeukoclsError(
-            f"{index.source}: {unknown:,} cells have no subject, so that no split can keep subjects"
-            " apart. Add them, or use split_scheme=cell (LEAKY)."
+            f"{index.source}: {unknown:,} cells have no subject, so no split can keep subjects"
+            " apart. Add the subjects, or use split_scheme=cell (LEAKY)."
         )
 
 
 def lofo(index: Index, options: SplitOptions) -> Split:
     """Leave one official fold out.
 
-    A merged subject that spans folds belongs to the one with most of its cells (the first of
-    equals); its cells in the others are left out (RECIPES, merge rule).
+    A merged subject that spans folds belongs to the fold with most of its cells (the first such
+    fold); its cells in the others are left out.
     """
     rows = part_rows(index, "train")
     table = index.table.iloc[rows]
@@ -132,7 +139,7 @@ def lofo(index: Index, options: SplitOptions) -> Split:
 
 
 def everything(index: Index, options: SplitOptions) -> Split:
-    """All labelled cells train, and nothing is left to choose or report on: to score final by."""
+    """Train on all labelled cells, for a submission on final; nothing is left to select on."""
     if options.fold is not None:
         raise LeukoclsError("split_scheme=all has no folds: leave fold= out.")
     rows = np.concatenate([part_rows(index, part) for part in ("train", "prelim")])
@@ -140,7 +147,7 @@ def everything(index: Index, options: SplitOptions) -> Split:
 
 
 def cell(index: Index, options: SplitOptions) -> Split:
-    """k folds over the cells, whoever they are from: what inflates published numbers. LEAKY."""
+    """k-fold cross-validation by cells, with subjects on both sides: LEAKY, inflated numbers."""
     rows = part_rows(index, "train")
     table = index.table.iloc[rows]
     draw = pd.Series(
@@ -161,11 +168,15 @@ SCHEMES: dict[str, Callable[[Index, SplitOptions], Split]] = {
 
 
 def make_split(index: Index, scheme: str, options: SplitOptions | None = None) -> Split:
-    """The split named `scheme`, or the one in the file of that name.
+    """The split of a scheme.
+
+    Args:
+        index: one whose columns `leukocls.data.verify` has filled in.
+        scheme: a key of SCHEMES, or the path of a .csv or .parquet file with cell,split.
 
     Raises:
-        LeukoclsError: unknown scheme, parts or folds that are not there, classes that are
-            missing, or subjects or identical images on two sides of anything but `cell`.
+        LeukoclsError: unknown scheme, missing part, fold or class, or subjects or identical images
+            on two sides of a scheme that is not LEAKY.
     """
     options = options or SplitOptions()
     if scheme in SCHEMES:
@@ -177,14 +188,14 @@ def make_split(index: Index, scheme: str, options: SplitOptions | None = None) -
             f"split_scheme={scheme}: choose one of {', '.join(SCHEMES)}, or a .csv or .parquet"
             " file with cell,split."
         )
-    split = _cut(split, index, options)
-    if not split.leaky and len(leaks := overlap(_known(split, index))):
+    split = _reduced(split, index, options)
+    if not split.leaky and len(leaks := overlap(_with_split(split, index))):
         raise LeukoclsError(
-            f"{index.source}: {scheme} would have these on two sides: {listing(leaks['cell'])}."
-            " `python -m leukocls.verify` says why."
+            f"{index.source}: split_scheme={scheme} has subjects or images of these cells on two"
+            f" sides: {listing(leaks['cell'])}. `python -m leukocls.verify` says why."
         )
     labels = index.table["label"].to_numpy()
-    # Cells without a known class can be scored, never trained or selected on.
+    # Cells without a known class can be scored, but not trained or selected on.
     assert not (labels[split.rows["train"]] == UNKNOWN).any()
     for name in ("train", split.selection):
         if set(labels[split.rows[name]].tolist()) != {0, 1}:
@@ -196,9 +207,10 @@ def make_split(index: Index, scheme: str, options: SplitOptions | None = None) -
 
 
 def overlap(table: pd.DataFrame) -> pd.DataFrame:
-    """Cells of a split's table, outside train, whose group or pixels are in another split too.
+    """Cells outside train whose group or pixels are in another split as well.
 
-    Columns of `table`: `cell`, `group`, `pixels` ("" where they are unknown), `split`.
+    Args:
+        table: columns `cell`, `group`, `pixels` ("" if unknown) and `split`.
     """
     shared = pd.Series(False, index=table.index)
     for column in ("group", "pixels"):
@@ -209,10 +221,10 @@ def overlap(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def part_rows(index: Index, part: str) -> np.ndarray:
-    """Rows int64 [n] of one part of the data, in the index's order.
+    """Rows of one part of the data, int64 [n], in the index's order.
 
     Raises:
-        LeukoclsError: the part is not one of train, prelim, final, or holds no image.
+        LeukoclsError: the part is not one of train, prelim and final, or holds no image.
     """
     rows = np.flatnonzero(index.table["part"].to_numpy() == part)
     if not len(rows):
@@ -223,62 +235,23 @@ def part_rows(index: Index, part: str) -> np.ndarray:
     return rows
 
 
-def home_folds(table: pd.DataFrame) -> dict[str, int]:
-    """The official fold that holds most cells of each group; the first of equals."""
-    counts = pd.crosstab(table["group"], table["fold"])
-    return {str(group): int(fold) for group, fold in counts.idxmax(axis=1).items()}
-
-
-def balanced_folds(group: pd.Series, label: pd.Series, folds: int, seed: int) -> np.ndarray:
-    """Fold int64 [n] of each cell, all cells of a group in one, classes and sizes alike.
-
-    Groups in random order, large ones first by tendency, each go to the fold that has least of
-    what they bring (share of the cells of each class, share of the groups of each class); of
-    CANDIDATES such assignments the most even one is taken.
-
-    Raises:
-        LeukoclsError: fewer groups of a class than folds.
-    """
-    names, code = np.unique(group.to_numpy(str), return_inverse=True)
-    cells = np.zeros((len(names), 2))
-    np.add.at(cells, (code, label.to_numpy()), 1)
-    fewest = int((cells > 0).sum(0).min())
-    if fewest < folds:
-        raise LeukoclsError(
-            f"folds={folds}: the smaller class has {fewest} to divide. Choose fewer folds."
-        )
-    shares = np.hstack([cells / cells.sum(0), (cells > 0) / (cells > 0).sum(0)])
-    rng = random_numbers(seed, FOLD_STREAM)
-    best, least = np.zeros(len(names), np.int64), np.inf
-    for _ in range(CANDIDATES):
-        order = np.argsort(-cells.sum(1) * (0.5 + rng.random(len(names))), kind="stable")
-        load = np.zeros((folds, 4))
-        assigned = np.zeros(len(names), np.int64)
-        for one in order:
-            assigned[one] = np.argmin(load @ (WEIGHTS * shares[one]))
-            load[assigned[one]] += shares[one]
-        uneven = np.abs(load * folds - 1).max(0) @ WEIGHTS
-        if uneven < least:
-            best, least = rng.permutation(folds)[assigned], uneven
-    return best[code]
-
-
 def as_csv(table: pd.DataFrame) -> str:
-    """A split's table as text: equal splits are equal bytes, and a diff names cells."""
+    """A split's table as CSV text; equal splits give equal bytes."""
     text: str = table.to_csv(index=False, lineterminator="\n")
     return text
 
 
 def read_split(path: Path) -> pd.DataFrame:
-    """A table with `cell` and `split` (or `fold`), and `subject` and `label` where it has them.
+    """Read a split file as text: `cell`, `split` (or `fold`), maybe `subject` and `label`.
 
     Raises:
-        LeukoclsError: not such a file.
+        LeukoclsError: the file is no such table.
     """
     table = read_words(path)
     if "cell" not in table or not {"split", "fold"} & set(table):
         raise LeukoclsError(
-            f"{path}: needs the columns cell and split (or fold); has {', '.join(map(str, table))}"
+            f"{path}: needs the columns cell and split (or fold); it has"
+            f" {', '.join(map(str, table))}"
         )
     return table
 
@@ -286,7 +259,7 @@ def read_split(path: Path) -> pd.DataFrame:
 def _held_out(
     scheme: str, rows: np.ndarray, fold: np.ndarray, wanted: int | None, folds: int
 ) -> Split:
-    """Fold `wanted` as val, the others as train; fold −1 is left out of both."""
+    """The split with fold `wanted` as val and the others as train; fold −1 is left out."""
     wanted = 0 if wanted is None else wanted
     if type(wanted) is not int or not 0 <= wanted < folds:
         raise LeukoclsError(f"fold={wanted}: {scheme} has the folds 0 to {folds - 1}.")
@@ -295,8 +268,8 @@ def _held_out(
     return Split(scheme, {"train": train, "val": val}, "val")
 
 
-def _known(split: Split, index: Index) -> pd.DataFrame:
-    """The split's rows with all that `overlap` can compare."""
+def _with_split(split: Split, index: Index) -> pd.DataFrame:
+    """The rows of the index that are in the split, with a column `split`."""
     names = pd.Series("", index=index.table.index)
     for name, rows in split.rows.items():
         names.iloc[rows] = name
@@ -304,7 +277,7 @@ def _known(split: Split, index: Index) -> pd.DataFrame:
 
 
 def _from_file(index: Index, path: Path, options: SplitOptions) -> Split:
-    """A split that was written before, by hand or by somebody else; LEAKY if it is."""
+    """The split in a file, marked LEAKY if subjects or images are on two sides or unknown."""
     table = read_split(path)
     if "split" not in table:
         raise LeukoclsError(f"{path}: needs the column split (train, val, prelim)")
@@ -317,30 +290,30 @@ def _from_file(index: Index, path: Path, options: SplitOptions) -> Split:
             f"{path}: its column split holds {held}; it takes train, and val or prelim or both"
         )
     table = table[table["split"] != "final"]
-    # Final has cells of prelim's names, and no labels to train or choose by.
+    # Final's cells may have the names of prelim's, and have no labels to train or select on.
     labelled = index.table["cell"][index.table["part"] != "final"]
     row_of = {name: row for row, name in labelled.items()}
     if (twice := table["cell"][table["cell"].duplicated()]).size:
         raise LeukoclsError(f"{path}: cells named twice: {listing(twice)}; keep one of each")
     if unknown := [name for name in table["cell"] if name not in row_of]:
         raise LeukoclsError(f"{path}: cells that {index.source} lacks: {listing(unknown)}")
-    found = {
+    rows = {
         name: np.sort([row_of[cell] for cell in table["cell"][table["split"] == name]])
         for name in names
         if name != "final"
     }
-    chosen_on = "val" if "val" in found else "prelim"
-    if chosen_on not in found:
+    selection = "val" if "val" in rows else "prelim"
+    if selection not in rows:
         raise LeukoclsError(f"{path}: needs val or prelim, to choose the epoch on")
-    tests = ("prelim",) if chosen_on == "val" and "prelim" in found else ()
-    split = Split(path.name, found, chosen_on, tests)
-    known = _known(split, index)
-    # What is not known to be apart is not called so.
-    return replace(split, leaky=(known["group"] == "").any() or not overlap(known).empty)
+    tests = ("prelim",) if selection == "val" and "prelim" in rows else ()
+    split = Split(path.name, rows, selection, tests)
+    cells = _with_split(split, index)
+    # Unknown subjects are treated as overlapping.
+    return replace(split, leaky=(cells["group"] == "").any() or not overlap(cells).empty)
 
 
-def _cut(split: Split, index: Index, options: SplitOptions) -> Split:
-    """Fewer training subjects, then fewer training cells; what is scored stays as it is."""
+def _reduced(split: Split, index: Index, options: SplitOptions) -> Split:
+    """The split with fewer training subjects, then fewer training cells, if options say so."""
     rows = split.rows["train"]
     table = index.table.iloc[rows]
     if options.n_subjects is not None:
@@ -353,19 +326,3 @@ def _cut(split: Split, index: Index, options: SplitOptions) -> Split:
         kept = nested(table["cell"], table["label"], options.n_cells, options.seed, "data.n_cells")
         table = table[table["cell"].isin(kept)]
     return replace(split, rows={**split.rows, "train": np.array(table.index, np.int64)})
-
-
-def nested(names: Iterable[str], label: Iterable[int], n: int, seed: int, key: str) -> set[str]:
-    """n of `names`, one class as often as it is there; fewer are always among more.
-
-    Raises:
-        LeukoclsError: `n` is more than there are, naming `key`.
-    """
-    table = pd.DataFrame({"name": list(names), "label": list(label)}).sort_values("name")
-    if n > len(table):
-        raise LeukoclsError(f"{key}={n}: the training set has {len(table):,}. Choose fewer.")
-    table["draw"] = random_numbers(seed, SUBSET_STREAM).random(len(table))
-    of_class = table.groupby("label")["draw"]
-    # The first of each class come first, the last of each last: every beginning is balanced.
-    table["place"] = (of_class.rank(method="first") - 1) / of_class.transform("size")
-    return set(table.sort_values(["place", "label"])["name"].iloc[:n])

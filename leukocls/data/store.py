@@ -1,7 +1,7 @@
-"""The store: every image decoded once into one uint8 array on disk, and what identifies the data.
+"""The store: every image decoded once into one uint8 array on disk, and the digest of the data.
 
-Keyed by the digest of the source files, so a changed file makes another store; written to a
-temporary name and renamed, so a store that exists is whole.
+The name of a store contains the digest of its source files, so a changed file leads to another
+store. It is written to a temporary name and renamed, so a store that exists is complete.
 """
 
 import hashlib
@@ -15,16 +15,16 @@ from leukocls.common.errors import LeukoclsError
 from leukocls.common.files import atomic_stream, in_parallel
 from leukocls.data.bmp import read_crop
 from leukocls.data.images import central, cut, image_sides, read_image
-from leukocls.data.index import BOX, TABLE, Index
-from leukocls.data.published import SIDE
+from leukocls.data.index import BOX, Index
 
-LARGEST = 2048  # px
+LARGEST = 2048  # px, of a stored image
 
 
 def data_digest(index: Index) -> str:
     """sha256 over a line `{sha256 of the file}  part cell subject label` for each cell.
 
-    The index is one that `leukocls.data.verify` has read.
+    Args:
+        index: one whose columns `leukocls.data.verify` has filled in.
     """
     digest = hashlib.sha256()
     for row in index.table.itertuples():
@@ -33,7 +33,11 @@ def data_digest(index: Index) -> str:
 
 
 def windows(index: Index, crop: int | str) -> np.ndarray:
-    """Top, left and side (px of the file) of the square that `open_store` keeps: int64 [N, 3]."""
+    """The square of each image that `open_store` keeps: top, left, side in px, int64 [N, 3].
+
+    Args:
+        crop: as `open_store`.
+    """
     table = index.table
     if crop == "box":
         box = table[BOX].to_numpy()
@@ -47,7 +51,7 @@ def windows(index: Index, crop: int | str) -> np.ndarray:
 def boxes(index: Index, crop: int | str) -> np.ndarray:
     """Each cell's box in its stored image: float32 [N, 4], top, left, bottom, right in [-1, 1].
 
-    The index's tight extent, cut where the crop cuts the cell.
+    The tight box of the index, cut off at the edges of the crop.
     """
     window = windows(index, crop)
     first = np.tile(window[:, :2], 2)
@@ -56,7 +60,7 @@ def boxes(index: Index, crop: int | str) -> np.ndarray:
 
 
 def store_path(digest: str, cache: Path, crop: int | str, size: int) -> Path:
-    """The file of a store."""
+    """The path of the store of these images below `cache`."""
     return cache / f"{digest[:16]}-crop{crop}-size{size}.npy"
 
 
@@ -67,17 +71,17 @@ def open_store(
 
     Args:
         digest: `data_digest(index)`.
-        crop: side in pixels of the central square that is kept, 1-450 (other data sets: 1-2048,
-            with black around images that are smaller); or "box", the smallest square around the
-            cell's own box.
-        size: side in pixels to which the crop is resized (Pillow, bilinear with antialiasing);
-            None keeps it.
+        cache: folder of the stores.
+        crop: side in px of the central square that is kept, 1-450 (other data sets: 1-2048, with
+            black around smaller images); or "box", the smallest square around the cell's box.
+        size: side in px to which the crop is resized (Pillow, bilinear with antialiasing); None
+            keeps it.
 
     Raises:
         LeukoclsError: crop or size out of range.
-        DataFault: a file that does not read, named.
+        DataFault: a file cannot be read.
     """
-    most = LARGEST if index.layout == TABLE else SIDE
+    most = index.rules.largest_crop
     if crop != "box" and not (isinstance(crop, int) and 1 <= crop <= most):
         raise LeukoclsError(f"data.crop={crop}: choose a side of 1 to {most} pixels, or box.")
     if crop == "box" and size is None:
@@ -93,6 +97,7 @@ def open_store(
 
 
 def _pack(index: Index, path: Path, crop: int | str, size: int) -> None:
+    """Write the store, reading the images on several threads."""
     path.parent.mkdir(parents=True, exist_ok=True)
     shape = (len(index.table), size, size, 3)
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
@@ -100,14 +105,14 @@ def _pack(index: Index, path: Path, crop: int | str, size: int) -> None:
         np.lib.format.write_array_header_1_0(stream, header)
         stream.flush()
         descriptor, start = stream.fileno(), stream.tell()
-        # A full disk is told before the work is done.
+        # A full disk fails here, before the images are read.
         os.posix_fallocate(descriptor, 0, start + int(np.prod(shape)))
-        own = windows(index, crop) if crop == "box" else None
+        squares = windows(index, crop) if crop == "box" else None
 
         def pack(item: tuple[int, tuple[Path, int | None]]) -> None:
             row, (file, side) = item
-            if own is not None:
-                image = cut(read_image(file, side), *own[row])
+            if squares is not None:
+                image = cut(read_image(file, side), *squares[row])
             elif side:  # only the rows of the crop are read where the format is known
                 image = read_crop(file, side, int(crop))
             else:

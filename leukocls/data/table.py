@@ -1,12 +1,12 @@
-"""Data sets other than C-NMC: one CSV with the columns `cell,subject,label,path` and maybe `split`.
+"""Data sets other than C-NMC: one CSV with `cell,subject,label,path` and, optionally, `split`.
 
 | column | holds |
 |---|---|
-| `cell` | a name of its own for each image |
+| `cell` | a unique name for each image |
 | `subject` | the person; empty if unknown, which leaves only the split scheme `cell` (LEAKY) |
 | `label` | 1 or ALL, 0 or HEM; empty only in final |
 | `path` | the image, below the CSV's folder: 8-bit RGB as BMP, PNG, TIFF or JPEG |
-| `split` | train (default), val, prelim, final; val is of train to all but split_scheme=this file |
+| `split` | train (default), val, prelim, final; only split_scheme=FILE tells val from train |
 """
 
 import re
@@ -14,11 +14,11 @@ from collections import Counter
 from pathlib import Path
 
 from leukocls.common.errors import Fault, LeukoclsError
-from leukocls.data.names import LABEL_WORDS, cell_key
+from leukocls.data.names import LABEL_WORDS, UNKNOWN, cell_key
 from leukocls.data.text_tables import read_words
 
 REQUIRED = ("cell", "subject", "label", "path")
-# P07 and p7 are one person: to keep two apart by mistake would leak.
+# P07 and p7 count as one person: treating one person as two would leak.
 LEADING_ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
 PART_OF_SPLIT = {
     "": "train",
@@ -30,19 +30,19 @@ PART_OF_SPLIT = {
 
 
 def table_rows(path: Path, faults: list[Fault]) -> tuple[list[tuple], list[str]]:
-    """Rows of the index, and the names of cells whose image is not there.
+    """Rows of the index (columns NAMED), and the names of cells whose image is missing.
 
-    What does not parse is appended to `faults`, with its row.
+    Rows that do not parse are appended to `faults`.
 
     Raises:
-        LeukoclsError: the file is no CSV or parquet with the columns REQUIRED.
+        LeukoclsError: the file is not a CSV or parquet file with the columns REQUIRED.
     """
     table = read_words(path)
     lacking = [column for column in REQUIRED if column not in table]
     if lacking or table.empty:
         cause = f"no column {', '.join(lacking)}" if lacking else "no rows"
         raise LeukoclsError(
-            f"{path}: {cause}; a data set is a CSV with {','.join(REQUIRED)} and maybe split"
+            f"{path}: {cause}; a data set is a CSV with {','.join(REQUIRED)} and, optionally, split"
         )
     if "split" not in table:
         table["split"] = "train"
@@ -50,21 +50,21 @@ def table_rows(path: Path, faults: list[Fault]) -> tuple[list[tuple], list[str]]
     rows, missing = [], []
     # Row 1 is the header; empty lines do not count.
     for number, row in enumerate(table.itertuples(), start=2):
-        where = path.with_name(f"{path.name}, row {number}")
+        place = path.with_name(f"{path.name}, row {number}")
         part = PART_OF_SPLIT.get(row.split)
-        label = LABEL_WORDS.get(row.label.lower(), -1)
+        label = LABEL_WORDS.get(row.label.lower(), UNKNOWN)
         seen[cell_key(row.cell)] += 1
         cause = ""
         if not row.cell or seen[cell_key(row.cell)] > 1:
-            cause = f"the cell's name {row.cell!r} is empty or there twice"
+            cause = f"the cell's name {row.cell!r} is empty or not unique"
         elif part is None:
-            cause = f"the split is {row.split!r}, none of train, val, prelim, final"
+            cause = f"the split is {row.split!r}, not one of train, val, prelim, final"
         elif label < 0 and (row.label or part != "final"):
-            cause = f"the label is {row.label!r}, none of 1, ALL, 0, HEM"
+            cause = f"the label is {row.label!r}, not one of 1, ALL, 0, HEM"
         elif not row.path:
             cause = "the path is empty"
         if cause:
-            faults.append(Fault(where, cause, "correct the row"))
+            faults.append(Fault(place, cause, "correct the row"))
         elif not (path.parent / row.path).is_file():
             missing.append(row.cell)
         else:

@@ -1,4 +1,4 @@
-"""CSV and parquet files that people hand in: read as text, refused with the file's name."""
+"""CSV and parquet files from users, read as text; every error names the file."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ def read_bytes(path: Path) -> bytes:
     """The file's content.
 
     Raises:
-        LeukoclsError: it is missing or cannot be read.
+        LeukoclsError: the file is missing or cannot be read.
     """
     try:
         return path.read_bytes()
@@ -25,7 +25,9 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decoded(data: bytes, path: Path) -> str | pd.DataFrame:
-    """A parquet file as a table, anything else as text; told apart by content, not by name.
+    """The content of a file: parquet as a table, any other as text.
+
+    The first bytes decide, not the file's name.
 
     Raises:
         LeukoclsError: a damaged parquet file, binary data, or an empty file.
@@ -34,7 +36,7 @@ def decoded(data: bytes, path: Path) -> str | pd.DataFrame:
         try:
             return pd.read_parquet(io.BytesIO(data))
         except (OSError, ValueError) as error:
-            raise LeukoclsError(f"{path}: damaged parquet ({error}); make it again") from error
+            raise LeukoclsError(f"{path}: damaged parquet ({error}); write it again") from error
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -44,15 +46,15 @@ def decoded(data: bytes, path: Path) -> str | pd.DataFrame:
             f"{path}: neither CSV (UTF-8), parquet nor a challenge file; check what it is"
         )
     if not text.strip():
-        raise LeukoclsError(f"{path}: is empty; make it again")
+        raise LeukoclsError(f"{path}: is empty; write it again")
     return text
 
 
 def parse_csv(text: str, path: Path) -> pd.DataFrame:
-    """A CSV with a header; all columns stay text, so that a cell named 1 does not become 1.0.
+    """Parse a CSV with a header; columns stay text, so that a cell named 1 does not become 1.0.
 
     Raises:
-        LeukoclsError: not CSV, a column name twice, or rows of different lengths.
+        LeukoclsError: not CSV, a duplicate column name, or rows of different lengths.
     """
     try:
         rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
@@ -60,18 +62,18 @@ def parse_csv(text: str, path: Path) -> pd.DataFrame:
         raise LeukoclsError(f"{path}: not a CSV file ({error}); check what it is") from error
     header, body = [name.strip() for name in rows[0]], rows[1:]
     if len(set(header)) < len(header):
-        raise LeukoclsError(f"{path}: a column name is there twice: {', '.join(header)}; drop one")
+        raise LeukoclsError(f"{path}: duplicate column name in {', '.join(header)}; drop one")
     ragged = [k for k, row in enumerate(body, 2) if len(row) != len(header)]
     if ragged:
         raise LeukoclsError(
-            f"{path}: {len(header)} columns, but another number in row {listing(ragged)};"
+            f"{path}: the header has {len(header)} columns, row {listing(ragged)} another number;"
             " separate columns by commas"
         )
     return pd.DataFrame(body, columns=header, dtype=str)
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A CSV or parquet file; the columns of a CSV are text.
+    """Read a CSV or parquet file; the columns of a CSV are text.
 
     Raises:
         LeukoclsError: as `read_bytes`, `decoded` and `parse_csv`.
@@ -81,7 +83,7 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def read_words(path: Path) -> pd.DataFrame:
-    """A CSV or parquet file as stripped text; missing values are "".
+    """Read a CSV or parquet file as stripped text; missing values are "".
 
     Raises:
         LeukoclsError: as `read_table`.

@@ -1,65 +1,75 @@
-"""Is this the data it should be? Every fault in one list; training refuses what is refused here."""
+"""Checks of a data set: every fault in one list. Training refuses the same faults."""
 
 import hashlib
 import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import pandas as pd
 
 from leukocls.common.errors import DataFault, Fault, report
 from leukocls.common.files import atomic_write, in_parallel, sha256_file
 from leukocls.common.tables import listing
+from leukocls.data.cnmc import read_official_labels
+from leukocls.data.duplicates import Duplicates, find_duplicates, merged_groups, pixel_digest
 from leukocls.data.images import extent, image_sides, read_image
-from leukocls.data.index import (
-    COLUMNS,
-    NAMED,
-    TABLE,
-    UNKNOWN,
-    Index,
-    read_official_labels,
-    scan,
-)
-from leukocls.data.published import (
-    LABELS_DIGEST,
-    PART_DIGESTS,
-    SAME_FINAL,
-    SHARED_IMAGES,
-    labels_digest,
-)
+from leukocls.data.index import COLUMNS, NAMED, Index, scan
+from leukocls.data.names import UNKNOWN
+from leukocls.data.published import PART_DIGESTS, labels_digest
 
-READ = COLUMNS[len(NAMED) :]  # what of the index only the file's content tells
+CONTENT_COLUMNS = COLUMNS[len(NAMED) :]  # columns of the index that come from a file's content
 CACHE_VERSION = 3  # raise it when an entry means something else
 AGAIN = "fetch the part again from the original archive"
 ACCEPT = "fetch what is missing, or accept it: verify --partial, data.partial=true (marked PARTIAL)"
 
 
 @dataclass(frozen=True)
-class Duplicates:
-    """Cells with the same pixels, up to quarter turns, flips and position in the frame.
-
-    `kind` is "identical" (the files are) or "turned" (also: flipped, moved, saved anew);
-    `expected`: a genuine copy or a synthetic tree's manifest has them, or they do no harm.
-    """
-
-    rows: tuple[int, ...]
-    kind: str
-    expected: bool
-
-
-@dataclass(frozen=True)
 class Examination:
-    """What was found; the table of `index` is filled in."""
+    """The result of the checks.
+
+    Attributes:
+        index: with all columns of its table filled in.
+        faults: everything that is wrong with the data.
+        duplicates: every image that is there more than once.
+        genuine: for each complete part of C-NMC, whether its files are those published.
+    """
 
     index: Index
     faults: list[Fault]
     duplicates: list[Duplicates]
-    genuine: dict[str, bool]  # by complete part, whether its files are those published
+    genuine: dict[str, bool]
+
+    def document(self) -> dict[str, Any]:
+        """The result as plain values for JSON, without the marks of the data."""
+        table = self.index.table
+        names, expected = self.index.part_names(), self.index.expected()
+        parts = {
+            part: {
+                "cells": int((names == part).sum()),
+                "expected": expected.get(part),
+                "subjects": int(
+                    table["subject"][(names == part) & (table["subject"] != "")].nunique()
+                ),
+                "as_published": self.genuine.get(part),
+            }
+            for part in dict.fromkeys([*expected, *names])
+        }
+        return {
+            "root": str(self.index.source),
+            "layout": self.index.layout,
+            "parts": parts,
+            "faults": [{**fault._asdict(), "path": str(fault.path)} for fault in self.faults],
+            "duplicates": [
+                {
+                    "cells": table["file"][list(copies.rows)].to_list(),
+                    "subjects": table["subject"][list(copies.rows)].to_list(),
+                    "kind": copies.kind,
+                    "expected": copies.expected,
+                }
+                for copies in self.duplicates
+            ],
+        }
 
 
 def examine(root: str | Path, layout: str, partial: bool, cache: Path) -> Examination:
@@ -67,8 +77,8 @@ def examine(root: str | Path, layout: str, partial: bool, cache: Path) -> Examin
 
     Args:
         root, layout: as `leukocls.data.index.scan`.
-        partial: files that are missing are no fault.
-        cache: folder that remembers what each unchanged file holds, so that it is read once.
+        partial: whether missing files are no fault.
+        cache: folder that keeps digest, box and size of each file until the file changes.
 
     Raises:
         LeukoclsError: `root` is missing or holds no known layout.
@@ -77,21 +87,22 @@ def examine(root: str | Path, layout: str, partial: bool, cache: Path) -> Examin
     cache.mkdir(parents=True, exist_ok=True)
     index, damaged = _with_contents(index, cache)
     faults += damaged
-    # Without labels no prelim image has a row, and that has been told.
+    # Without labels no prelim image has a row, and the label file is a fault already.
     labels_read = not any(fault.path.suffix == ".csv" for fault in faults)
-    faults += _surplus(index)
+    faults += _surplus_faults(index)
     if not partial:
-        faults += _shortage(index, labels_read)
-    genuine = _genuine(index) if index.published else {}
+        faults += _shortage_faults(index, labels_read)
+    genuine = _genuine_parts(index) if index.published else {}
     for part in (part for part, same in genuine.items() if not same):
         files = {index.root / file for file in index.table["file"][index.part_names() == part]}
         if files.isdisjoint(fault.path for fault in faults):
             cause = "its files are not those published (sha256)"
             faults.append(Fault(_folder(index, part), cause, AGAIN))
-    duplicates = _duplicates(index, genuine)
-    faults += _copies(index, duplicates) + _shared(index) + _two_classes(index)
-    faults += _labels(index, faults)
-    index = replace(index, table=index.table.assign(group=_merged(index.table, duplicates)))
+    duplicates = find_duplicates(index, genuine)
+    faults += _copy_faults(index, duplicates)
+    faults += _shared_subject_faults(index) + _two_class_faults(index)
+    faults += _label_file_faults(index, faults)
+    index = replace(index, table=index.table.assign(group=merged_groups(index.table, duplicates)))
     return Examination(index, faults, duplicates, genuine)
 
 
@@ -101,48 +112,31 @@ def checked_index(
     partial: bool = False,
     cache: Path = Path("outputs/store"),
 ) -> Index:
-    """The index of data that `examine` finds no fault with.
+    """The index of data in which `examine` finds no fault.
+
+    Args:
+        root, layout, partial, cache: as `examine`.
 
     Raises:
         LeukoclsError: `root` is missing or holds no known layout.
         DataFault: the faults, in one message.
     """
-    found = examine(root, layout, partial, cache)
-    if found.faults:
-        more = "\n`python -m leukocls.verify` lists them all" if len(found.faults) > 20 else ""
-        raise DataFault(report(found.index.source, found.faults) + more)
-    return found.index
-
-
-def pixel_digest(image: np.ndarray) -> str:
-    """sha256 of what is not black in uint8 [H, W, 3], the least over quarter turns and flips.
-
-    Equal for copies that are turned by 90°, flipped, moved within the frame or saved in another
-    lossless format.
-
-    Raises:
-        ValueError: all pixels are black.
-    """
-    top, left, bottom, right = extent(image)
-    tight = np.ascontiguousarray(image[top:bottom, left:right])
-
-    def digest(pixels: np.ndarray) -> str:
-        state = hashlib.sha256(f"{pixels.shape[0]} {pixels.shape[1]}\n".encode())
-        state.update(np.ascontiguousarray(pixels).data)
-        return state.hexdigest()
-
-    return min(digest(np.rot90(half, k)) for half in (tight, tight[::-1]) for k in range(4))
+    examination = examine(root, layout, partial, cache)
+    if faults := examination.faults:
+        more = "\n`python -m leukocls.verify` lists them all" if len(faults) > 20 else ""
+        raise DataFault(report(examination.index.source, faults) + more)
+    return examination.index
 
 
 def _with_contents(index: Index, cache: Path) -> tuple[Index, list[Fault]]:
-    """The index with what each file holds, decoded whole (`Index`); as unread where that fails.
+    """Fill in the columns that come from the files' content; a file that fails stays empty.
 
-    A file whose size and time of change are as they were is not read again.
+    A file whose size and times are unchanged since the last call is not read again.
     """
     key = hashlib.sha256(str(index.source.resolve()).encode()).hexdigest()[:16]
-    memory = cache / f"contents-{key}.json"
+    cache_file = cache / f"contents-{key}.json"
     try:
-        stored = json.loads(memory.read_text())
+        stored = json.loads(cache_file.read_text())
         known = dict(stored["files"]) if stored["version"] == CACHE_VERSION else {}
     except (OSError, ValueError, KeyError, TypeError):
         known = {}
@@ -151,10 +145,11 @@ def _with_contents(index: Index, cache: Path) -> tuple[Index, list[Fault]]:
         file, (path, side) = item
         try:
             status = os.stat(path)
-            # The time of the inode's change moves even if somebody sets the other one back.
+            # The inode's change time moves even if the modification time is set back.
             stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
             before = known.get(file)
-            if isinstance(before, list) and before[:3] == stamp and len(before) == 3 + len(READ):
+            length = len(stamp) + len(CONTENT_COLUMNS)
+            if isinstance(before, list) and before[:3] == stamp and len(before) == length:
                 return before
             image = read_image(path, side)
             pixels = pixel_digest(image)
@@ -165,70 +160,72 @@ def _with_contents(index: Index, cache: Path) -> tuple[Index, list[Fault]]:
             return Fault(path, str(error), "restore the file from the original archive")
 
     items = zip(index.table["file"], image_sides(index), strict=True)
-    found = list(in_parallel(entry, items, len(index.table), "verify"))
+    results = list(in_parallel(entry, items, len(index.table), "verify"))
     entries = {
-        file: one
-        for file, one in zip(index.table["file"], found, strict=True)
-        if not isinstance(one, Fault)
+        file: result
+        for file, result in zip(index.table["file"], results, strict=True)
+        if not isinstance(result, Fault)
     }
     if entries != known:
-        atomic_write(memory, json.dumps({"version": CACHE_VERSION, "files": entries}))
+        atomic_write(cache_file, json.dumps({"version": CACHE_VERSION, "files": entries}))
     table = index.table.copy()
-    read = [not isinstance(one, Fault) for one in found]
-    for place, name in enumerate(READ, start=3):
+    read = [not isinstance(result, Fault) for result in results]
+    for place, name in enumerate(CONTENT_COLUMNS, start=3):
         table.loc[read, name] = [entries[file][place] for file in table["file"][read]]
-    return replace(index, table=table), [one for one in found if isinstance(one, Fault)]
+    return replace(index, table=table), [fault for fault in results if isinstance(fault, Fault)]
 
 
-def _labels(index: Index, told: list[Fault]) -> list[Fault]:
-    """Whether prelim's names and labels are those published, or those that were drawn.
+def _label_file_faults(index: Index, faults: list[Fault]) -> list[Fault]:
+    """A fault if the digest of prelim's names and labels is not the expected one.
 
-    A digest says that something is wrong, and not what: it comes where no fault of prelim, of the
-    label file or of one of its lines has been told.
+    The digest cannot name the wrong line, so it is only compared if there is no fault yet in
+    prelim's images or in the label file.
     """
-    if index.layout == TABLE or index.labels is None:
+    if index.labels is None or not index.rules.cnmc_names:
         return []
     files = {index.root / f for f in index.table["file"][index.table["part"] == "prelim"]}
     name = index.labels.name
-    if any(fault.path in files or fault.path.name.startswith(name) for fault in told):
+    if any(fault.path in files or fault.path.name.startswith(name) for fault in faults):
         return []
     truth = read_official_labels(index.labels, [])
-    wanted = index.declared("labels_sha256") if index.synthetic else LABELS_DIGEST
     lines = ((name, row.original, row.label) for name, row in truth.items())
-    if labels_digest(lines) == wanted:
+    if labels_digest(lines) == index.rules.labels_digest():
         return []
-    cause = "names and labels are not those published, though each line agrees with itself"
+    cause = "names and labels are not those published (sha256)"
     return [Fault(index.labels, cause, "fetch the original file")]
 
 
-def _surplus(index: Index) -> list[Fault]:
-    """Subjects with more cells in a part than they have, or that are not of it at all."""
+def _surplus_faults(index: Index) -> list[Fault]:
+    """A fault for each subject with more cells in a part than were published (0 in other parts)."""
     faults = []
-    names, wanted = index.part_names(), index.expected_subjects()
+    names, published = index.part_names(), index.expected_subjects()
     for (part, subject), cells in index.table.groupby([names, "subject"]):
-        most = wanted.get(part, {}).get(subject, 0)
-        if part in wanted and len(cells) > most:
+        most = published.get(part, {}).get(subject, 0)
+        if part in published and len(cells) > most:
             cause = f"subject {subject} has {len(cells)} images in {part}, {most} are published"
-            # Which of a subject's own cells is one too many cannot be told.
+            # Nothing tells which of a subject's own cells is the surplus one.
             path = _folder(index, part) if most else index.root / cells["file"].iloc[-1]
             faults.append(Fault(path, cause, "restore the original name or remove the file"))
-    have, total = index.counts().get("final", 0), index.expected().get("final", 0)
-    if index.layout != TABLE and have > total:
-        cause = f"final has {have:,} images, {total:,} are published"
-        faults.append(Fault(_folder(index, "final"), cause, "remove what was added"))
+    present, total = index.counts().get("final", 0), index.expected().get("final", 0)
+    if present > total:
+        cause = f"final has {present:,} images, {total:,} are published"
+        faults.append(Fault(_folder(index, "final"), cause, "remove the files that were added"))
     return faults
 
 
-def _shortage(index: Index, labels_read: bool) -> list[Fault]:
-    """Parts with too few cells. Final may be absent, for it serves a submission only."""
+def _shortage_faults(index: Index, labels_read: bool) -> list[Fault]:
+    """A fault for each part with too few cells.
+
+    Final may be absent, because only a challenge submission needs it.
+    """
     faults = []
-    have, names, subjects = index.counts(), index.part_names(), index.expected_subjects()
+    counts, names, subjects = index.counts(), index.part_names(), index.expected_subjects()
     for part, number in index.expected().items():
-        here = have.get(part, 0)
-        excused = not here if part == "final" else part == "prelim" and not labels_read
-        if here >= number or excused:
+        present = counts.get(part, 0)
+        excused = not present if part == "final" else part == "prelim" and not labels_read
+        if present >= number or excused:
             continue
-        cause = f"{part} has {here:,} of {number:,} images"
+        cause = f"{part} has {present:,} of {number:,} images"
         counted = index.table["subject"][names == part].value_counts()
         short = [
             f"subject {subject} has {counted.get(subject, 0)} of {most}"
@@ -237,108 +234,51 @@ def _shortage(index: Index, labels_read: bool) -> list[Fault]:
         ]
         if part == "prelim" and index.absent:
             cause += f", without {listing(index.absent)}"
-        elif short and here:
+        elif short and present:
             cause += f": {listing(short)}"
         faults.append(Fault(_folder(index, part), cause, ACCEPT))
-    if index.layout == TABLE and index.absent:
+    if index.absent and index.rules.counts() is None:
         cause = f"images that the table lists are missing: {listing(index.absent)}"
         faults.append(Fault(index.source, cause, ACCEPT))
     return faults
 
 
 def _folder(index: Index, part: str) -> Path:
-    """The folder of a part; the root if nothing of it is there."""
+    """The folder of a part; the root if the part has no file."""
     files = index.table["file"][index.part_names() == part]
     if files.empty:
         return index.root
     return (index.root / files.iloc[0]).parents[1 if part.startswith("fold_") else 0]
 
 
-def _genuine(index: Index) -> dict[str, bool]:
-    """For every part with the published number of files, whether they are those published."""
-    names, wanted = index.part_names(), index.expected()
-    found = {}
+def _genuine_parts(index: Index) -> dict[str, bool]:
+    """For each part with the published number of files, whether they are those published."""
+    names, expected = index.part_names(), index.expected()
+    genuine = {}
     for part, digest in PART_DIGESTS.items():
-        here = index.table[names == part]
-        if len(here) == wanted[part]:
+        cells = index.table[names == part]
+        if len(cells) == expected[part]:
             lines = sorted(
-                f"{sha}  {cell}\n" for sha, cell in zip(here["sha256"], here["cell"], strict=True)
+                f"{sha}  {cell}\n" for sha, cell in zip(cells["sha256"], cells["cell"], strict=True)
             )
-            found[part] = hashlib.sha256("".join(lines).encode()).hexdigest() == digest
-    return found
+            genuine[part] = hashlib.sha256("".join(lines).encode()).hexdigest() == digest
+    return genuine
 
 
-def _duplicates(index: Index, genuine: dict[str, bool]) -> list[Duplicates]:
-    table = index.table
-    names = index.part_names()
-    declared = index.declared("duplicates") if index.synthetic else []
-    source = {Path(copy).name: Path(first).name for first, copy in declared}
-    sets = table.index[table["pixels"] != ""].to_series().groupby(table["pixels"])
-    found = []
-    for _, rows in sets:
-        if len(rows) > 1:
-            kind = "identical" if len(set(table["sha256"][rows])) == 1 else "turned"
-            certain = all(genuine.get(part, False) for part in names[rows])
-            expected = certain or _expected(index, table.loc[rows], kind, source)
-            found.append(Duplicates(tuple(rows), kind, expected))
-    return found
-
-
-def _expected(index: Index, cells: pd.DataFrame, kind: str, source: dict[str, str]) -> bool:
-    """Whether these cells are known to be one image, or may be: in other data sets copies within
-    one part and class do no harm, since their subjects are merged. `source` names what each copy
-    in a synthetic tree is of."""
-    if index.layout == TABLE:
-        return len(set(cells["part"])) == len(set(cells["label"])) == 1
-    if index.synthetic:
-        return len({source.get(name, name) for name in cells["cell"]}) == 1
-    if kind != "identical":
-        return False
-    if set(cells["part"]) == {"final"}:
-        return set(cells["cell"]) in map(set, SAME_FINAL)
-    # Three subjects may share one image by two known pairs: 51 = 75 and 51 = 78.
-    subjects = sorted(cells["subject"])
-    linked = [pair for pair in SHARED_IMAGES if set(pair) <= set(subjects)]
-    twice = any(list(pair) == subjects for pair in SHARED_IMAGES if len(set(pair)) == 1)
-    return set(cells["part"]) == {"train"} and (
-        twice or sorted({subject for pair in linked for subject in pair}) == subjects
-    )
-
-
-def _merged(table: pd.DataFrame, duplicates: Iterable[Duplicates]) -> list[str]:
-    """`group` of each row once subjects with a cell in common are one: the transitive closure."""
-    parent = {group: group for group in table["group"] if group}
-
-    def top(group: str) -> str:
-        while parent[group] != group:
-            group = parent[group]
-        return group
-
-    for found in duplicates:
-        groups = [group for group in table["group"][list(found.rows)] if group]
-        for one, other in pairwise(groups):
-            parent[top(other)] = top(one)
-    members: dict[str, set[str]] = {}
-    for group in parent:
-        members.setdefault(top(group), set()).update(group.split("+"))
-    names = {root: "+".join(sorted(of, key=lambda s: (len(s), s))) for root, of in members.items()}
-    return [names[top(group)] if group else "" for group in table["group"]]
-
-
-def _copies(index: Index, duplicates: Iterable[Duplicates]) -> list[Fault]:
-    """Copies that nobody expects."""
+def _copy_faults(index: Index, duplicates: Iterable[Duplicates]) -> list[Fault]:
+    """A fault for each set of copies that is not expected."""
     faults = []
-    for found in (found for found in duplicates if not found.expected):
-        cells = index.table.loc[list(found.rows)]
+    for copies in (copies for copies in duplicates if not copies.expected):
+        cells = index.table.loc[list(copies.rows)]
         first, *others = (index.root / file for file in cells["file"])
-        how = "the same file as" if found.kind == "identical" else "turned, flipped or moved:"
+        how = "the same file as" if copies.kind == "identical" else "turned, flipped or moved:"
         cause = f"{how} {', '.join(map(str, others))}"
         faults.append(Fault(first, cause, "restore the original files or remove the copies"))
     return faults
 
 
-def _shared(index: Index) -> list[Fault]:
-    """Subjects with cells in more than one of train, prelim and final."""
+def _shared_subject_faults(index: Index) -> list[Fault]:
+    """A fault for each subject with cells in more than one of train, prelim and final."""
     faults = []
     known = index.table[index.table["group"] != ""]
     for group, cells in known.groupby("group"):
@@ -350,13 +290,13 @@ def _shared(index: Index) -> list[Fault]:
     return faults
 
 
-def _two_classes(index: Index) -> list[Fault]:
-    """Subjects with cells of both classes: a subject has one, and is scored by it.
+def _two_class_faults(index: Index) -> list[Fault]:
+    """A fault for each subject with cells of both classes: a subject is scored as ALL or HEM.
 
-    C-NMC's names say so already.
+    C-NMC's file names are checked for this when they are read.
     """
     faults: list[Fault] = []
-    if index.layout != TABLE:
+    if index.rules.cnmc_names:
         return faults
     known = index.table[(index.table["group"] != "") & (index.table["label"] != UNKNOWN)]
     for group, cells in known.groupby("group"):
@@ -366,33 +306,3 @@ def _two_classes(index: Index) -> list[Fault]:
             cause = f"subject {group} has cells of both classes, and a subject is ALL or HEM"
             faults.append(Fault(path, cause, "correct the label, or leave these cells out"))
     return faults
-
-
-def summary(found: Examination) -> dict[str, Any]:
-    """What was found, fit for JSON, without the data's marks."""
-    index, table = found.index, found.index.table
-    names, wanted = index.part_names(), index.expected()
-    parts = {
-        part: {
-            "cells": int((names == part).sum()),
-            "expected": wanted.get(part),
-            "subjects": int(table["subject"][(names == part) & (table["subject"] != "")].nunique()),
-            "as_published": found.genuine.get(part),
-        }
-        for part in dict.fromkeys([*wanted, *names])
-    }
-    return {
-        "root": str(index.source),
-        "layout": index.layout,
-        "parts": parts,
-        "faults": [{**fault._asdict(), "path": str(fault.path)} for fault in found.faults],
-        "duplicates": [
-            {
-                "cells": table["file"][list(one.rows)].to_list(),
-                "subjects": table["subject"][list(one.rows)].to_list(),
-                "kind": one.kind,
-                "expected": one.expected,
-            }
-            for one in found.duplicates
-        ],
-    }

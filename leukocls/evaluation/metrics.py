@@ -4,7 +4,6 @@ ALL = 1 is positive, HEM = 0. A metric that is undefined is None, never 0 and ne
 """
 
 import math
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +14,7 @@ from leukocls.common.errors import LeukoclsError
 Floats = npt.NDArray[np.float64]
 
 BINS = 15
-# Where only probabilities are known, 0 and 1 stand for the resolution of float32.
-SMALLEST_PROB = 1e-7
-BOTH_CLASSES = "needs cells of both classes"
-HARD_LABELS = "hard labels only: needs prob or logit"
+
 
 COUNTS = ("tp", "fp", "tn", "fn")
 RATES = (
@@ -31,24 +27,12 @@ RECORDED = (
     *("weighted_f1", "accuracy", "sensitivity", "specificity"),
     *("weighted_precision", "weighted_recall"),
 )
+HEADLINE = "weighted_f1"
 # Those that need more than a called class.
 GRADED = (
     *("auroc", "average_precision", "sensitivity_at_90_specificity"),
     *("brier", "ece", "calibration_intercept", "calibration_slope"),
 )
-SUBJECT_KEYS = ("subject.accuracy", "subject.auroc", "subject.undecided")
-
-_REASONS = {
-    "sensitivity": "no ALL cell",
-    "specificity": "no HEM cell",
-    "balanced_accuracy": BOTH_CLASSES,
-    "f1": "no ALL cell and none called ALL",
-    "macro_f1": "a class without a cell, and never called",
-    "auroc": BOTH_CLASSES,
-    "average_precision": "no ALL cell",
-    "sensitivity_at_90_specificity": BOTH_CLASSES,
-    "calibration_intercept": BOTH_CLASSES,
-}
 
 
 def rates(tp: int, fp: int, tn: int, fn: int) -> dict[str, float | None]:
@@ -107,13 +91,13 @@ def decide(
     if prob is not None:
         return np.greater(np.asarray(prob, np.float64), threshold)
     if label_pred is not None:
-        return np.equal(_labels(label_pred), 1)
+        return np.equal(labels_of(label_pred), 1)
     raise ValueError("needs logit, prob or label_pred")
 
 
 def confusion(label: npt.ArrayLike, called: npt.ArrayLike) -> dict[str, int]:
     """Counts `tp`, `fp`, `tn`, `fn` of labels [n] (ALL = 1) and calls [n] (true: ALL)."""
-    y, is_called = _labels(label), np.asarray(called, bool)
+    y, is_called = labels_of(label), np.asarray(called, bool)
     cases = (
         is_called & (y == 1),
         is_called & (y == 0),
@@ -128,7 +112,7 @@ def auroc(label: npt.ArrayLike, logit: npt.ArrayLike) -> float | None:
 
     `logit` may be anything that orders the cells. None with one class.
     """
-    y = _labels(label)
+    y = labels_of(label)
     positive = int(y.sum())
     negative = y.size - positive
     if not positive or not negative:
@@ -140,7 +124,7 @@ def auroc(label: npt.ArrayLike, logit: npt.ArrayLike) -> float | None:
 
 def average_precision(label: npt.ArrayLike, logit: npt.ArrayLike) -> float | None:
     """Σ (Rₖ − Rₖ₋₁) Pₖ over the distinct values of `logit`, descending. None without ALL cells."""
-    y = _labels(label)
+    y = labels_of(label)
     positive = int(y.sum())
     if not positive:
         return None
@@ -158,7 +142,7 @@ def sensitivity_at_specificity(
     None with one class. The threshold is read off these very labels: it describes, it decides
     nothing.
     """
-    y, z = _labels(label), np.asarray(logit)
+    y, z = labels_of(label), np.asarray(logit)
     of_all, of_hem = z[y == 1], np.sort(z[y == 0])[::-1]
     if not of_all.size or not of_hem.size:
         return None
@@ -172,7 +156,7 @@ def best_threshold(label: npt.ArrayLike, prob: npt.ArrayLike) -> float:
 
     Halfway between neighbouring probabilities, 0 and 1 among them, and .5 itself.
     """
-    y, p = _labels(label), np.asarray(prob, np.float64)
+    y, p = labels_of(label), np.asarray(prob, np.float64)
     distinct = np.unique(np.concatenate([[0.0], p, [1.0]]))
     candidates = np.append((distinct[1:] + distinct[:-1]) / 2, 0.5)
     n, positives = len(y), int(y.sum())
@@ -189,7 +173,7 @@ def best_threshold(label: npt.ArrayLike, prob: npt.ArrayLike) -> float:
 
 def brier(label: npt.ArrayLike, prob: npt.ArrayLike) -> float:
     """Mean squared distance of `prob` from the label, in [0, 1] (Brier 1950)."""
-    return float(np.mean((np.asarray(prob, dtype=np.float64) - _labels(label)) ** 2))
+    return float(np.mean((np.asarray(prob, dtype=np.float64) - labels_of(label)) ** 2))
 
 
 def ece(label: npt.ArrayLike, prob: npt.ArrayLike) -> float:
@@ -199,7 +183,7 @@ def ece(label: npt.ArrayLike, prob: npt.ArrayLike) -> float:
     confidence of Guo et al. 2017. Cells of equal probability share their labels' mean, so that the
     order of the rows changes nothing.
     """
-    y, p = _labels(label), np.asarray(prob, dtype=np.float64)
+    y, p = labels_of(label), np.asarray(prob, dtype=np.float64)
     distinct, group, size = np.unique(p, return_inverse=True, return_counts=True)
     observed = np.repeat(np.bincount(group, weights=y, minlength=distinct.size) / size, size)
     gap = observed - np.repeat(distinct, size)
@@ -212,7 +196,7 @@ def calibration_intercept(label: npt.ArrayLike, logit: npt.ArrayLike) -> float |
     Calibration in the large (Van Calster et al. 2016). Its score equation rises in a, so
     bisection always finds the root.
     """
-    y, z = _labels(label), np.asarray(logit, dtype=np.float64)
+    y, z = labels_of(label), np.asarray(logit, dtype=np.float64)
     prevalence = float(y.mean())
     if prevalence in (0.0, 1.0):
         return None
@@ -232,8 +216,8 @@ def calibration_slope(label: npt.ArrayLike, logit: npt.ArrayLike) -> float | Non
     None with one class, if the logits separate the classes (no finite b), or if Newton's method
     does not converge.
     """
-    y, z = _labels(label), np.asarray(logit, dtype=np.float64)
-    if y.min() == y.max() or _separated(y, z):
+    y, z = labels_of(label), np.asarray(logit, dtype=np.float64)
+    if y.min() == y.max() or separated(y, z):
         return None
     scale = float(z.std())
     design = np.column_stack([np.ones_like(z), (z - z.mean()) / scale])
@@ -260,173 +244,15 @@ def calibration_slope(label: npt.ArrayLike, logit: npt.ArrayLike) -> float | Non
     return None
 
 
-def _separated(y: npt.NDArray[np.int64], z: Floats) -> bool:
+def separated(y: npt.NDArray[np.int64], z: Floats) -> bool:
     of_all, of_hem = z[y == 1], z[y == 0]
     return bool(of_hem.max() <= of_all.min() or of_all.max() <= of_hem.min())
 
 
-def _labels(label: npt.ArrayLike) -> npt.NDArray[np.int64]:
+def labels_of(label: npt.ArrayLike) -> npt.NDArray[np.int64]:
     y = np.asarray(label)
     if not y.size:
         raise LeukoclsError("no labelled cell: there is nothing to score")
     if not np.isin(y, (0, 1)).all():
         raise LeukoclsError(f"labels must be 0 (HEM) or 1 (ALL), found {np.unique(y)[:5].tolist()}")
     return y.astype(np.int64)
-
-
-def cell_metrics(
-    label: npt.ArrayLike,
-    *,
-    logit: npt.ArrayLike | None = None,
-    prob: npt.ArrayLike | None = None,
-    label_pred: npt.ArrayLike | None = None,
-    subject: npt.ArrayLike | None = None,
-    threshold: float = 0.5,
-) -> dict[str, Any]:
-    """Every metric of n cells, and of their subjects, as plain Python values fit for JSON.
-
-    `label` [n] is 0 or 1; one of `logit` [n] (finite), `prob` [n] in [0, 1] and hard `label_pred`
-    [n] is needed, and the first of them that is given decides; `subject` [n] names subjects, "" if
-    unknown. Undefined metrics are None, with a reason under `missing`.
-    Raises LeukoclsError on values outside these ranges and on a subject with cells of both classes.
-    """
-    y = _labels(label)
-    z = None if logit is None else _floats("logit", logit, y.size)
-    p = None if prob is None else _floats("prob", prob, y.size)
-    if p is not None and ((p < 0) | (p > 1)).any():
-        raise LeukoclsError("prob must lie between 0 and 1")
-    called = decide(logit=z, prob=p, label_pred=label_pred, threshold=threshold)
-    order = z if z is not None else p
-    p = sigmoid(z) if p is None and z is not None else p
-    if z is None and p is not None:
-        clipped = np.clip(p, SMALLEST_PROB, 1 - SMALLEST_PROB)
-        z = np.log(clipped) - np.log1p(-clipped)
-
-    counts = confusion(y, called)
-    values = rates(**counts)
-    reasons = dict(_REASONS)
-    if order is None or z is None or p is None:
-        values |= dict.fromkeys(GRADED)
-        reasons |= dict.fromkeys(GRADED, HARD_LABELS)
-    else:
-        values |= {
-            "auroc": auroc(y, order),
-            "average_precision": average_precision(y, order),
-            "sensitivity_at_90_specificity": sensitivity_at_specificity(y, order),
-            "brier": brier(y, p),
-            "ece": ece(y, p),
-            "calibration_intercept": calibration_intercept(y, z),
-            "calibration_slope": calibration_slope(y, z),
-        }
-        reasons["calibration_slope"] = _slope_reason(y, z)
-    missing = {name: reasons[name] for name, value in values.items() if value is None}
-    of_subjects, why = _subject_metrics(y, called, z, subject)
-    return {
-        "n": y.size,
-        "n_subjects": None if "n_subjects" in why else len(of_subjects["per_subject"]),
-        "prevalence": float(y.mean()),
-        **counts,
-        **values,
-        "subject": of_subjects,
-        "missing": missing | why,
-    }
-
-
-def by_split(frame: Any, threshold: float) -> dict[str, dict[str, Any]]:
-    """`cell_metrics` of each split's labelled cells, without the subjects one by one.
-
-    `frame` has a row a cell, with `split`, `label` (−1 unknown), `logit` and `subject`.
-    """
-    found = {}
-    for split, cells in frame[frame["label"] >= 0].groupby("split"):
-        values = cell_metrics(
-            cells["label"],
-            logit=cells["logit"],
-            subject=cells["subject"],
-            threshold=threshold,
-        )
-        values["subject"].pop("per_subject")
-        found[str(split)] = values
-    return found
-
-
-def unlabelled(n: int) -> dict[str, Any]:
-    """What `cell_metrics` gives for `n` cells without labels: every metric undefined."""
-    names = ("n_subjects", "prevalence", *COUNTS, *RATES, *GRADED)
-    return {
-        "n": n,
-        **dict.fromkeys(names),
-        "subject": _no_subjects(),
-        "missing": dict.fromkeys((*names, *SUBJECT_KEYS), "no labels"),
-    }
-
-
-def _no_subjects() -> dict[str, Any]:
-    return {"accuracy": None, "auroc": None, "undecided": None, "per_subject": []}
-
-
-def _floats(name: str, values: npt.ArrayLike, n: int) -> Floats:
-    array = np.asarray(values, dtype=np.float64)
-    if array.shape != (n,):
-        raise LeukoclsError(f"{name} has shape {array.shape}, the labels ({n},)")
-    if not np.isfinite(array).all():
-        raise LeukoclsError(f"{name} holds NaN or infinite values")
-    return array
-
-
-def _slope_reason(y: npt.NDArray[np.int64], z: Floats) -> str:
-    if y.min() == y.max():
-        return BOTH_CLASSES
-    if _separated(y, z):
-        return "the logits separate the classes: no finite slope"
-    return "Newton's method did not converge"
-
-
-def _subject_metrics(
-    y: npt.NDArray[np.int64],
-    called: npt.NDArray[np.bool_],
-    z: Floats | None,
-    subject: npt.ArrayLike | None,
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Majority vote, mean logit and AUROC over subjects; then metric → reason if undefined."""
-    names = np.full(y.size, "") if subject is None else np.asarray(subject).astype(str)
-    if names.shape != y.shape:
-        raise LeukoclsError(f"subject has shape {names.shape}, the labels {y.shape}")
-    unknown = int((names == "").sum())
-    if unknown:
-        reason = f"the subject of {unknown} of {y.size} cells is unknown"
-        return _no_subjects(), dict.fromkeys(("n_subjects", *SUBJECT_KEYS), reason)
-
-    distinct, index, n = np.unique(names, return_inverse=True, return_counts=True)
-    of_all = np.bincount(index, weights=y)
-    mixed = distinct[(of_all > 0) & (of_all < n)]
-    if mixed.size:
-        raise LeukoclsError(
-            f"a subject has one class, but these have cells of both: {', '.join(mixed[:10])}"
-            f" ({mixed.size} in all); check the labels and the subject column"
-        )
-    correct = np.bincount(index, weights=called == (y == 1)).astype(np.int64)
-    label = (of_all > 0).astype(np.int64)
-    mean_logit = None if z is None else np.bincount(index, weights=z) / n
-    area = None if mean_logit is None else auroc(label, mean_logit)
-    per_subject = [
-        {
-            "subject": str(distinct[i]),
-            "label": int(label[i]),
-            "n": int(n[i]),
-            "correct": int(correct[i]),
-            "accuracy": float(correct[i] / n[i]),
-            "mean_logit": None if mean_logit is None else float(mean_logit[i]),
-        }
-        for i in range(distinct.size)
-    ]
-    values = {
-        "accuracy": float((2 * correct > n).mean()),
-        "auroc": area,
-        "undecided": int((2 * correct == n).sum()),
-        "per_subject": per_subject,
-    }
-    if area is not None:
-        return values, {}
-    reason = HARD_LABELS if z is None else "needs subjects of both classes"
-    return values, {"subject.auroc": reason}

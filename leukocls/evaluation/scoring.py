@@ -8,10 +8,11 @@ import pandas as pd
 
 from leukocls.artifacts import predictions
 from leukocls.artifacts.marks import Mark
+from leukocls.artifacts.predictions import sigmoid
 from leukocls.artifacts.record import read_record
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.tables import listing
-from leukocls.evaluation import metrics, prediction_files
+from leukocls.evaluation import cell_metrics, prediction_files
 from leukocls.evaluation.prediction_files import Truth
 
 
@@ -108,13 +109,13 @@ def metrics_of(part: ScoredPart) -> dict[str, Any]:
     frame, source = part.frame, part.origin["source"]
     unlabelled = frame["cell"][frame["label"] < 0]
     if len(unlabelled) == len(frame):
-        return part.origin | metrics.unlabelled(len(frame))
+        return part.origin | cell_metrics.unlabelled(len(frame))
     if len(unlabelled):
         raise LeukoclsError(
             f"{source}: cells without a label: {listing(unlabelled)}; give them with --truth"
         )
     try:
-        values = metrics.cell_metrics(
+        values = cell_metrics.cell_metrics(
             frame["label"].to_numpy(), subject=frame["subject"].to_numpy(dtype=str), **part.outputs
         )
     except LeukoclsError as error:
@@ -200,4 +201,4 @@ def _rescored(frame: pd.DataFrame, source: Path, views: tuple[int, ...] | None) 
     if absent := [name for name in names if name not in frame]:
         raise LeukoclsError(f"{source}: has no column {', '.join(absent)}; --views cannot use it")
     logit = frame[names].to_numpy("float64").mean(axis=1)
-    return frame.assign(logit=logit, prob=metrics.sigmoid(logit))
+    return frame.assign(logit=logit, prob=sigmoid(logit))

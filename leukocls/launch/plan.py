@@ -20,8 +20,8 @@ from torch import Tensor
 from leukocls.artifacts.identity import settings_of
 from leukocls.artifacts.record import RunState, read_record, run_directories
 from leukocls.common.tables import aligned
-from leukocls.data.augment import view_count
 from leukocls.data.published import published_subjects
+from leukocls.data.views import view_count
 from leukocls.launch.job import Job
 from leukocls.launch.slots import slots
 from leukocls.launch.worker import SweepJob

@@ -1,4 +1,4 @@
-"""Frozen pretrained features with a trained head (Georgiev)."""
+"""A trained head on frozen pretrained features (Georgiev)."""
 
 import json
 from collections.abc import Sequence
@@ -14,22 +14,24 @@ from leukocls.models.timm_network import TimmNetwork
 
 
 class FrozenFeatures(TimmNetwork):
-    """Images [B, 3, S, S] in [0, 1], or their features [B, F], to logits [B, outputs].
+    """A trained head on the features of a frozen backbone.
 
-    The backbone stays in evaluation mode and without gradients; its features go through (dense →
-    ReLU → dropout) for each width, then one linear layer. They are what the backbone's own
-    classifier would see: pooled maps or tokens, and in MobileNets and their like the pretrained
-    layer after pooling. VGG's are the pooled maps (F = 512): fc6 and fc7, nine tenths of its
-    weights, are loaded and dropped (inferred: the custom layers take their place).
+    From images [B, 3, S, S] in [0, 1], or their features [B, F], to logits [B, outputs]. The
+    backbone stays in evaluation mode and has no gradients. Its features go through dense layer,
+    ReLU and dropout for each width, then through one linear layer. They are the inputs of the
+    backbone's own classifier: pooled maps or tokens, and in MobileNets and similar networks the
+    pretrained layer after pooling. For VGG they are the pooled maps (F = 512): fc6 and fc7, nine
+    tenths of its weights, are loaded and dropped (inferred: the custom layers replace them).
 
     Args:
-        backbone, outputs, network: as of TimmNetwork.
+        backbone, outputs, network: as in TimmNetwork.
         widths: of the dense layers.
-        dropout: after each of them.
-        frozen: "all", and nothing else.
-        options: passed to `timm.create_model` as they are.
+        dropout: probability after each dense layer.
+        frozen: must be "all".
+        options: passed to `timm.create_model` unchanged.
 
-    `num_features` is F.
+    Attributes:
+        num_features: F.
 
     Raises:
         LeukoclsError: a width, dropout or `frozen` out of range.
@@ -48,7 +50,7 @@ class FrozenFeatures(TimmNetwork):
     ) -> None:
         if frozen != "all":
             raise LeukoclsError(
-                f"model.frozen={frozen}: frozen features are frozen=all; model=timm trains the"
+                f"model.frozen={frozen}: this model needs frozen=all; use model=timm to train the"
                 " backbone too."
             )
         if any(width < 1 for width in widths):
@@ -72,14 +74,14 @@ class FrozenFeatures(TimmNetwork):
         with torch.no_grad():
             return super().forward(images)
 
-    def forward(self, given: Tensor) -> Tensor:
-        return self.head(given if given.ndim == 2 else self.features(given))
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(inputs if inputs.ndim == 2 else self.features(inputs))
 
     def fingerprint(self) -> str:
-        """sha256 of what decides an image's features: architecture, normalisation, weights."""
+        """sha256 of all that determines the features: architecture, normalisation, weights."""
         digest = sha256(json.dumps(self.architecture, sort_keys=True).encode())
-        held = self.backbone.state_dict() | {"mean": self.mean, "std": self.std}
-        for name, tensor in sorted(held.items()):
+        tensors = self.backbone.state_dict() | {"mean": self.mean, "std": self.std}
+        for name, tensor in sorted(tensors.items()):
             digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.cpu().numpy().tobytes())
         return digest.hexdigest()

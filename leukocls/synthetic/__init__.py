@@ -1,1 +1,1 @@
-"""SYNTHETIC cells whose truth is known: latent parameters, rendering, and a data tree of them."""
+"""Synthetic cells with known truth: specification, latent parameters, rendering, data tree."""

@@ -1,154 +1,75 @@
-"""From a spec to the latent parameters of every embedded cell: SYNTHETIC.
+"""Latent parameters of synthetic cells, drawn from a specification.
 
-For a cell of true class y in a field of a subject, with d = √2 Φ⁻¹(auroc_bayes):
+For a cell of true class y, in a field of view of a subject, with d = √2 Φ⁻¹(auroc_bayes):
 
     severity = d (y − ½) + √icc · subject + √(1 − icc) · cell          (standard normal terms)
 
 Size, nucleus-to-cytoplasm ratio, chromatin, nucleoli and outline depend on y through the severity
-alone; so no classifier of single cells can truly exceed `auroc_bayes`, and the posterior log odds
-of ALL given the severity, for classes of equal share, are d · severity. Stain, texture (slow drift
-and grain) and focus vary between subjects and fields across that direction: they say nothing of the
-class (unless `class_nuisance_correlation` makes stain a shortcut), and much of who it is. With
-these SDs at 0 the cells of one class are exchangeable given their severity.
+alone. So no classifier of single cells can exceed `auroc_bayes` in expectation, and the posterior
+log odds of ALL given the severity, for classes of equal share, are d · severity. Stain, texture
+(slow drift and grain) and focus vary between subjects and fields of view independently of the
+severity: they identify the subject but not the class, unless `class_nuisance_correlation` makes
+stain a shortcut. With these SDs at 0, the cells of one class are exchangeable given their severity.
 
-Constants come from the genuine data: tight boxes of 188 px (HEM) and 221 px (ALL) and 6.7 % of
-cells outside the central 300 px (RECIPES.md §1); SDs of size, colour, outline and spectrum from 110
-genuine images.
+Constants come from genuine data: tight boxes of 188 px (HEM) and 221 px (ALL) and 6.7 % of cells
+outside the central 300 px, from C-NMC's images; SDs of size, colour, outline and spectrum, from 110
+of them.
 """
 
 from collections import defaultdict
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from itertools import zip_longest
 from math import pi, sqrt
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri, pdtrik
+from scipy.special import ndtr, pdtrik
 
 from leukocls.common.errors import LeukoclsError
 from leukocls.data.published import FINAL_CELLS, SIDE, subject_counts
-from leukocls.data.random import random_numbers
+from leukocls.data.random import (
+    FIELD_EFFECT_STREAM,
+    FIELD_STREAM,
+    NORMAL_STREAM,
+    ORDER_OF_FILES_STREAM,
+    PLACEMENT_STREAM,
+    SUBJECT_EFFECT_STREAM,
+    SUBJECT_STREAM,
+    UNIFORM_STREAM,
+    random_numbers,
+)
 from leukocls.synthetic.render import Cell
+from leukocls.synthetic.spec import SHIFTS, SyntheticSpec
 
-CENTRAL = 300  # px; `outside` is what reaches beyond this square
-FIRST_SUBJECT = 101  # above every genuine number, whose known duplicates are merged by name
-FINAL_SUBJECTS = (9, 8)  # ALL and HEM; published without their names
-NAMING = ("name", "part", "subject", "image", "label")  # what a duplicate keeps of its own
+CENTRAL = 300  # px, side of the central square that an `outside` cell reaches beyond
+FIRST_SUBJECT = 101  # above every genuine number: genuine subjects may be merged by name
+FINAL_SUBJECTS = (9, 8)  # ALL and HEM, of the published final part
+NAMING = ("name", "part", "subject", "image", "label")  # fields that a duplicate does not copy
 
-# Where `fold_shift` moves the means, in its own units: prelim lies 1 from the mean of train.
-SHIFTS = {"fold_0": -0.5, "fold_1": 0.0, "fold_2": 0.5, "prelim": 1.0, "final": 1.0}
 STAIN_LOG_RGB = np.array([0.65, 1.00, 0.52])  # first principal component between subjects
-HUE_SHARE = 0.19  # of the stain's SD, for each channel on its own
+HUE_SHARE = 0.19  # SD of each channel's own stain, as a fraction of the stain's SD
 
 Array = NDArray[np.float64]
 
 
-def _option(default: Any, least: float, text: str, most: float = float("inf")) -> Any:
-    return field(default=default, metadata={"least": least, "most": most, "help": text})
-
-
-def _share(default: float, text: str, most: float = 1.0) -> Any:
-    return _option(default, 0, text, most)
-
-
-@dataclass(frozen=True)
-class SyntheticSpec:
-    """What to write. Raises LeukoclsError on a value that is not allowed.
-
-    Size is linear in severity, with an SD that depends on it, so that each class has the mean and
-    SD asked for. No more than half of a class's size variance is severity's: classes that overlap
-    too much for the gap asked (about auroc_bayes < .9 at the default sizes) get a narrower one
-    about the same midpoint, at auroc_bayes=.5 none. Sizes are kept within 80 and 400 px; a cell of
-    more than 298 px is outside whatever `p_outside_300` says.
-
-    `fold_shift` moves the means of subject stain and focus by SHIFTS times their SD.
-    """
-
-    seed: int = _option(0, 0, "of every random number")
-    scale: str = field(
-        default="demo",
-        metadata={
-            "choices": ("demo", "full"),
-            "help": "full: the published subjects and counts, 15,114 files of 9.6 GB in all",
-        },
-    )
-    train_subjects_all: int = _option(32, 3, "ALL subjects in folds 0 to 2")
-    train_subjects_hem: int = _option(22, 3, "HEM subjects in folds 0 to 2")
-    prelim_subjects_all: int = _option(8, 1, "ALL subjects in prelim")
-    prelim_subjects_hem: int = _option(8, 1, "HEM subjects in prelim")
-    cells_per_subject: int = _option(13, 1, "mean over subjects, who vary about threefold")
-    final_cells: int = _option(20, 4, "unlabelled cells, of four subjects")
-    auroc_bayes: float = _option(
-        0.965, 0.5, "best AUROC from one cell (of its true class, without the shortcut)", 0.999
-    )
-    icc_severity: float = _share(0.1, "share of severity's variance between subjects", 0.99)
-    sd_nuisance_stain: float = _option(0.12, 0, "SD over subjects of log green intensity", 1)
-    sd_nuisance_texture: float = _option(0.25, 0, "SD over subjects of log drift and grain", 1)
-    sd_nuisance_focus: float = _option(0.2, 0, "SD over subjects of log blur", 1)
-    sd_field: float = _option(0.05, 0, "SD over fields of each of these", 1)
-    class_nuisance_correlation: float = _option(
-        0.0, -0.99, "of a subject's class with its stain: a shortcut", 0.99
-    )
-    fold_shift: float = _option(0.0, -5, "of stain and focus from train to prelim, in SDs", 5)
-    size_mean_all: float = _option(221.0, 120, "px, mean side of an ALL cell's tight box", 300)
-    size_mean_hem: float = _option(188.0, 120, "px, mean side of a HEM cell's tight box", 300)
-    size_sd_all: float = _option(27.0, 1, "px, SD over ALL cells", 60)
-    size_sd_hem: float = _option(35.0, 1, "px, SD over HEM cells", 60)
-    p_cut: float = _share(0.18, "share of cells that are cut off straight")
-    p_background: float = _share(0.3, "share of cells with background or a neighbour attached")
-    p_outside_300: float = _share(0.067, "share of cells that reach outside the central 300 px")
-    label_noise: float = _share(0.0, "share of cells stated as the class they are not", 0.5)
-    duplicates: int = _option(0, 0, "pairs of identical train images across folds and subjects")
-
-    def __post_init__(self) -> None:
-        for option in fields(self):
-            value, rule = getattr(self, option.name), option.metadata
-            if "choices" in rule:
-                allowed, good = " or ".join(rule["choices"]), value in rule["choices"]
-            else:
-                whole = isinstance(option.default, int)
-                allowed = f"at least {rule['least']}"
-                allowed += f" and at most {rule['most']}" if np.isfinite(rule["most"]) else ""
-                allowed = f"a {'whole ' * whole}number of {allowed}"
-                good = isinstance(value, int if whole else (int, float))
-                good = good and rule["least"] <= value <= rule["most"]
-            if not good:
-                raise LeukoclsError(f"{option.name}={value}: not allowed; give {allowed}")
-            if self.scale == "full" and option.name in DEMO_ONLY and value != option.default:
-                raise LeukoclsError(
-                    f"{option.name}={value}: not allowed with scale=full, whose structure is the "
-                    "published one; leave it out, or give scale=demo"
-                )
-
-    @property
-    def separation(self) -> float:
-        """d: distance between the classes' mean severities, in SDs within a class."""
-        return sqrt(2) * float(ndtri(self.auroc_bayes))
-
-
-DEMO_ONLY = tuple(
-    option.name
-    for option in fields(SyntheticSpec)
-    if option.name.startswith(("train_", "prelim_", "cells_", "final_"))
-)
-
-
 class Subject(NamedTuple):
+    """A subject's part (fold_0 …, prelim, final), class (ALL = 1) and number of cells."""
+
     part: str
     label: int
     cells: int
 
 
 def _sizes(rng: np.random.Generator, subjects: int, cells: int) -> list[int]:
-    """Cells of each subject: at least one each, `cells` in all."""
+    """Number of cells of each subject: at least one each, `cells` in total."""
     weights = rng.lognormal(sigma=0.5, size=subjects)
     return (1 + rng.multinomial(cells - subjects, weights / weights.sum())).tolist()
 
 
 def _subjects(spec: SyntheticSpec) -> list[Subject]:
-    """Train first, then prelim, then final; ALL before HEM, but for the published order."""
-    rng = random_numbers(spec.seed, 0)
+    """All subjects: train, prelim, final; ALL before HEM, or in the published order."""
+    rng = random_numbers(spec.seed, SUBJECT_STREAM)
     subjects = []
     if spec.scale == "full":
         rows = sorted(subject_counts().itertuples(), key=lambda row: row.split == "prelim")
@@ -172,36 +93,40 @@ def _subjects(spec: SyntheticSpec) -> list[Subject]:
 
 
 def _size(spec: SyntheticSpec, severity: Array, z: Array) -> Array:
-    """Sizes in px whose marginal mean and SD in each class are those asked for."""
+    """Sizes in px, with the requested mean and SD in each class.
+
+    Args:
+        severity, z: severity and a standard normal value of each cell, [N].
+    """
     gap = spec.size_mean_all - spec.size_mean_hem
     steepest = sqrt(0.5) * min(spec.size_sd_all, spec.size_sd_hem)
     slope = gap / max(spec.separation, abs(gap) / steepest, 1e-9)
-    # Φ(severity) has the mean Φ(d / √8) in ALL, its complement in HEM: a variance linear in it
-    # has the means wanted.
-    left_all, left_hem = (sd**2 - slope**2 for sd in (spec.size_sd_all, spec.size_sd_hem))
-    middle = (left_all + left_hem) / 2
-    rise = (left_all - left_hem) / max(2 * float(ndtr(spec.separation / sqrt(8))) - 1, 1e-9)
+    # Φ(severity) has the mean Φ(d / √8) in ALL and the complement in HEM, so that a variance
+    # linear in Φ(severity) can have the requested mean in each class.
+    rest_all, rest_hem = (sd**2 - slope**2 for sd in (spec.size_sd_all, spec.size_sd_hem))
+    middle = (rest_all + rest_hem) / 2
+    rise = (rest_all - rest_hem) / max(2 * float(ndtr(spec.separation / sqrt(8))) - 1, 1e-9)
     variance = middle + np.clip(rise, -2 * middle, 2 * middle) * (ndtr(severity) - 0.5)
     mean = (spec.size_mean_all + spec.size_mean_hem) / 2 + slope * severity
     return np.clip(mean + np.sqrt(variance) * z, 80, 400)
 
 
 def _poisson(mean: Array, u: Array) -> NDArray[np.int64]:
-    """Counts that grow with the mean when u stays, as a generator's own would not."""
+    """Poisson counts by inversion: for a fixed uniform `u` they grow with the mean."""
     return np.maximum(np.ceil(pdtrik(u, mean)), 0).astype(np.int64)
 
 
 def _placement(spec: SyntheticSpec, size: Array, rng: np.random.Generator) -> dict[str, Any]:
-    """What is attached, the box's shape, and where it lies; the largest reach outside."""
+    """Attached pieces, shapes and places of the tight boxes; large cells reach outside first."""
     n, fit = len(size), CENTRAL - 2
     z, u = rng.standard_normal((6, n)), rng.random((3, n))
     attached = u[0] < spec.p_background
-    # Outside are first those that have something attached or are large.
+    # Cells that are large or have an attached piece are the first to reach outside.
     rank = np.argsort(np.argsort(-(size + 60 * attached + 25 * z[0])))
     outside = (rank < round(spec.p_outside_300 * n)) | (size > fit)
     reach = np.clip(0.2 * np.exp(0.75 * z[1]), 0.05, 0.9)
     reach = np.where(attached, np.where(outside, np.maximum(reach, 0.8), reach), 0)
-    # What reaches outside lies along a side rather than in a corner.
+    # A cell that reaches outside does so at a side of the square rather than at a corner.
     angle = 2 * pi * u[1]
     angle = np.where(outside, pi / 2 * np.round(angle / (pi / 2)) + 0.3 * z[2], angle)
     towards = np.array([np.cos(angle), np.sin(angle)])
@@ -234,13 +159,19 @@ def _placement(spec: SyntheticSpec, size: Array, rng: np.random.Generator) -> di
 def _nuisance(
     spec: SyntheticSpec, subjects: list[Subject], of_subject: NDArray, of_field: NDArray
 ) -> dict[str, Array]:
-    """Effects of subjects and fields across the class direction, for each cell."""
-    z = random_numbers(spec.seed, 1).standard_normal((7, len(subjects)))
+    """Effects of the subject and of the field of view on each cell, by name: [N] each.
+
+    Args:
+        of_subject, of_field: index of the subject and of the field of each cell, [N].
+    """
+    z = random_numbers(spec.seed, SUBJECT_EFFECT_STREAM).standard_normal((7, len(subjects)))
     side = np.array([2 * subject.label - 1 for subject in subjects])
     rho = spec.class_nuisance_correlation
     shift = spec.fold_shift * np.array([SHIFTS[subject.part] for subject in subjects])
     stain = rho * side + sqrt(1 - rho**2) * z[1] + shift
-    fields_z = spec.sd_field * random_numbers(spec.seed, 2).standard_normal((3, of_field[-1] + 1))
+    fields_z = spec.sd_field * random_numbers(spec.seed, FIELD_EFFECT_STREAM).standard_normal(
+        (3, of_field[-1] + 1)
+    )
     effects = {
         "subject_severity": sqrt(spec.icc_severity) * z[0],
         "subject_stain": spec.sd_nuisance_stain * stain,
@@ -255,10 +186,10 @@ def _nuisance(
 
 
 def _latents(spec: SyntheticSpec, true_class: NDArray, effects: dict[str, Array]) -> dict[str, Any]:
-    """Latent parameters of the cells; their class enters by the severity alone."""
+    """Latent parameters of the cells, by name: [N] each. The class enters by the severity alone."""
     n = len(true_class)
-    z = random_numbers(spec.seed, 3).standard_normal((12, n))
-    u = random_numbers(spec.seed, 4).random((7, n))
+    z = random_numbers(spec.seed, NORMAL_STREAM).standard_normal((12, n))
+    u = random_numbers(spec.seed, UNIFORM_STREAM).random((7, n))
     severity = spec.separation * (true_class - 0.5) + effects["subject_severity"]
     severity += sqrt(1 - spec.icc_severity) * z[0]
     size = _size(spec, severity, z[1])
@@ -269,8 +200,8 @@ def _latents(spec: SyntheticSpec, true_class: NDArray, effects: dict[str, Array]
         f"stain_{name}": slope * stain + effects[f"hue_{i}"] + 0.02 * z[5]
         for i, (name, slope) in enumerate(zip(("red", "green", "blue"), STAIN_LOG_RGB, strict=True))
     }
-    placement = _placement(spec, size, random_numbers(spec.seed, 5))
-    # Half of the cuts follow the image's own axes; none is where something is attached.
+    placement = _placement(spec, size, random_numbers(spec.seed, PLACEMENT_STREAM))
+    # Half of the cuts are parallel to an image axis; none is on the side of an attached piece.
     cut_angle = np.where(z[11] > 0, 2 * pi * u[5], np.floor(4 * u[5]) * pi / 2)
     faces_piece = (np.cos(cut_angle - placement["piece_angle"]) > 0) & (placement["piece"] > 0)
     return {
@@ -295,16 +226,18 @@ def _latents(spec: SyntheticSpec, true_class: NDArray, effects: dict[str, Array]
 
 
 def draw_cells(spec: SyntheticSpec) -> list[Cell]:
-    """Latent parameters of every cell, by part; the rows of prelim and final are shuffled.
+    """Draw the latent parameters of every cell, part by part; prelim and final are shuffled.
 
-    The same seed gives the same standard draws under every other option, so that two specs of one
-    structure differ by what was changed and by nothing else. Raises LeukoclsError if train is too
-    small for the duplicates.
+    The standard normal and uniform draws depend on the seed alone, so that two specifications with
+    the same subjects and counts differ only by the option that was changed.
+
+    Raises:
+        LeukoclsError: train is too small for the duplicates.
     """
     subjects = _subjects(spec)
     of_subject = np.repeat(np.arange(len(subjects)), [subject.cells for subject in subjects])
     first = np.diff(of_subject, prepend=-1) > 0
-    rng = random_numbers(spec.seed, 6)
+    rng = random_numbers(spec.seed, FIELD_STREAM)
     # A field of view holds three cells on average, as in the genuine data.
     starts = first | (rng.random(len(first)) < 1 / 3)
     of_field = np.cumsum(starts) - 1
@@ -338,7 +271,10 @@ def draw_cells(spec: SyntheticSpec) -> list[Cell]:
 
 
 def _with_duplicates(cells: list[Cell], count: int) -> list[Cell]:
-    """Cells of fold_2 repeat cells of fold_0; few pairs of subjects share many, as in C-NMC."""
+    """Replace cells of fold_2 by copies of cells of fold_0.
+
+    Few pairs of subjects share many images, as in C-NMC.
+    """
     of_subject: dict[tuple[str, int], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for index, cell in enumerate(cells):
         of_subject[cell.part, cell.label][cell.subject].append(index)
@@ -362,8 +298,8 @@ def _with_duplicates(cells: list[Cell], count: int) -> list[Cell]:
 
 
 def _shuffled(cells: list[Cell], seed: int) -> list[Cell]:
-    """Prelim and final in random order, as their serial numbers tell nothing."""
-    rng, rows = random_numbers(seed, 7), []
+    """Cells part by part, prelim and final in random order, so that file numbers tell nothing."""
+    rng, rows = random_numbers(seed, ORDER_OF_FILES_STREAM), []
     for part in ("fold_0", "fold_1", "fold_2", "prelim", "final"):
         of_part = [cell for cell in cells if cell.part == part]
         order = (

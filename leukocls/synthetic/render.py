@@ -1,10 +1,10 @@
-"""From the latent parameters of one embedded cell to its pixels and its mask: SYNTHETIC.
+"""Rendering of one synthetic cell: its pixels and its mask from its latent parameters.
 
-The outline, the nucleus and what is attached are polygons, so that the tight box is known before a
-pixel is drawn. Colours, spectrum and outline are fitted to 110 genuine C-NMC images, from which
-only aggregate numbers were taken: mean nuclear colour (68, 26, 76), a luminance spectrum that falls
-as (1 + (f / .03)²)^−2.6 above a fine grain, outline harmonics that fall as k^−1.6, and an outermost
-pixel of half the brightness.
+The outline, the nucleus and an attached piece are polygons, so that the tight box is known before
+any pixel is drawn. Colours, spectrum and outline are fitted to aggregate numbers of 110 genuine
+C-NMC images: mean nuclear colour (68, 26, 76), a luminance spectrum that falls as
+(1 + (f / .03)²)^−2.6 above a fine grain, outline harmonics that fall as k^−1.6, and outermost
+pixels of half the brightness.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from scipy import ndimage
 from leukocls.data.published import SIDE
 from leukocls.data.random import random_numbers
 
-CYTOPLASM, NUCLEUS = 1, 2  # in masks; 0 is background and what is attached
+CYTOPLASM, NUCLEUS = 1, 2  # values of masks; 0 is background and attached pieces
 
 NUCLEUS_RGB = np.array([66, 25, 75], np.float32)
 CYTOPLASM_RGB = np.array([110, 57, 88], np.float32)
@@ -30,7 +30,7 @@ EDGE_LOG_RGB = np.array([-0.15, 0.22, 0.30], np.float32)  # bluer towards the ed
 HUE_LOG_RGB = np.array([0.015, -0.005, -0.015], np.float32)  # red to blue, slowly over a cell
 # First principal component within nuclei.
 CHROMATIN_LOG_RGB = np.array([0.85, 1.00, 0.50], np.float32)
-OUTERMOST = 0.46  # brightness of the outermost pixel against the next one
+OUTERMOST = 0.46  # brightness of the outermost pixel relative to the next one
 GRAIN_PX = 0.75  # blur of the grain
 
 ANGLES = np.linspace(-pi, pi, 512, endpoint=False)
@@ -41,24 +41,24 @@ WAVE_TABLE = np.concatenate([f(np.outer(WAVES, ANGLES)) for f in (np.cos, np.sin
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: where it belongs, its latent parameters, and the effects they are made of."""
+    """One synthetic cell: its name and part, latent parameters, and the effects behind them."""
 
     name: str  # the dataset name, UID_*.bmp, in every part
     part: str  # fold_0, fold_1, fold_2, prelim or final
     subject: str
-    image: int  # the field
-    label: int  # as stated; ALL = 1
-    true_class: int  # whose severity it has
+    image: int  # number of the field of view
+    label: int  # as stated in the tree; ALL = 1
+    true_class: int  # the class that its severity is drawn from
     seed: int
-    stream: int  # of this cell's own random numbers, unique in the tree but for duplicates
+    stream: int  # of the cell's own random numbers, unique in the tree except for duplicates
     severity: float
-    size: float  # px, mean side of the tight box of all that is not black
+    size: float  # px, mean side of the tight box of the pixels that are not black
     aspect: float  # log of the box's height by its width
     slant: float  # log ratio of the diagonal axes
     offset_x: float  # px, box centre from image centre
     offset_y: float
     roughness: float  # relative RMS of the outline's radius
-    notch: float  # relative depth of an indentation, 0 for none
+    notch: float  # depth of an indentation relative to the radius, 0 for none
     nucleus_fraction: float  # nucleus radius by cell radius
     nucleoli: int
     chromatin_px: float  # correlation length of the chromatin
@@ -69,7 +69,7 @@ class Cell:
     stain_red: float  # log gain
     stain_green: float
     stain_blue: float
-    piece: float  # reach of what is attached by cell radius, 0 for nothing
+    piece: float  # length of the attached piece by cell radius, 0 for none
     piece_angle: float
     piece_shade: float  # 0 dark to 1 pale
     cut_depth: float  # by cell radius, 0 for no cut
@@ -82,7 +82,7 @@ class Cell:
     field_texture: float
     field_focus: float
     outside: bool  # reaches outside the central 300 × 300 px
-    duplicate_of: str = ""  # dataset name of the cell whose pixels these are
+    duplicate_of: str = ""  # dataset name of the cell that this one is a copy of
 
     @property
     def sides(self) -> tuple[int, int]:
@@ -100,12 +100,12 @@ class Shapes(NamedTuple):
 
 
 def _directions(angles: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Unit vectors [N, 2]."""
+    """Unit vectors [N, 2] (x, y) in the directions of the angles [N]."""
     return np.stack([np.cos(angles), np.sin(angles)], 1)
 
 
 def _body(cell: Cell, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Outline [512, 2] around 0 with a mean radius of about 1."""
+    """Outline of the cell, [512, 2], around 0 with a mean radius of about 1."""
     waves = (rng.standard_normal((2, len(WAVES))) * WAVE_RMS).ravel() @ WAVE_TABLE
     away = np.angle(np.exp(1j * (ANGLES - rng.uniform(-pi, pi))))
     dent = cell.notch * np.exp(-((away / rng.uniform(0.08, 0.25)) ** 2) / 2)
@@ -114,7 +114,10 @@ def _body(cell: Cell, rng: np.random.Generator) -> NDArray[np.float64]:
 
 
 def _piece(cell: Cell, rng: np.random.Generator) -> NDArray[np.float64]:
-    """A ragged, bent strip [N, 2] from inside the cell to `cell.piece` radii outside it."""
+    """Outline of the attached piece, [N, 2]: a ragged, bent strip that starts inside the cell.
+
+    It reaches `cell.piece` radii beyond the cell's outline.
+    """
     along = np.linspace(0, 1, 48)
     waves = np.sin(np.outer(np.arange(2, 9), along) * pi + rng.uniform(0, 2 * pi, (2, 7, 1)))
     ragged = (waves / np.arange(2, 9)[:, None] ** 1.3).sum(1)
@@ -130,9 +133,9 @@ def _piece(cell: Cell, rng: np.random.Generator) -> NDArray[np.float64]:
 def _cut(
     polygons: list[NDArray[np.float64]], cell: Cell, rng: np.random.Generator
 ) -> list[NDArray[np.float64]]:
-    """What lies beyond one or two straight lines is pushed back onto them."""
+    """Cut the polygons off along one or two straight lines, by moving points onto them."""
     angle = cell.cut_angle
-    # A second line might squash what is attached.
+    # A second line could flatten an attached piece.
     for _ in range(1 + (not cell.piece and rng.random() < 0.4)):
         normal = np.array([cos(angle), sin(angle)])
         polygons = [
@@ -143,50 +146,51 @@ def _cut(
 
 
 def _shapes(cell: Cell, rng: np.random.Generator) -> Shapes:
-    """The polygons, scaled and moved so that their tight box is the one the cell states."""
+    """The cell's polygons, scaled and moved so that their tight box is that of `cell`."""
     body = _body(cell, rng)
     turn, away = rng.uniform(-pi, pi), abs(rng.normal(0, 0.025))
-    # The cut goes through the nucleus, so its own outline ends outside the cell.
+    # The nucleus itself is not cut: its outline may end outside the cell, where nothing is drawn.
     nucleus = cell.nucleus_fraction * body + away * np.array([cos(turn), sin(turn)])
-    seen = [body, _piece(cell, rng)] if cell.piece else [body]
+    visible = [body, _piece(cell, rng)] if cell.piece else [body]
     if cell.cut_depth:
-        seen = _cut(seen, cell, rng)
-    points = np.concatenate(seen)
+        visible = _cut(visible, cell, rng)
+    points = np.concatenate(visible)
     low, high = points.min(0), points.max(0)
     box = np.array(cell.sides) - 1
     centre = np.floor(SIDE / 2 + np.array([cell.offset_x, cell.offset_y]) - box / 2) + box / 2
     scale = box / (high - low)
-    nucleus, body, *piece = [(p - (low + high) / 2) * scale + centre for p in (nucleus, *seen)]
+    nucleus, body, *piece = [(p - (low + high) / 2) * scale + centre for p in (nucleus, *visible)]
     return Shapes(body, nucleus, piece[0] if piece else None)
 
 
 def _raster(polygon: NDArray[np.float64], origin: NDArray[np.int64], side: int) -> Image.Image:
-    """The filled polygon, 0 or 255, in the window of `side` px whose corner is `origin`."""
+    """The filled polygon, 0 or 255, in a square window of `side` px with the corner `origin`."""
     image = Image.new("L", (side, side))
     ImageDraw.Draw(image).polygon((polygon - origin).ravel().tolist(), fill=255)
     return image
 
 
 def _blurred(image: Image.Image, sigma: float) -> NDArray[np.float32]:
+    """The blurred image in [0, 1]; `sigma` in px."""
     blurred = np.asarray(image.filter(ImageFilter.GaussianBlur(sigma)), np.float32)
     return blurred / np.float32(255)
 
 
 @cache
 def _squared_frequency(side: int) -> NDArray[np.float32]:
-    """Squared angular frequency per px, as rfft2 orders it."""
+    """Squared angular frequency in 1/px², in the order of rfft2."""
     frequency = 2 * pi * np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side))
     return (frequency**2).astype(np.float32)
 
 
 @cache
 def _slow_waves(side: int) -> NDArray[np.float32]:
-    """Cosines [side, 4] of at most one and a half periods."""
+    """Cosines of 0 to 1.5 periods over the side, [side, 4]."""
     return np.cos(pi * np.outer(np.linspace(0, 1, side), np.arange(4))).astype(np.float32)
 
 
 def _chromatin(cell: Cell, side: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Log green intensity [side, side] around 0: clumps blurred by focus, and grain."""
+    """Log green intensity around 0, [side, side]: chromatin clumps blurred by focus, and grain."""
     w2 = _squared_frequency(side)
     # Both spectra integrate to their variance over all frequencies.
     clumps = cell.chromatin_contrast**2 * 5.6 * pi * cell.chromatin_px**2
@@ -201,7 +205,7 @@ def _chromatin(cell: Cell, side: int, rng: np.random.Generator) -> NDArray[np.fl
 
 
 def _drift(side: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Smooth field [side, side] of mean 0 and an SD of about 1."""
+    """A smooth random field, [side, side], with mean 0 and an SD of about 1."""
     order = np.add.outer(np.arange(4), np.arange(4))
     height = rng.standard_normal((4, 4)) * np.where(order, 1 / np.maximum(order, 1), 0)
     waves = _slow_waves(side)
@@ -214,7 +218,12 @@ def _add_nucleoli(
     count: int,
     rng: np.random.Generator,
 ) -> None:
-    """Bright spots within a nucleus whose polygon [N, 2] lies in the window of `light`."""
+    """Add bright spots to `light` in place, inside the nucleus.
+
+    Args:
+        light: log green intensity of a window, [side, side].
+        nucleus: polygon [N, 2] in px of that window.
+    """
     middle, radius = nucleus.mean(0), np.ptp(nucleus, 0).mean() / 2
     for _ in range(count):
         turn, reach = rng.uniform(-pi, pi), rng.uniform(0, 0.7) * radius
@@ -227,12 +236,13 @@ def _add_nucleoli(
 
 
 def _largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Its largest connected part: a thin strip may fall into pieces of a few pixels."""
+    """The largest connected part of the mask: a thin strip may fall into several parts."""
     parts, count = ndimage.label(mask)
     return mask if count == 1 else parts == np.bincount(parts[mask]).argmax()
 
 
 def _without_edge(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The mask without its outermost pixels (erosion by the four neighbours)."""
     inner = np.zeros_like(mask)
     inner[1:-1, 1:-1] = mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1]
     inner[1:-1, 1:-1] &= mask[1:-1, :-2] & mask[1:-1, 2:]
@@ -240,7 +250,7 @@ def _without_edge(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _window(cell: Cell) -> tuple[NDArray[np.int64], int]:
-    """Corner (x, y) and side in px of a square around the cell; its side suits the FFT."""
+    """Corner (x, y) and side in px of a square around the cell; the side is a multiple of 32."""
     side = 32 * -(-(max(cell.sides) + 6) // 32)
     corner = SIDE / 2 + np.array([cell.offset_x, cell.offset_y]) - side / 2
     return corner.round().astype(np.int64), side
@@ -259,7 +269,7 @@ def _framed(
 
 
 def render(cell: Cell) -> NDArray[np.uint8]:
-    """Image of one cell, [450, 450, 3] RGB; exactly 0 outside the cell and what is attached."""
+    """Render one cell: [450, 450, 3] RGB, exactly 0 outside the cell and its attached piece."""
     rng = random_numbers(cell.seed, cell.stream)
     shapes = _shapes(cell, rng)
     corner, side = _window(cell)
@@ -294,7 +304,7 @@ def render(cell: Cell) -> NDArray[np.uint8]:
 
 
 def render_mask(cell: Cell) -> NDArray[np.uint8]:
-    """What `render` drew, [450, 450]: CYTOPLASM, NUCLEUS, 0 for background and attached pieces."""
+    """Render the mask of one cell, [450, 450]: CYTOPLASM, NUCLEUS, 0 for all else."""
     shapes = _shapes(cell, random_numbers(cell.seed, cell.stream))
     corner, side = _window(cell)
     body, nucleus = (np.asarray(_raster(p, corner, side)) > 0 for p in shapes[:2])

@@ -1,8 +1,7 @@
-"""SYNTHETIC cells that look like C-NMC 2019, in its directory layout, names and BMP format.
+"""Data trees of synthetic cells, in the directory layout, names and BMP format of C-NMC 2019.
 
-A measuring instrument: what is true of every cell is known and written beside the images. Three
-steps: `draw_cells` draws the latent parameters, `render` turns one cell's into an image,
-`write_tree` writes the files.
+The truth about every cell is known and written beside the images. `draw_cells` draws the latent
+parameters, `render` turns those of one cell into an image, and `write_tree` writes the files.
 """
 
 import csv
@@ -26,8 +25,9 @@ from tqdm import tqdm
 
 from leukocls.common.errors import LeukoclsError
 from leukocls.data.published import FINAL_SIDE, MANIFEST, SIDE, labels_digest
-from leukocls.synthetic.latents import SyntheticSpec, draw_cells
+from leukocls.synthetic.latents import draw_cells
 from leukocls.synthetic.render import Cell, render, render_mask
+from leukocls.synthetic.spec import SyntheticSpec
 
 GENERATOR_VERSION = 2  # raise it whenever the same spec would give other bytes
 TRUTH = "truth.parquet"
@@ -41,7 +41,11 @@ NUMBERED = {"prelim": PRELIM, "final": FINAL}
 
 
 def encode_bmp(image: NDArray[np.uint8], *, v5: bool = False) -> bytes:
-    """24-bit BMP of `image` [H, W, 3] RGB, as genuine files are: 54-byte header, prelim's 138."""
+    """Encode `image`, uint8 [H, W, 3] RGB, as 24-bit BMP like a genuine file.
+
+    Args:
+        v5: write the header of prelim's files (138 bytes) instead of the usual one (54 bytes).
+    """
     height, width = image.shape[:2]
     rows = np.zeros((height, (3 * width + 3) // 4 * 4), np.uint8)
     rows[:, : 3 * width] = image[::-1, :, ::-1].reshape(height, -1)
@@ -59,7 +63,7 @@ def encode_bmp(image: NDArray[np.uint8], *, v5: bool = False) -> bytes:
 
 
 def _paths(cells: list[Cell]) -> list[Path]:
-    """Where each cell is written below the root."""
+    """The path of each cell's image below the root."""
     serial: Counter[str] = Counter()
     paths = []
     for cell in cells:
@@ -72,13 +76,13 @@ def _paths(cells: list[Cell]) -> list[Path]:
 
 
 def truth(cells: list[Cell], spec: SyntheticSpec) -> pd.DataFrame:
-    """What is true of each cell, one row each in the order of `cells`.
+    """The truth about each cell: one row each, in the order of `cells`.
 
-    Columns: `cell` (its name in the tree) and `file` (its path there), `name` (UID_*), `part`,
-    `fold` (−1 outside train) and `subject` as in the index; all of Cell; `width` and `height` of
+    Columns: `cell` (its name in the tree), `file` (its path there), `name` (UID_*), `part`, `fold`
+    (−1 outside train) and `subject` as in the index; all fields of Cell; `width` and `height` of
     the tight box in px; the flags `cut`, `background`, `outside` and `noisy`; `logit_bayes`, the
-    posterior log odds of ALL given the severity, for classes of equal share. A row of a duplicate
-    tells of the pixels, so its latents and effects are those of the cell it repeats.
+    posterior log odds of ALL given the severity, for classes of equal share. Latents and effects
+    describe the pixels: those of a duplicate are the original's.
     """
     paths = _paths(cells)
     table = pd.DataFrame([vars(cell) for cell in cells]).drop(columns=["seed", "stream"])
@@ -96,6 +100,7 @@ def truth(cells: list[Cell], spec: SyntheticSpec) -> pd.DataFrame:
 
 
 def _write_cell(cell: Cell, folder: Path, path: Path, masks: bool) -> None:
+    """Write the image of one cell, and its mask if `masks`."""
     margin = (FINAL_SIDE - SIDE) // 2 if cell.part == "final" else 0
     image = np.pad(render(cell), ((margin, margin), (margin, margin), (0, 0)))
     (folder / path).write_bytes(encode_bmp(image, v5=cell.part == "prelim"))
@@ -107,12 +112,12 @@ def _write_cell(cell: Cell, folder: Path, path: Path, masks: bool) -> None:
 def _fill(
     folder: Path, cells: list[Cell], paths: list[Path], masks: bool, progress: bool, workers: int
 ) -> None:
+    """Write all images and the label file below `folder`."""
     for parent in {path.parent for path in paths}:
         (folder / parent).mkdir(parents=True)
         if masks:
             (folder / MASKS / parent).mkdir(parents=True)
-    # NumPy lets go of the lock while it works, so threads serve and no process is started under
-    # the caller's feet.
+    # NumPy releases the GIL, so threads are enough and no process is needed.
     with ThreadPoolExecutor(workers) as pool:
         written = pool.map(_write_cell, cells, repeat(folder), paths, repeat(masks))
         # None hides the bar unless standard error is a terminal.
@@ -128,19 +133,23 @@ def _fill(
 
 
 def _is_complete(root: Path, manifest: dict[str, Any]) -> bool:
-    """Whether `root` holds this very tree; False if it is free, LeukoclsError if it is taken."""
+    """Whether `root` already holds this tree.
+
+    Raises:
+        LeukoclsError: it holds anything else, or an incomplete tree.
+    """
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     try:
-        found = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
+        present = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise LeukoclsError(
-            f"{root}: is there already and is no synthetic tree (no readable {MANIFEST}); "
+            f"{root}: exists already and is not a synthetic tree (no readable {MANIFEST}); "
             "choose another directory"
         ) from None
-    if found != manifest:
+    if present != manifest:
         raise LeukoclsError(
-            f"{root}: holds a synthetic tree of another spec or generator version; "
+            f"{root}: holds a synthetic tree of another specification or version; "
             "choose another one (data.root=), or remove it"
         )
     wanted = sum(manifest["counts"].values())
@@ -157,6 +166,7 @@ def _is_complete(root: Path, manifest: dict[str, Any]) -> bool:
 def _manifest(
     spec: SyntheticSpec, cells: list[Cell], paths: list[Path], masks: bool
 ) -> dict[str, Any]:
+    """The content of the manifest: options, counts, digest of the labels, copies."""
     subjects: dict[str, Counter[str]] = defaultdict(Counter)
     for cell in cells:
         if cell.part != "final":
@@ -189,11 +199,21 @@ def write_tree(
 ) -> Path:
     """Write the cells of `spec` in the Kaggle layout, with `synthetic.json` and `truth.parquet`.
 
-    `masks` adds masks/<path of the image>.png: 0 background and what is attached, 1 cytoplasm,
-    2 nucleus. The tree appears under `root` whole or not at all; a killed write leaves a hidden
-    sibling `.{name}.*.partial`. The bytes do not depend on `workers` (threads). A tree of the same
-    spec is left as it is. Returns the resolved root. Raises LeukoclsError if `root` holds anything
-    else, OSError if it cannot be written.
+    The tree appears under `root` complete or not at all; a killed write leaves a hidden sibling
+    `.{name}.*.partial`. An existing tree with the same options is left as it is.
+
+    Args:
+        masks: also write masks/<path of the image>.png, the values of `render_mask`.
+        progress: whether to show a progress bar.
+        workers: number of threads, which does not change the bytes; None for one per core, at most
+            eight.
+
+    Returns:
+        The resolved root.
+
+    Raises:
+        LeukoclsError: `root` holds anything else.
+        OSError: the files cannot be written.
     """
     root = Path(root).resolve()
     cells = draw_cells(spec)
@@ -211,7 +231,7 @@ def write_tree(
         try:
             draft.rename(root)
         except OSError:
-            # Somebody else may have written the same tree meanwhile.
+            # Another process may have written the same tree meanwhile.
             if not _is_complete(root, manifest):
                 raise
     finally:

@@ -15,8 +15,9 @@ from omegaconf import OmegaConf
 from leukocls.common.errors import LeukoclsError
 from leukocls.data.splits import read_split
 from leukocls.evaluation import scoring
+from leukocls.evaluation.cell_metrics import cell_metrics
 from leukocls.evaluation.history import read_history
-from leukocls.evaluation.metrics import cell_metrics, decide
+from leukocls.evaluation.metrics import decide
 
 if TYPE_CHECKING:
     import pandas as pd

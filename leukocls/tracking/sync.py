@@ -20,7 +20,8 @@ from leukocls.data.index import Index
 from leukocls.data.store import data_digest, store_path
 from leukocls.data.verify import checked_index
 from leukocls.evaluation import scoring
-from leukocls.evaluation.comparison import ASIDE, compare
+from leukocls.evaluation.arm_runs import ASIDE
+from leukocls.evaluation.comparison import compare
 from leukocls.evaluation.history import Row, read_history
 from leukocls.tracking import panels
 from leukocls.tracking.panels import SHA256, Picture, TrackedRun

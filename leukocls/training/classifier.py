@@ -12,8 +12,8 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import BinaryStatScores
 
 from leukocls.common.errors import LeukoclsError
-from leukocls.data.augment import view_weights, views
 from leukocls.data.random import batch_seed
+from leukocls.data.views import image_views, view_weights
 from leukocls.evaluation.metrics import rates
 from leukocls.models.region import iou
 from leukocls.training.losses import CellLoss
@@ -45,8 +45,8 @@ class CellClassifier(pl.LightningModule):
     Args:
         optim: the recipe of `leukocls.training.optim.configure`.
         loss: of a logit.
-        views: at evaluation, as `leukocls.data.augment.views` takes them; the logit is the mean of
-            theirs by `view_weights`.
+        views: at evaluation, as `leukocls.data.views.image_views` takes them; the logit is the mean
+            of theirs by `view_weights`.
         seed: of what is random inside the network, together with the count of batches.
         scored: names of the splits behind the evaluation loaders, in order.
 
@@ -117,7 +117,7 @@ class CellClassifier(pl.LightningModule):
             return
         given = batch["image"]
         # Three dimensions are features, computed beforehand for every view.
-        copies = given.unbind(1) if given.ndim == 3 else views(given, self.views)
+        copies = given.unbind(1) if given.ndim == 3 else image_views(given, self.views)
         found = [self._propose(view) for view in copies]
         logits = torch.stack([logit for logit, _ in found], 1)
         logit, label = logits @ logits.new_tensor(view_weights(self.views)), batch["label"]

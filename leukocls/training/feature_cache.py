@@ -1,7 +1,7 @@
-"""Frozen features of every image and view, computed once and kept beside the store.
+"""Cache of frozen features: those of every image and view, computed once and kept on disk.
 
-Keyed by all that decides their bits; written to a temporary name and renamed, so a file that exists
-is whole.
+The name of a file is a digest of everything that changes a bit of its features. A file is written
+to a temporary name and renamed, so a file that exists is complete.
 """
 
 import json
@@ -18,39 +18,39 @@ from tqdm import tqdm
 
 from leukocls import __version__
 from leukocls.common.files import atomic_stream
-from leukocls.data.augment import to_images, view_count, views
+from leukocls.data.views import image_views, view_count
+from leukocls.data.warp import to_images
 from leukocls.models.frozen import FrozenFeatures
 
 
 def cached_features(
     network: FrozenFeatures,
     store: Any,
-    plan: int | str,
+    views: int | str,
     cache: Path,
     *,
     batch_size: int,
     device: torch.device,
 ) -> np.memmap:
-    """Features of the whole store as a read-only memory map float32 [N, V, F], made if needed.
+    """Features of the whole store as a read-only memory map float32 [N, V, F], computed if needed.
 
-    As `network.features` gives them for the views of `batch_size` images at a time. Which images
-    share a batch changes nothing, how many do may change a feature's last bits (convolutions on a
-    CPU: some 1e-6 of the largest).
+    They are those of `network.features` for batches of `batch_size` images. The size of the batches
+    may change the last bits of a feature (convolutions on a CPU: about 1e-6 of the largest).
 
     Args:
-        network: left on `device`.
-        store: as `open_store` gave it; the name of its file says what it holds.
-        plan: of `leukocls.data.augment.views`.
+        network: is moved to `device`.
+        store: the result of `open_store`; the name of its file identifies its content.
+        views: as `leukocls.data.views.image_views` takes them.
         cache: directory of the file.
 
     Raises:
-        LeukoclsError: no such plan.
+        LeukoclsError: `views` is out of range.
     """
-    shape = (len(store), view_count(plan), network.num_features)
-    path = cache / f"features-{_key(network, store, plan, batch_size, device)}.npy"
+    shape = (len(store), view_count(views), network.num_features)
+    path = cache / f"features-{_key(network, store, views, batch_size, device)}.npy"
     features = _read(path, shape)
     if features is None:
-        _write(path, shape, _batches(network, store, plan, batch_size, device))
+        _write(path, shape, _batches(network, store, views, batch_size, device))
         features = np.lib.format.open_memmap(path, mode="r")
     return features
 
@@ -58,11 +58,11 @@ def cached_features(
 def _key(
     network: FrozenFeatures,
     store: np.memmap,
-    plan: int | str,
+    views: int | str,
     batch_size: int,
     device: torch.device,
 ) -> str:
-    """sha256 of what changes a feature, be it only in its last bit."""
+    """sha256 of everything that may change a feature, if only in its last bit."""
     if device.type == "cuda":
         processor = torch.cuda.get_device_name(device)
     else:  # kernels differ by its vector instructions
@@ -70,7 +70,7 @@ def _key(
     parts = {
         "store": [Path(str(store.filename)).name, *store.shape],
         "network": network.fingerprint(),
-        "views": plan,
+        "views": views,
         "batch_size": batch_size,
         "processor": processor,
         "threads": torch.get_num_threads(),
@@ -81,10 +81,10 @@ def _key(
 
 
 def _read(path: Path, shape: tuple[int, int, int]) -> np.memmap | None:
-    """The file's features; None where there is no such file, or one cut short."""
+    """The features in a file; None if the file is missing, truncated or of another shape."""
     try:
         features: np.memmap = np.lib.format.open_memmap(path, mode="r")
-    except (FileNotFoundError, ValueError):  # none; not an array, or shorter than it says
+    except (FileNotFoundError, ValueError):  # ValueError: not an array file, or a truncated one
         return None
     return features if features.shape == shape and features.dtype == np.float32 else None
 
@@ -92,17 +92,17 @@ def _read(path: Path, shape: tuple[int, int, int]) -> np.memmap | None:
 def _batches(
     network: FrozenFeatures,
     store: np.memmap,
-    plan: int | str,
+    views: int | str,
     batch_size: int,
     device: torch.device,
 ) -> Iterator[np.ndarray]:
-    """float32 [B, V, F] of each batch, in the store's order."""
+    """Features of each batch, float32 [B, V, F], in the store's order."""
     network.to(device)
     starts = range(0, len(store), batch_size)
     # Only a long wait deserves a bar; `disable=None` keeps it out of files and pipes.
     for start in tqdm(starts, desc="features", unit="batch", disable=None, delay=1):
         stored = torch.from_numpy(np.array(store[start : start + batch_size])).to(device)
-        features = [network.features(view) for view in views(to_images(stored), plan)]
+        features = [network.features(view) for view in image_views(to_images(stored), views)]
         yield torch.stack(features, 1).cpu().numpy()
 
 

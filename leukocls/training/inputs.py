@@ -20,12 +20,12 @@ from leukocls.artifacts.record import read_record
 from leukocls.artifacts.run_dir import run_weights
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.files import sha256_file
-from leukocls.data.augment import view_weights
-from leukocls.data.index import TABLE, Index
+from leukocls.data.index import Index
 from leukocls.data.random import continued_seed
 from leukocls.data.splits import Split, SplitOptions, as_csv, make_split, part_rows
 from leukocls.data.store import data_digest
 from leukocls.data.verify import checked_index
+from leukocls.data.views import view_weights
 from leukocls.evaluation.selection import BEST_THRESHOLD
 from leukocls.models.weights import weights_file
 from leukocls.synthetic.tree import SyntheticSpec, write_tree
@@ -162,7 +162,7 @@ def _train_inputs(config: DictConfig) -> TrainInputs:
             " so early stopping has nothing to judge by; leave patience out."
         )
     cells = split.table(index)
-    published = index.layout != TABLE
+    published = index.rules.cnmc_names
     evaluated = cells[cells["split"] != "train"]
     tests = cells[cells["split"].isin(split.tests)]
     if has_seen(lineage, "chose", tests, published):
@@ -206,7 +206,7 @@ def _score_inputs(config: DictConfig) -> ScoreInputs:
     index, of_data = _index(config, (part,))
     # Scored cells choose nothing: the epoch was chosen where the checkpoint was trained.
     split = Split(config.split_scheme, {part: part_rows(index, part)}, part)
-    cells, published = split.table(index), index.layout != TABLE
+    cells, published = split.table(index), index.rules.cnmc_names
     trained_on = chose = False
     if part != "train":
         trained_on = has_seen(lineage, "trained", cells, published)

@@ -16,8 +16,9 @@ from leukocls.artifacts import predictions
 from leukocls.artifacts.predictions import sigmoid
 from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.data.index import Index
+from leukocls.evaluation.cell_metrics import by_split
 from leukocls.evaluation.history import Row, read_history, split_columns, write_history
-from leukocls.evaluation.metrics import auroc, best_threshold, by_split
+from leukocls.evaluation.metrics import auroc, best_threshold
 from leukocls.evaluation.selection import RULES, best_weighted_f1
 from leukocls.training.checkpoints import Checkpoints
 

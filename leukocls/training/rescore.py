@@ -15,8 +15,9 @@ from leukocls.artifacts.record import RunState, read_record
 from leukocls.artifacts.run_dir import RunDir
 from leukocls.common.errors import LeukoclsError
 from leukocls.evaluation import scoring
+from leukocls.evaluation.cell_metrics import by_split
 from leukocls.evaluation.history import Row, read_history, split_columns, write_history
-from leukocls.evaluation.metrics import auroc, best_threshold, by_split, confusion, decide, rates
+from leukocls.evaluation.metrics import auroc, best_threshold, confusion, decide, rates
 from leukocls.evaluation.selection import BEST_THRESHOLD, RULES
 from leukocls.training.losses import CellLoss
 

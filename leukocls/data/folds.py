@@ -1,0 +1,76 @@
+"""Assignment of groups of cells to balanced folds, and nested subsets of a training set."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+from leukocls.common.errors import LeukoclsError
+from leukocls.data.random import FOLD_STREAM, SUBSET_STREAM, random_numbers
+
+CANDIDATES = 200
+# Weight of an even share of: HEM cells, ALL cells, HEM groups, ALL groups.
+WEIGHTS = np.array([1.0, 1.0, 0.2, 0.2])
+
+
+def home_folds(table: pd.DataFrame) -> dict[str, int]:
+    """The official fold with most cells of each group; the first such fold if there are several."""
+    counts = pd.crosstab(table["group"], table["fold"])
+    return {str(group): int(fold) for group, fold in counts.idxmax(axis=1).items()}
+
+
+def balanced_folds(group: pd.Series, label: pd.Series, folds: int, seed: int) -> np.ndarray:
+    """The fold of each cell, int64 [n], 0 to folds − 1: groups stay whole, folds are balanced.
+
+    A greedy assignment takes the groups in random order, larger ones earlier on average, and puts
+    each into the fold that has the least of its classes' cells and groups so far. The most even of
+    CANDIDATES such assignments is kept.
+
+    Args:
+        group, label: of each cell; labels are 0 or 1.
+
+    Raises:
+        LeukoclsError: fewer groups of a class than folds.
+    """
+    names, code = np.unique(group.to_numpy(str), return_inverse=True)
+    cells = np.zeros((len(names), 2))
+    np.add.at(cells, (code, label.to_numpy()), 1)
+    fewest = int((cells > 0).sum(0).min())
+    if fewest < folds:
+        raise LeukoclsError(
+            f"folds={folds}: the smaller class has {fewest} to divide. Choose fewer folds."
+        )
+    shares = np.hstack([cells / cells.sum(0), (cells > 0) / (cells > 0).sum(0)])
+    rng = random_numbers(seed, FOLD_STREAM)
+    best, least = np.zeros(len(names), np.int64), np.inf
+    for _ in range(CANDIDATES):
+        order = np.argsort(-cells.sum(1) * (0.5 + rng.random(len(names))), kind="stable")
+        load = np.zeros((folds, 4))
+        assigned = np.zeros(len(names), np.int64)
+        for i in order:
+            assigned[i] = np.argmin(load @ (WEIGHTS * shares[i]))
+            load[assigned[i]] += shares[i]
+        uneven = np.abs(load * folds - 1).max(0) @ WEIGHTS
+        if uneven < least:
+            best, least = rng.permutation(folds)[assigned], uneven
+    return best[code]
+
+
+def nested(names: Iterable[str], label: Iterable[int], n: int, seed: int, key: str) -> set[str]:
+    """A random subset of `names` with about the same share of each class, nested in larger ones.
+
+    Args:
+        n: size of the subset; the subsets of one seed contain each other.
+        key: the configuration key of `n`, for the error message.
+
+    Raises:
+        LeukoclsError: `n` is larger than the number of names.
+    """
+    table = pd.DataFrame({"name": list(names), "label": list(label)}).sort_values("name")
+    if n > len(table):
+        raise LeukoclsError(f"{key}={n}: the training set has {len(table):,}. Choose fewer.")
+    table["draw"] = random_numbers(seed, SUBSET_STREAM).random(len(table))
+    of_class = table.groupby("label")["draw"]
+    # Ordered by rank within the class, so that the first n are balanced for every n.
+    table["place"] = (of_class.rank(method="first") - 1) / of_class.transform("size")
+    return set(table.sort_values(["place", "label"])["name"].iloc[:n])

@@ -1,0 +1,157 @@
+"""Rules for each kind of data set: image sizes, names, expected counts and known copies.
+
+The scanner chooses the rules and the index carries them. A new kind of data set is one more class.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas as pd
+
+from leukocls.common.errors import LeukoclsError
+from leukocls.data.published import (
+    FINAL_SIDE,
+    LABELS_DIGEST,
+    SAME_FINAL,
+    SHARED_IMAGES,
+    SIDE,
+    published_counts,
+    published_subjects,
+)
+
+
+class DataRules:
+    """How one kind of data set is read and checked.
+
+    Attributes:
+        cnmc_names: whether cells have C-NMC's names, which state subject and class.
+        published: whether the data must be C-NMC 2019 as published.
+        synthetic: whether the cells are synthetic, so that no number holds for people.
+        sides: side in px of the square images, by part; empty if images may have any size.
+        largest_crop: upper limit of `data.crop`, in px.
+        listed_parts: parts whose cells the label file lists.
+    """
+
+    cnmc_names: ClassVar[bool] = False
+    published: ClassVar[bool] = False
+    synthetic: ClassVar[bool] = False
+    sides: ClassVar[Mapping[str, int]] = {}
+    largest_crop: ClassVar[int]
+    listed_parts: ClassVar[tuple[str, ...]]
+
+    def counts(self) -> dict[str, int] | None:
+        """Number of cells of a complete data set, by part (folds as fold_0 …); None if unknown."""
+        return None
+
+    def subject_counts(self) -> dict[str, dict[str, int]]:
+        """Number of cells of each subject of a complete data set, by part; empty if unknown."""
+        return {}
+
+    def labels_digest(self) -> str | None:
+        """Digest that the label file must have (`published.labels_digest`); None if unknown."""
+        return None
+
+    def expects_copies(self, cells: pd.DataFrame, kind: str) -> bool:
+        """Whether copies of one image under these names are no fault.
+
+        Args:
+            cells: rows of the index with the same pixels, at least two.
+            kind: as in `leukocls.data.duplicates.Duplicates`.
+        """
+        raise NotImplementedError
+
+
+class TableRules(DataRules):
+    """Rules for a data set that one CSV describes: images of any size, no published counts."""
+
+    largest_crop = 2048
+    listed_parts = ("train", "prelim", "final")
+
+    def expects_copies(self, cells: pd.DataFrame, kind: str) -> bool:
+        """Whether part and class of the copies agree; their subjects are merged, so none leaks."""
+        return len(set(cells["part"])) == len(set(cells["label"])) == 1
+
+
+class CnmcRules(DataRules):
+    """Rules for a tree with C-NMC's folders and names."""
+
+    cnmc_names = True
+    sides: ClassVar[Mapping[str, int]] = {"train": SIDE, "prelim": SIDE, "final": FINAL_SIDE}
+    largest_crop = SIDE
+    listed_parts = ("prelim",)
+
+
+class PublishedRules(CnmcRules):
+    """Rules for C-NMC 2019 as published."""
+
+    published = True
+
+    def counts(self) -> dict[str, int]:
+        return published_counts()
+
+    def subject_counts(self) -> dict[str, dict[str, int]]:
+        return published_subjects()
+
+    def labels_digest(self) -> str:
+        return LABELS_DIGEST
+
+    def expects_copies(self, cells: pd.DataFrame, kind: str) -> bool:
+        """Whether C-NMC as published holds one image under all of these subjects."""
+        if kind != "identical":
+            return False
+        if set(cells["part"]) == {"final"}:
+            return set(cells["cell"]) in map(set, SAME_FINAL)
+        # Three subjects may share one image by two known pairs: 51 = 75 and 51 = 78.
+        subjects = sorted(cells["subject"])
+        linked = [pair for pair in SHARED_IMAGES if set(pair) <= set(subjects)]
+        twice = any(list(pair) == subjects for pair in SHARED_IMAGES if len(set(pair)) == 1)
+        return set(cells["part"]) == {"train"} and (
+            twice or sorted({subject for pair in linked for subject in pair}) == subjects
+        )
+
+
+@dataclass(frozen=True)
+class SyntheticRules(CnmcRules):
+    """Rules for a synthetic tree, read from its manifest.
+
+    Every method raises LeukoclsError if the manifest is damaged or lacks the key.
+    """
+
+    manifest: Path
+    synthetic: ClassVar[bool] = True
+
+    def counts(self) -> dict[str, int]:
+        return dict(self._declared("counts"))
+
+    def subject_counts(self) -> dict[str, dict[str, int]]:
+        return self._declared("subjects")
+
+    def labels_digest(self) -> str:
+        return self._declared("labels_sha256")
+
+    def expects_copies(self, cells: pd.DataFrame, kind: str) -> bool:
+        """Whether the manifest lists these cells as copies of one image."""
+        return len({self._sources.get(name, name) for name in cells["cell"]}) == 1
+
+    @cached_property
+    def _sources(self) -> dict[str, str]:
+        """The name of each copied cell's original."""
+        return {Path(copy).name: Path(first).name for first, copy in self._declared("duplicates")}
+
+    def _declared(self, key: str) -> Any:
+        try:
+            manifest = json.loads(self.manifest.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise LeukoclsError(
+                f"{self.manifest}: cannot be read ({error}); restore it."
+            ) from error
+        if key not in manifest:
+            raise LeukoclsError(
+                f"{self.manifest}: has no key {key}: an older version wrote it. Remove the tree and"
+                " write it again."
+            )
+        return manifest[key]

@@ -1,0 +1,203 @@
+"""Every metric of one set of cells and of their subjects, with a reason where one is undefined."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from leukocls.artifacts.predictions import sigmoid
+from leukocls.common.errors import LeukoclsError
+from leukocls.evaluation.metrics import (
+    COUNTS,
+    GRADED,
+    RATES,
+    Floats,
+    auroc,
+    average_precision,
+    brier,
+    calibration_intercept,
+    calibration_slope,
+    confusion,
+    decide,
+    ece,
+    labels_of,
+    rates,
+    sensitivity_at_specificity,
+    separated,
+)
+
+# Where only probabilities are known, 0 and 1 stand for the resolution of float32.
+SMALLEST_PROB = 1e-7
+BOTH_CLASSES = "needs cells of both classes"
+HARD_LABELS = "hard labels only: needs prob or logit"
+SUBJECT_KEYS = ("subject.accuracy", "subject.auroc", "subject.undecided")
+
+_REASONS = {
+    "sensitivity": "no ALL cell",
+    "specificity": "no HEM cell",
+    "balanced_accuracy": BOTH_CLASSES,
+    "f1": "no ALL cell and none called ALL",
+    "macro_f1": "a class without a cell, and never called",
+    "auroc": BOTH_CLASSES,
+    "average_precision": "no ALL cell",
+    "sensitivity_at_90_specificity": BOTH_CLASSES,
+    "calibration_intercept": BOTH_CLASSES,
+}
+
+
+def cell_metrics(
+    label: npt.ArrayLike,
+    *,
+    logit: npt.ArrayLike | None = None,
+    prob: npt.ArrayLike | None = None,
+    label_pred: npt.ArrayLike | None = None,
+    subject: npt.ArrayLike | None = None,
+    threshold: float = 0.5,
+) -> dict[str, Any]:
+    """Every metric of n cells, and of their subjects, as plain Python values fit for JSON.
+
+    `label` [n] is 0 or 1; one of `logit` [n] (finite), `prob` [n] in [0, 1] and hard `label_pred`
+    [n] is needed, and the first of them that is given decides; `subject` [n] names subjects, "" if
+    unknown. Undefined metrics are None, with a reason under `missing`.
+    Raises LeukoclsError on values outside these ranges and on a subject with cells of both classes.
+    """
+    y = labels_of(label)
+    z = None if logit is None else _floats("logit", logit, y.size)
+    p = None if prob is None else _floats("prob", prob, y.size)
+    if p is not None and ((p < 0) | (p > 1)).any():
+        raise LeukoclsError("prob must lie between 0 and 1")
+    called = decide(logit=z, prob=p, label_pred=label_pred, threshold=threshold)
+    order = z if z is not None else p
+    p = sigmoid(z) if p is None and z is not None else p
+    if z is None and p is not None:
+        clipped = np.clip(p, SMALLEST_PROB, 1 - SMALLEST_PROB)
+        z = np.log(clipped) - np.log1p(-clipped)
+
+    counts = confusion(y, called)
+    values = rates(**counts)
+    reasons = dict(_REASONS)
+    if order is None or z is None or p is None:
+        values |= dict.fromkeys(GRADED)
+        reasons |= dict.fromkeys(GRADED, HARD_LABELS)
+    else:
+        values |= {
+            "auroc": auroc(y, order),
+            "average_precision": average_precision(y, order),
+            "sensitivity_at_90_specificity": sensitivity_at_specificity(y, order),
+            "brier": brier(y, p),
+            "ece": ece(y, p),
+            "calibration_intercept": calibration_intercept(y, z),
+            "calibration_slope": calibration_slope(y, z),
+        }
+        reasons["calibration_slope"] = _slope_reason(y, z)
+    missing = {name: reasons[name] for name, value in values.items() if value is None}
+    of_subjects, why = _subject_metrics(y, called, z, subject)
+    return {
+        "n": y.size,
+        "n_subjects": None if "n_subjects" in why else len(of_subjects["per_subject"]),
+        "prevalence": float(y.mean()),
+        **counts,
+        **values,
+        "subject": of_subjects,
+        "missing": missing | why,
+    }
+
+
+def by_split(frame: Any, threshold: float) -> dict[str, dict[str, Any]]:
+    """`cell_metrics` of each split's labelled cells, without the subjects one by one.
+
+    `frame` has a row a cell, with `split`, `label` (−1 unknown), `logit` and `subject`.
+    """
+    found = {}
+    for split, cells in frame[frame["label"] >= 0].groupby("split"):
+        values = cell_metrics(
+            cells["label"],
+            logit=cells["logit"],
+            subject=cells["subject"],
+            threshold=threshold,
+        )
+        values["subject"].pop("per_subject")
+        found[str(split)] = values
+    return found
+
+
+def unlabelled(n: int) -> dict[str, Any]:
+    """What `cell_metrics` gives for `n` cells without labels: every metric undefined."""
+    names = ("n_subjects", "prevalence", *COUNTS, *RATES, *GRADED)
+    return {
+        "n": n,
+        **dict.fromkeys(names),
+        "subject": _no_subjects(),
+        "missing": dict.fromkeys((*names, *SUBJECT_KEYS), "no labels"),
+    }
+
+
+def _no_subjects() -> dict[str, Any]:
+    return {"accuracy": None, "auroc": None, "undecided": None, "per_subject": []}
+
+
+def _floats(name: str, values: npt.ArrayLike, n: int) -> Floats:
+    array = np.asarray(values, dtype=np.float64)
+    if array.shape != (n,):
+        raise LeukoclsError(f"{name} has shape {array.shape}, the labels ({n},)")
+    if not np.isfinite(array).all():
+        raise LeukoclsError(f"{name} holds NaN or infinite values")
+    return array
+
+
+def _slope_reason(y: npt.NDArray[np.int64], z: Floats) -> str:
+    if y.min() == y.max():
+        return BOTH_CLASSES
+    if separated(y, z):
+        return "the logits separate the classes: no finite slope"
+    return "Newton's method did not converge"
+
+
+def _subject_metrics(
+    y: npt.NDArray[np.int64],
+    called: npt.NDArray[np.bool_],
+    z: Floats | None,
+    subject: npt.ArrayLike | None,
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Majority vote, mean logit and AUROC over subjects; then metric → reason if undefined."""
+    names = np.full(y.size, "") if subject is None else np.asarray(subject).astype(str)
+    if names.shape != y.shape:
+        raise LeukoclsError(f"subject has shape {names.shape}, the labels {y.shape}")
+    unknown = int((names == "").sum())
+    if unknown:
+        reason = f"the subject of {unknown} of {y.size} cells is unknown"
+        return _no_subjects(), dict.fromkeys(("n_subjects", *SUBJECT_KEYS), reason)
+
+    distinct, index, n = np.unique(names, return_inverse=True, return_counts=True)
+    of_all = np.bincount(index, weights=y)
+    mixed = distinct[(of_all > 0) & (of_all < n)]
+    if mixed.size:
+        raise LeukoclsError(
+            f"a subject has one class, but these have cells of both: {', '.join(mixed[:10])}"
+            f" ({mixed.size} in all); check the labels and the subject column"
+        )
+    correct = np.bincount(index, weights=called == (y == 1)).astype(np.int64)
+    label = (of_all > 0).astype(np.int64)
+    mean_logit = None if z is None else np.bincount(index, weights=z) / n
+    area = None if mean_logit is None else auroc(label, mean_logit)
+    per_subject = [
+        {
+            "subject": str(distinct[i]),
+            "label": int(label[i]),
+            "n": int(n[i]),
+            "correct": int(correct[i]),
+            "accuracy": float(correct[i] / n[i]),
+            "mean_logit": None if mean_logit is None else float(mean_logit[i]),
+        }
+        for i in range(distinct.size)
+    ]
+    values = {
+        "accuracy": float((2 * correct > n).mean()),
+        "auroc": area,
+        "undecided": int((2 * correct == n).sum()),
+        "per_subject": per_subject,
+    }
+    if area is not None:
+        return values, {}
+    reason = HARD_LABELS if z is None else "needs subjects of both classes"
+    return values, {"subject.auroc": reason}
