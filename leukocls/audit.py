@@ -1,4 +1,4 @@
-"""Audit predictions: `python -m leukocls.audit PREDICTIONS --split FILE` prints its findings."""
+"""Audit predictions: `python -m leukocls.audit PREDICTIONS --split FILE` prints findings."""
 
 import argparse
 import json
@@ -12,21 +12,25 @@ from leukocls.common.errors import DataFault, LeukoclsError, run_verb
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m leukocls.audit",
-        description="Judge predictions by the split they come from: shared subjects and images,"
-        " cells scored twice or not at all, selection on the reported set.",
+        description="Check predictions against their split: shared subjects and images, cells that"
+        " are scored twice or not at all, selection on the reported set.",
     )
     add = parser.add_argument
     add("predictions", type=Path, metavar="PREDICTIONS", help="a run, or a file as for evaluate")
-    add("--split", type=Path, help="CSV or parquet with cell,split (or fold) and maybe subject; of"
-        " a run its own split.csv")  # fmt: skip
-    add("--data", type=Path, metavar="ROOT", help="the images, to compare pixels")
-    add("--cache", type=Path, default=Path("outputs/store"), help="remembers unchanged files")
+    add("--split", type=Path, help="CSV or parquet with cell,split (or fold) and perhaps subject"
+        " (default for a run: its split.csv)")  # fmt: skip
+    add("--data", type=Path, metavar="ROOT", help="the data set, to compare pixels")
+    add("--cache", type=Path, default=Path("outputs/store"), help="what is known of each file")
     add("--json", action="store_true", help="print one JSON document")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Audit predictions; 0 if nothing was found. Raises LeukoclsError on what does not read."""
+    """Audit predictions; returns 1 if the verdict is leaky, broken or selection.
+
+    Raises:
+        LeukoclsError: a file cannot be read, or predictions and split do not match.
+    """
     arguments = _parser().parse_args(argv)
     from leukocls.artifacts.marks import banner
     from leukocls.common.files import sha256_file
@@ -45,19 +49,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         split = read_split(arguments.split)
         if sha256_file(arguments.split) != (record.get("inputs") or {}).get("split"):
-            record = {"marks": marks}  # what the run chose by is not of this split
+            record = {"marks": marks}  # the run's selection does not refer to this split
     images = image_groups(arguments.data, arguments.cache) if arguments.data else None
-    found = audit(predictions, split, record, images)
+    result = audit(predictions, split, record, images)
     if arguments.json:
-        print(json.dumps({"source": str(source), "marks": marks, **found}, indent=2))
+        print(json.dumps({"source": str(source), "marks": marks, **result}, indent=2))
     else:
         print("\n".join([str(source), *banner(marks)]))
-        for one in found["findings"]:
-            sign = {True: "good", False: "BAD", None: "unseen"}[one["ok"]]
-            named = f": {listing(one['cells'])}" if one["cells"] and one["ok"] is False else ""
-            print(f"  {sign:7}{one['check']:10}{one['text']}{named}")
-        print("\n" + textwrap.fill(found["words"], 96))
-    return 0 if found["verdict"] in ("honest", "unknown") else DataFault.exit_code
+        for finding in result["findings"]:
+            ok, cells = finding["ok"], finding["cells"]
+            sign = {True: "good", False: "BAD", None: "unseen"}[ok]
+            names = f": {listing(cells)}" if cells and ok is False else ""
+            print(f"  {sign:7}{finding['check']:10}{finding['text']}{names}")
+        print("\n" + textwrap.fill(result["words"], 96))
+    return 0 if result["verdict"] in ("honest", "unknown") else DataFault.exit_code
 
 
 if __name__ == "__main__":

@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m leukocls.baseline",
-        description="Logistic regression on a few features of each cell: what size, outline, or"
-        " colour alone give away, as a run that evaluate and compare read like any other.",
+        description="Logistic regression on a few features of each cell, written as a run: how far"
+        " size, outline or colour alone get.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("root", type=Path, metavar="ROOT", help="data root")
-    add("--features", required=True, choices=FEATURE_KINDS, help="what the model sees of a cell")
+    add("root", type=Path, metavar="ROOT", help="C-NMC 2019, or the CSV of a data set")
+    add("--features", required=True, choices=FEATURE_KINDS, help="features of a cell")
     add_split_options(parser, scheme="challenge")
-    add("--partial", action="store_true", help="go on with an incomplete tree (marked PARTIAL)")
-    add("--outputs", type=Path, default=Path("outputs"), help="runs go below it")
-    add("--cache", type=Path, default=Path("outputs/store"), help="what is kept between runs")
-    add("--force", action="store_true", help="run again what is done already")
+    add("--partial", action="store_true", help="accept missing files (marked PARTIAL)")
+    add("--outputs", type=Path, default=Path("outputs"), help="directory of runs")
+    add("--cache", type=Path, default=Path("outputs/store"), help="folder of cached features")
+    add("--force", action="store_true", help="run again if the run is done already")
     add("--json", action="store_true", help="print one JSON document")
     return parser
 
@@ -53,7 +53,12 @@ def _show(run: RunDir, as_json: bool) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one baseline. Raises LeukoclsError on what train refuses too, and on another's run."""
+    """Train and score one baseline.
+
+    Raises:
+        LeukoclsError: no data set at ROOT, no such split, or another run in the directory.
+        DataFault: the data has faults.
+    """
     arguments = _parser().parse_args(argv)
     from leukocls.artifacts.record import RunState
     from leukocls.artifacts.run_dir import logged_to
@@ -62,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from leukocls.training import baselines
 
     index = checked_index(arguments.root, partial=arguments.partial, cache=arguments.cache)
-    # As for a run that trains a network, so that both name the data by one digest.
+    # The parts that a network is trained on, so that both have the same data digest.
     index = index.only(("train", "prelim"))
     options = SplitOptions(
         arguments.fold,

@@ -1,4 +1,4 @@
-"""Compare arms: `python -m leukocls.compare` prints their statistics over seeds, and tests."""
+"""Compare arms: `python -m leukocls.compare RUNS…` prints statistics over seeds and tests."""
 
 import argparse
 import json
@@ -9,6 +9,7 @@ from leukocls.common.errors import run_verb
 
 
 def _seeds(text: str) -> list[int]:
+    """Seeds from 24 (0 to 23), 0-23 or 7,42,1337."""
     first, to, last = text.partition("-")
     try:
         if "," in text:
@@ -22,17 +23,22 @@ def _seeds(text: str) -> list[int]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Compare runs. Raises LeukoclsError on what cannot be compared, DataFault on damaged runs."""
+    """Compare runs.
+
+    Raises:
+        LeukoclsError: runs that are missing or cannot be compared.
+        DataFault: damaged runs.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m leukocls.compare",
-        description="Arms over their seeds, recomputed from the runs' predictions, and each tested"
-        " against one of them.",
+        description="Statistics of arms over their seeds, recomputed from the runs' predictions,"
+        " and tests of each arm against a reference arm.",
     )
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUNS", help="run directories, or any above them")
-    add("--against", metavar="ARM", help="what the others are tested against (the proposal)")
-    add("--seeds", type=_seeds, help="those planned: 24, 0-23 or 7,42 (every seed of any arm)")
-    add("--incomplete", action="store_true", help="go on with the runs that are done")
+    add("--against", metavar="ARM", help="the reference arm (default: proposal)")
+    add("--seeds", type=_seeds, help="planned seeds: 24, 0-23 or 7,42 (default: those of any arm)")
+    add("--incomplete", action="store_true", help="compare the finished runs if others are missing")
     add("--json", action="store_true", help="print one JSON document")
     arguments = parser.parse_args(argv)
     from leukocls.evaluation.comparison import compare

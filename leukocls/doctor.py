@@ -1,4 +1,4 @@
-"""`python -m leukocls.doctor`: what is installed and found, and what to do about what is not."""
+"""Check the installation: `python -m leukocls.doctor` prints packages, device, data and weights."""
 
 import argparse
 import importlib.metadata
@@ -22,7 +22,7 @@ OPTIONAL = {
 
 
 def packages() -> list[dict[str, Any]]:
-    """Each package's version; the remedy where it is missing."""
+    """One row for each package: its version, or a remedy if it is missing."""
     remedies = dict.fromkeys(NEEDED, "make env, or pip install leukocls") | OPTIONAL
     rows = []
     for name, remedy in remedies.items():
@@ -36,7 +36,7 @@ def packages() -> list[dict[str, Any]]:
 
 
 def device() -> dict[str, Any]:
-    """The device that trainer.accelerator=auto would take."""
+    """The row of the device that trainer.accelerator=auto uses."""
     row: dict[str, Any] = {"what": "device", "ok": True, "remedy": ""}
     try:
         import torch
@@ -52,7 +52,7 @@ def device() -> dict[str, Any]:
 
 
 def data() -> dict[str, Any]:
-    """The data where the configuration looks when nothing else is said."""
+    """The row of the default data set, LEUKOCLS_DATA."""
     root = os.environ.get("LEUKOCLS_DATA")
     row: dict[str, Any] = {"what": "data", "ok": False}
     remedy = "set LEUKOCLS_DATA to an unpacked C-NMC 2019 (README, 'Data'), or use data=synthetic"
@@ -72,10 +72,10 @@ def data() -> dict[str, Any]:
 
 
 def weights() -> dict[str, Any]:
-    """timm's ImageNet weights of SE-ResNeXt50, where its download puts them."""
+    """The row of the downloaded ImageNet weights of SE-ResNeXt50."""
     row: dict[str, Any] = {"what": "weights", "ok": False}
     remedy = (
-        "the first run fetches them from the hub; without a network model.weights=FILE,"
+        "the first run downloads them; without a network use model.weights=FILE,"
         " model=efficientnetlite0 or model.pretrained=false"
     )
     try:
@@ -83,7 +83,7 @@ def weights() -> dict[str, Any]:
         import torch
     except Exception as error:
         return row | {"found": f"timm does not import: {error}", "remedy": "see device"}
-    # timm keeps this network outside the Hugging Face hub, in torch's own cache.
+    # timm downloads this network into torch's cache, not into the Hugging Face hub's.
     config: Any = timm.get_pretrained_cfg("legacy_seresnext50_32x4d")
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(config.url).name
     if not file.is_file():
@@ -92,11 +92,11 @@ def weights() -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print what was found; 1 if a package that every run needs is missing."""
+    """Print the checks; returns 1 if a package or device that every run needs is missing."""
     parser = argparse.ArgumentParser(
         prog="python -m leukocls.doctor",
-        description="What is installed, which device is found, whether data and weights are where"
-        " the configuration looks, and what to do about what is not.",
+        description="Check packages, device, data and weights, and print a remedy for each that is"
+        " missing.",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     arguments = parser.parse_args(argv)

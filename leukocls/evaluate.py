@@ -1,4 +1,4 @@
-"""Score predictions: `python -m leukocls.evaluate` prints the metrics of runs and files."""
+"""Score predictions: `python -m leukocls.evaluate INPUT…` prints the metrics of runs and files."""
 
 from __future__ import annotations
 
@@ -26,30 +26,37 @@ def _write_submission(path: Path, part: ScoredPart) -> None:
 
 
 def _views(text: str) -> tuple[int, ...] | None:
+    """Views from 0,2; None for all."""
     return None if text == "all" else tuple(int(view) for view in text.split(","))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m leukocls.evaluate",
-        description="Metrics of run directories, predictions.parquet, CSV or parquet with cell and"
-        " prob, logit, label_pred or labels, and challenge files (isbi_valid.predict, or its zip).",
+        description="Metrics of run directories, of predictions.parquet, of CSV or parquet files"
+        " with cell and prob, logit, label_pred or labels, and of challenge files"
+        " (isbi_valid.predict, or its zip).",
     )
     add = parser.add_argument
     add("inputs", nargs="+", type=Path, metavar="INPUT")
     add("--truth", type=Path, help="CSV with cell,label or Patient_ID,new_names,labels")
-    add("--split", help="score this split only; names it where the file does not")
+    add("--split", help="the only split to score; its name if the file has no column split")
     add("--epoch", help="a number, selected (default), last or all")
-    add("--threshold", type=float, help="probability above which a cell is ALL (the run's, or 0.5)")
+    add("--threshold", type=float, help="probability above which a cell is called ALL (default: the"
+        " run's, or 0.5)")  # fmt: skip
     add("--views", type=_views, default=None, help="all (default), or the views to average: 0,2")
-    add("--submission", type=Path, metavar="FILE.zip", help="also write the challenge's format")
+    add("--submission", type=Path, metavar="FILE.zip", help="also write a challenge submission")
     add("--per-subject", action="store_true", help="print a line for each subject")
     add("--json", action="store_true", help="print one JSON document: an object, or a list")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluate the inputs. Raises LeukoclsError naming the file, the cause and the remedy."""
+    """Print the metrics of the inputs.
+
+    Raises:
+        LeukoclsError: an input or option that cannot be scored.
+    """
     arguments = _parser().parse_args(argv)
     from leukocls.evaluation.prediction_files import read_truth
     from leukocls.evaluation.scoring import ScoringOptions, metrics_of, scored_parts
@@ -57,26 +64,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     options = ScoringOptions(arguments.split, arguments.epoch, arguments.threshold, arguments.views)
     truth = read_truth(arguments.truth) if arguments.truth else None
-    found: list[ScoredPart] = []
+    parts: list[ScoredPart] = []
     for source in arguments.inputs:
         if truth is not None and source.exists() and source.samefile(truth.path):
             raise LeukoclsError(f"{source}: is the truth itself; name a file of predictions")
-        found += scored_parts(source, options, truth)
+        parts += scored_parts(source, options, truth)
     if arguments.submission:
-        if len(found) != 1:
+        if len(parts) != 1:
             raise LeukoclsError(
                 f"{arguments.submission}: a submission is one split and one epoch of one input,"
-                f" not {len(found)}; choose with --split and --epoch"
+                f" not {len(parts)}; choose with --split and --epoch"
             )
-        _write_submission(arguments.submission, found[0])
-    results = [metrics_of(part) for part in found]
-    if not arguments.submission and all(one["tp"] is None for one in results):
-        raise LeukoclsError(f"{found[0].origin['source']}: no labels; give them with --truth")
+        _write_submission(arguments.submission, parts[0])
+    results = [metrics_of(part) for part in parts]
+    if not arguments.submission and all(result["tp"] is None for result in results):
+        raise LeukoclsError(f"{parts[0].origin['source']}: no labels; add them with --truth")
     if arguments.json:
         document = results[0] if len(results) == 1 else results
         print(json.dumps(document, indent=2, allow_nan=False))
     else:
-        print("\n\n".join(result_text(one, arguments.per_subject) for one in results))
+        print("\n\n".join(result_text(result, arguments.per_subject) for result in results))
     return 0
 
 

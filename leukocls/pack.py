@@ -1,4 +1,4 @@
-"""`python -m leukocls.pack ROOT`: check and pack a data tree before the first run needs it."""
+"""Pack images: `python -m leukocls.pack ROOT` checks a data set and writes its store."""
 
 import argparse
 import json
@@ -11,30 +11,35 @@ from leukocls.common.errors import run_verb
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m leukocls.pack",
-        description="Decode every image of a data tree once, into the store that training reads.",
+        description="Check a data set and decode its images into the store that training reads.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("root", type=Path, metavar="ROOT", help="data tree in any of the three layouts")
-    side = "side in pixels of the central square to keep, or box: the cell's own"
+    add("root", type=Path, metavar="ROOT", help="C-NMC 2019, or the CSV of a data set")
+    side = "side in px of the central square to keep, or box for the cell's own box"
     add("--crop", type=lambda text: text if text == "box" else int(text), default=300, help=side)
-    add("--size", type=int, help="resize the crop to this side (default: keep it)")
-    add("--final", action="store_true", help="the final part, which runs with score=final read")
-    add("--partial", action="store_true", help="go on with an incomplete tree")
-    add("--cache", type=Path, default=Path("outputs/store"), help="data.cache of the runs to come")
+    add("--size", type=int, help="side in px to which the crop is resized (default: no resizing)")
+    add("--final", action="store_true", help="pack the final part, for runs with score=final")
+    add("--partial", action="store_true", help="accept missing files (data.partial=true)")
+    add("--cache", type=Path, default=Path("outputs/store"), help="folder of stores (data.cache)")
     add("--json", action="store_true", help="print one JSON document")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Pack the tree. Raises LeukoclsError or DataFault as a run would."""
+    """Pack a data set.
+
+    Raises:
+        LeukoclsError: no data set at ROOT, or an option out of range.
+        DataFault: the data has faults.
+    """
     arguments = _parser().parse_args(argv)
     from leukocls.artifacts.marks import banner, data_marks
     from leukocls.data.store import data_digest, open_store
     from leukocls.data.verify import checked_index
 
     index = checked_index(arguments.root, partial=arguments.partial, cache=arguments.cache)
-    # A run that trains has a store of the labelled parts alone.
+    # As for a run that trains, whose store holds the labelled parts alone.
     parts = ("final",) if arguments.final else ("train", "prelim")
     index = index.only(parts)
     digest = data_digest(index)

@@ -1,4 +1,4 @@
-"""List runs: `python -m leukocls.runs [DIRECTORY]` prints one line for each run below it."""
+"""List runs: `python -m leukocls.runs [DIRECTORY]` prints one line for each run."""
 
 import argparse
 import json
@@ -22,10 +22,10 @@ COLUMNS = ("experiment", "arm", "seed", "status", "weighted F1", "marks", "path"
 
 
 def run_row(directory: Path) -> dict[str, Any]:
-    """One run as a row of the list.
+    """One row of the list: a run's path, id, experiment, arm, seed, status, headline and marks.
 
     Raises:
-        LeukoclsError: its run.json is damaged.
+        LeukoclsError: the run.json is damaged.
     """
     record = read_record(directory)
     experiment, arm, name = ("", "", "", *directory.resolve().parts)[-3:]
@@ -57,7 +57,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """List the runs; returns 3 if a run.json is damaged.
+    """Print the list of runs; returns 3 if a run.json is damaged.
 
     Raises:
         LeukoclsError: no such directory.
@@ -66,12 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m leukocls.runs",
         description="List every run below a directory: its status, weighted F1 and marks.",
     )
-    parser.add_argument("outputs", nargs="?", type=Path, default=Path("outputs"))
+    parser.add_argument(
+        "outputs", nargs="?", type=Path, default=Path("outputs"), help="default: outputs"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON list")
     arguments = parser.parse_args(argv)
     if not arguments.outputs.is_dir():
         raise LeukoclsError(
-            f"{arguments.outputs}: no such directory; train a run, or name the directory of runs"
+            f"{arguments.outputs}: no such directory; train a run, or name another directory"
         )
     rows: list[dict[str, Any]] = []
     damaged: list[dict[str, Any]] = []

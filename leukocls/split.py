@@ -1,4 +1,4 @@
-"""`python -m leukocls.split ROOT --out FILE`: a split as a table to read, diff and commit."""
+"""Write a split: `python -m leukocls.split ROOT --out FILE` writes it as CSV."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from leukocls.common.arguments import add_split_options
 from leukocls.common.errors import run_verb
@@ -24,17 +24,17 @@ def _parser() -> argparse.ArgumentParser:
         " split. Training takes the file as split_scheme=FILE.",
     )
     add = parser.add_argument
-    add("root", type=Path, metavar="ROOT", help="a data tree, or the CSV of a data set")
+    add("root", type=Path, metavar="ROOT", help="C-NMC 2019, or the CSV of a data set")
     add_split_options(parser, scheme="honest")
-    add("--out", type=Path, required=True, metavar="FILE.csv", help="where to write it")
-    add("--partial", action="store_true", help="go on with an incomplete tree")
-    add("--cache", type=Path, default=Path("outputs/store"), help="remembers unchanged files")
+    add("--out", type=Path, required=True, metavar="FILE.csv", help="file to write")
+    add("--partial", action="store_true", help="accept missing files (data.partial=true)")
+    add("--cache", type=Path, default=Path("outputs/store"), help="what is known of each file")
     add("--json", action="store_true", help="print one JSON document")
     return parser
 
 
 def counts(table: pd.DataFrame) -> dict[str, dict[str, int]]:
-    """Cells, subjects and both by class, of each split of a table."""
+    """Number of cells, and of cells and subjects by class, in each split of a table."""
     present = {name: table[table["split"] == name] for name in ("train", "val", "prelim")}
     return {
         name: {
@@ -50,7 +50,12 @@ def counts(table: pd.DataFrame) -> dict[str, dict[str, int]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write a split. Raises LeukoclsError or DataFault as training would."""
+    """Write a split.
+
+    Raises:
+        LeukoclsError: no data set at ROOT, or no such split.
+        DataFault: the data has faults.
+    """
     arguments = _parser().parse_args(argv)
     from leukocls.artifacts.marks import banner, data_marks, run_marks
     from leukocls.data.splits import SplitOptions, as_csv, make_split
@@ -59,28 +64,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     index = checked_index(arguments.root, partial=arguments.partial, cache=arguments.cache)
     index = index.only(("train", "prelim"))
-    choice = SplitOptions(
+    options = SplitOptions(
         arguments.fold,
         arguments.folds,
         arguments.split_seed,
         arguments.n_subjects,
         arguments.n_cells,
     )
-    split = make_split(index, arguments.split_scheme, choice)
+    split = make_split(index, arguments.split_scheme, options)
     table = split.table(index)
     atomic_write(arguments.out, as_csv(table))
-    found = counts(table)
+    by_split = counts(table)
     marks = run_marks(data_marks(index, ("train", "prelim")), leaky=split.leaky)
     if arguments.json:
-        told: dict[str, Any] = {"file": str(arguments.out), "scheme": split.scheme, "marks": marks}
-        told |= {"selection": split.selection, "test": list(split.tests), "splits": found}
-        print(json.dumps(told, indent=2))
+        document = {
+            "file": str(arguments.out),
+            "scheme": split.scheme,
+            "marks": marks,
+            "selection": split.selection,
+            "test": list(split.tests),
+            "splits": by_split,
+        }
+        print(json.dumps(document, indent=2))
         return 0
     print(f"{arguments.out}: {split.scheme}, selection on {split.selection}")
     for line in banner(marks):
         print(line)
-    rows = [[name, *one.values()] for name, one in found.items()]
-    print(aligned([["split", *next(iter(found.values()))], *rows]))
+    rows = [[name, *numbers.values()] for name, numbers in by_split.items()]
+    print(aligned([["split", *next(iter(by_split.values()))], *rows]))
     return 0
 
 

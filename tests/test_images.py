@@ -219,7 +219,7 @@ def test_format_mode_and_size_are_checked_before_decoding(tmp_path, monkeypatch,
 def test_remedies_say_what_to_do(tmp_path):
     says = {
         "grey PNG": "save it as 8-bit RGB",
-        "several pages": "one cell an image",
+        "several pages": "one image per cell",
         "too wide": f"at most {LARGEST} pixels",
         "PNG named .bmp": "with the suffix of that format",
         "JPEG cut": "restore the file or leave it out",

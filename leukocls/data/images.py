@@ -46,7 +46,7 @@ def read_image(path: Path, side: int | None = None) -> np.ndarray:
             if max(image.size) > LARGEST or pages != 1:
                 raise fault(
                     f"is {image.width}×{image.height} pixels, {pages} page(s)",
-                    f"give one cell an image, at most {LARGEST} pixels wide",
+                    f"use one image per cell, at most {LARGEST} pixels wide",
                 )
             # Pillow also opens 16 bits a channel as RGB, and cuts them to 8.
             deep = any(";16" in str(tile[-1]) for tile in image.tile)

@@ -203,7 +203,7 @@ def _surplus_faults(index: Index) -> list[Fault]:
         most = published.get(part, {}).get(subject, 0)
         if part in published and len(cells) > most:
             cause = f"subject {subject} has {len(cells)} images in {part}, {most} are published"
-            # Nothing tells which of a subject's own cells is the surplus one.
+            # It is unknown which cell of a subject that belongs here is the surplus one.
             path = _folder(index, part) if most else index.root / cells["file"].iloc[-1]
             faults.append(Fault(path, cause, "restore the original name or remove the file"))
     present, total = index.counts().get("final", 0), index.expected().get("final", 0)

@@ -1,1 +1,1 @@
-"""From predictions on disk to numbers: metrics, selection, comparison, audit. No torch."""
+"""Evaluation of predictions on disk: metrics, selection, comparison, audit. No torch."""

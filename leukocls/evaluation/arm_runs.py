@@ -1,4 +1,4 @@
-"""Runs to compare: found, grouped by arm and seed, scored, and refused where they do not match."""
+"""Runs to compare: finding and scoring them, grouping by arm, refusing runs that do not match."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from leukocls.evaluation.metrics import HEADLINE
 
 # Earlier phases (called links before 0.2) and scored checkpoints are compared only if named.
 ASIDE = ("phase=", "link=", "score=")
-# What differs between the runs of one arm: the seed, and what each seed made for itself.
-OF_A_SEED = {"seed", "inputs.weights", "inputs.rescored"}
+# Keys that may differ between the runs of one arm: the seed and inputs that depend on it.
+SEED_KEYS = {"seed", "inputs.weights", "inputs.rescored"}
 
 
 @dataclass(frozen=True)
 class ArmRun:
-    """A run as it was found."""
+    """A run directory with its record, experiment, arm and seed."""
 
     directory: Path
     experiment: str
@@ -33,23 +33,25 @@ class ArmRun:
 
     @property
     def name(self) -> str:
+        """Experiment, arm and seed, as in the path."""
         return f"{self.experiment}/{self.arm}/{self.directory.name}"
 
     @property
     def key(self) -> tuple[str, str]:
+        """Experiment and arm."""
         return self.experiment, self.arm
 
 
 @dataclass(frozen=True)
 class ScoredRun:
-    """A finished run and what its predictions say.
+    """A finished run with its results.
 
     Attributes:
-        result: what `evaluate` says of the test where there is one, else of the selection set.
-        chosen_by: weighted F1 on the selection set, where there is a test too.
-        conditions: what has to be the same for two runs to be compared.
-        training: digest of view 0 on the selection set in every epoch, which is the same for the
-            same training, however many views are used and whichever epoch is chosen.
+        result: the result of `evaluate` on the test set, or on the selection set without one.
+        chosen_by: weighted F1 on the selection set if there is a test set, else None.
+        conditions: facts that must be equal for runs to be compared, by name.
+        training: digest of view 0 on the selection set in all epochs. It is equal for equal
+            trainings, whatever number of views and rule of selection.
     """
 
     run: ArmRun
@@ -63,7 +65,12 @@ Arms = dict[str, dict[int, ScoredRun]]
 
 
 def find_runs(roots: Iterable[Path]) -> list[ArmRun]:
-    """Every run at or below `roots` once, in order."""
+    """Every run at or below `roots`, once each, in order.
+
+    Raises:
+        LeukoclsError: a root without runs, or a run directory without a seed in its name.
+        DataFault: damaged records.
+    """
     directories: dict[Path, None] = {}
     for root in roots:
         named = root.resolve()
@@ -76,7 +83,7 @@ def find_runs(roots: Iterable[Path]) -> list[ArmRun]:
                 " (outputs/<experiment>/<arm>/seed_<nnn>), or any directory above them"
             )
         directories |= dict.fromkeys(kept)
-    found, damaged = [], []
+    runs, damaged = [], []
     for directory in directories:
         experiment, arm, name = ("", "", "", *directory.parts)[-3:]
         seed = re.fullmatch(r"seed_(\d+)", name)
@@ -86,19 +93,23 @@ def find_runs(roots: Iterable[Path]) -> list[ArmRun]:
                 " unknown; name the run directories themselves"
             )
         try:
-            found.append(ArmRun(directory, experiment, arm, int(seed[1]), read_record(directory)))
+            runs.append(ArmRun(directory, experiment, arm, int(seed[1]), read_record(directory)))
         except LeukoclsError as error:
             damaged.append(str(error))
     if damaged:
         raise DataFault("\n".join(damaged))
-    return found
+    return runs
 
 
-def group_by_arm(found: list[ArmRun]) -> dict[str, dict[int, ArmRun]]:
-    """Runs by arm and seed; arms of several experiments are named with theirs."""
-    several = len({run.experiment for run in found}) > 1
+def group_by_arm(runs: list[ArmRun]) -> dict[str, dict[int, ArmRun]]:
+    """Runs by arm and seed; with several experiments, names of arms include the experiment's.
+
+    Raises:
+        LeukoclsError: two runs of one arm have the same seed.
+    """
+    several = len({run.experiment for run in runs}) > 1
     arms: dict[str, dict[int, ArmRun]] = {}
-    for run in found:
+    for run in runs:
         arm = arms.setdefault("/".join(run.key) if several else run.arm, {})
         if run.seed in arm:
             raise LeukoclsError(
@@ -110,42 +121,57 @@ def group_by_arm(found: list[ArmRun]) -> dict[str, dict[int, ArmRun]]:
 
 
 def refuse_unplanned(arms: dict[str, dict[int, ArmRun]], planned: list[int]) -> None:
-    extra = [
-        f"{name}: {', '.join(map(str, more))}"
-        for name, of in arms.items()
-        if (more := sorted(of.keys() - set(planned)))
+    """Refuse runs with seeds that are not planned.
+
+    Raises:
+        LeukoclsError: there are such runs.
+    """
+    unplanned = [
+        f"{name}: {', '.join(map(str, seeds))}"
+        for name, runs in arms.items()
+        if (seeds := sorted(runs.keys() - set(planned)))
     ]
-    if extra:
+    if unplanned:
         raise LeukoclsError(
-            f"seeds that are there and not planned ({'; '.join(extra)}); leaving out seeds that"
-            " have been run is a choice: plan them with --seeds, or name the runs that count"
+            f"there are runs of seeds that are not planned ({'; '.join(unplanned)}). Leaving them"
+            " out could bias the result: add them to --seeds, or name the runs to compare"
         )
 
 
 def refuse_unfinished(arms: dict[str, dict[int, ArmRun]], planned: list[int]) -> None:
+    """Refuse arms whose planned runs are not all done.
+
+    Raises:
+        LeukoclsError: planned runs are missing or not done.
+    """
     lines = []
-    for name, of in arms.items():
-        missing = [str(seed) for seed in planned if seed not in of]
+    for name, runs in arms.items():
+        missing = [str(seed) for seed in planned if seed not in runs]
         if missing:
             lines.append(f"arm {name}, seed {', '.join(missing)}: missing")
         lines += [
             f"arm {name}, seed {seed}: {state_of(run.record)}"
             + (f" ({error.splitlines()[0]})" if (error := run.record.get("error")) else "")
-            for seed, run in of.items()
+            for seed, run in runs.items()
             if state_of(run.record) != RunState.DONE
         ]
     if lines:
         raise LeukoclsError(
             "the sweep is incomplete:\n  " + "\n  ".join(lines) + "\nRun the same training command"
-            " again (it does what is missing), or compare what is there with --incomplete."
+            " again (it trains what is missing), or compare the finished runs with --incomplete."
         )
 
 
-def score_arms(found: dict[str, dict[int, ArmRun]]) -> Arms:
-    """The runs that are done, by arm and seed; every fault is told at once."""
-    arms: Arms = {name: {} for name in found}
+def score_arms(runs: dict[str, dict[int, ArmRun]]) -> Arms:
+    """The results of the finished runs, by arm and seed.
+
+    Raises:
+        DataFault: damaged predictions, all in one message.
+        LeukoclsError: a run without labelled cells.
+    """
+    arms: Arms = {name: {} for name in runs}
     damaged = []
-    for name, arm in found.items():
+    for name, arm in runs.items():
         for seed, run in arm.items():
             if state_of(run.record) != RunState.DONE:
                 continue
@@ -161,20 +187,21 @@ def score_arms(found: dict[str, dict[int, ArmRun]]) -> Arms:
 
 
 def _scored(run: ArmRun, parts: list[scoring.ScoredPart]) -> ScoredRun:
+    """A run with its results, from all epochs of its predictions."""
     epoch = run.record["selection"]["epoch"]
-    headed = {
+    by_heading = {
         part.origin["heading"]: part
         for part in parts
         if part.origin["epoch"] == epoch and (part.frame["label"] >= 0).any()
     }
-    test, selection = headed.get("test"), headed.get("selection")
+    test, selection = by_heading.get("test"), by_heading.get("selection")
     part = test or selection
     if part is None:
         raise LeukoclsError(
             f"{run.directory}: has numbers neither on a selection set nor on a test; leave it out"
         )
     cells = part.frame[["cell", "subject", "label"]].to_json(orient="values")
-    # A scoring has none of the cells that chose its epoch, and is a training of its own.
+    # A scoring of a checkpoint has no selection set; it counts as a training of its own.
     views = [p.frame["view_0"].to_numpy() for p in parts if p.origin["heading"] == "selection"]
     training = b"".join(view.tobytes() for view in views) or str(run.directory).encode()
     return ScoredRun(
@@ -196,25 +223,32 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def refuse_mixture(counted: list[ScoredRun]) -> None:
-    differ = []
-    for condition in counted[0].conditions:
-        having: dict[str, list[str]] = {}
-        for one in counted:
-            having.setdefault(one.conditions[condition], []).append(one.run.name)
-        if len(having) > 1:
-            differ += [f"{condition} {value}: {_listed(names)}" for value, names in having.items()]
-    if differ:
+def refuse_mixture(scored: list[ScoredRun]) -> None:
+    """Refuse runs on different data, splits or cells, and arms with several configurations.
+
+    Raises:
+        LeukoclsError: the runs or the keys that differ.
+    """
+    lines = []
+    for condition in scored[0].conditions:
+        names_by_value: dict[str, list[str]] = {}
+        for result in scored:
+            names_by_value.setdefault(result.conditions[condition], []).append(result.run.name)
+        if len(names_by_value) > 1:
+            lines += [
+                f"{condition} {value}: {_listed(names)}" for value, names in names_by_value.items()
+            ]
+    if lines:
         raise LeukoclsError(
-            "these runs cannot be compared:\n  " + "\n  ".join(differ) + "\nName those that agree."
+            "these runs cannot be compared:\n  " + "\n  ".join(lines) + "\nName those that agree."
         )
     first: dict[tuple[str, str], ArmRun] = {}
-    for run in (one.run for one in counted):
+    for run in (result.run for result in scored):
         other = first.setdefault(run.key, run)
         keys = [
             f"{key} ({before} and {now})"
             for key, (before, now) in differences(other.record, run.record).items()
-            if key not in OF_A_SEED
+            if key not in SEED_KEYS
         ]
         if keys:
             raise LeukoclsError(
@@ -224,5 +258,6 @@ def refuse_mixture(counted: list[ScoredRun]) -> None:
 
 
 def _listed(names: list[str]) -> str:
+    """The first three names, and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more

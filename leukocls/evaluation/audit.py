@@ -1,6 +1,7 @@
-"""Audit of predictions against their split: leaks, cells scored twice or not at all, selection.
+"""Audit of predictions against their split: leaks, duplicate and missing cells, selection.
 
-A finding: `check`, `ok` (true, false, or null where it cannot be seen), `text`, `cells`.
+A finding is a dictionary with `check`, `ok` (true, false, or null if it cannot be checked), `text`
+and `cells`.
 """
 
 from pathlib import Path
@@ -18,17 +19,18 @@ from leukocls.data.verify import examine
 
 TRAIN = "train"
 VERDICTS = {
-    "leaky": "LEAKY. What is scored was in part trained on, or chose: the numbers measure memory of"
-    " these subjects as well as signs of disease, and hold for no new subject.",
-    "broken": "BROKEN. The cells that are scored are not those of the split, each once: no metric"
-    " of this file means what its name says.",
+    "leaky": "LEAKY. Subjects or images of the scored cells were also used for training or"
+    " selection: the numbers partly measure memory, and do not hold for new subjects.",
+    "broken": "BROKEN. The scored cells are not those of the split, each once: no metric of this"
+    " file means what its name says.",
     "selection": "SELECTION. The reported set also chose the epoch or the threshold: its numbers"
     " are the best of several on the same cells, not a test.",
-    "unknown": "NOT PROVED HONEST. Nothing wrong was seen, but not everything could be.",
-    "honest": "HONEST. No subject and no image on two sides, every cell scored once, and what was"
-    " chosen was chosen elsewhere.",
+    "unknown": "NOT PROVED HONEST. No fault was found, but not everything could be checked.",
+    "honest": "HONEST. No subject and no image is on two sides, every cell is scored once, and the"
+    " reported set chose nothing.",
 }
-OF_CHECK = {
+# The verdict of each check that fails. VERDICTS are in order of severity.
+VERDICT_OF_CHECK = {
     "subjects": "leaky",
     "cells": "leaky",
     "pixels": "leaky",
@@ -46,23 +48,22 @@ def audit(
     record: dict[str, Any],
     images: dict[str, tuple[str, str]] | None,
 ) -> dict[str, Any]:
-    """Judge predictions by their split.
+    """Check predictions against the split that they come from.
 
     Args:
-        predictions: `cell`, `subject`, `label`, and `split` and `epoch` where the file has them.
-        split: `cell` and `split` (or `fold`: each fold is scored by what trained on the others),
-            and `subject` and `label` where the file has them.
-        record: the run's run.json; empty for other people's.
-        images: by cell, what two copies of an image share and its group; None leaves both to the
-            split's columns.
+        predictions: columns `cell`, `subject` and `label`, and `split` and `epoch` if known.
+        split: columns `cell` and `split` (or `fold`: each fold is scored by a model that was
+            trained on the others), and `subject` and `label` if known.
+        record: the run's run.json; empty for files from elsewhere.
+        images: pixel digest and group by `cell_key`; None takes both from the split's columns.
 
     Returns:
-        `verdict` (a key of VERDICTS), `words`, `findings`.
+        `verdict` (a key of VERDICTS), `words` (its text) and `findings`.
 
     Raises:
-        LeukoclsError: the split trains on nothing, or none of its cells is scored.
+        LeukoclsError: the split has no training cells, or none of its cells is scored.
     """
-    table = _known(split, predictions, images)
+    table = _joined(split, predictions, images)
     findings = [
         *_overlaps(table),
         _once(predictions),
@@ -72,24 +73,28 @@ def audit(
     ]
     if Mark.LEAKY in (record.get("marks") or []):
         findings.append(_finding("mark", False, "the run itself is marked LEAKY"))
-    failed = [OF_CHECK[one["check"]] for one in findings if one["ok"] is False]
-    unseen = any(one["ok"] is None for one in findings)
-    worst = next((name for name in VERDICTS if name in failed), "unknown" if unseen else "honest")
+    failed = [VERDICT_OF_CHECK[row["check"]] for row in findings if row["ok"] is False]
+    unchecked = any(row["ok"] is None for row in findings)
+    default = "unknown" if unchecked else "honest"
+    worst = next((name for name in VERDICTS if name in failed), default)
     return {"verdict": worst, "words": VERDICTS[worst], "findings": findings}
 
 
-def _known(
+def _joined(
     split: pd.DataFrame, predictions: pd.DataFrame, images: dict[str, tuple[str, str]] | None
 ) -> pd.DataFrame:
-    """The split by `key`, with `group` and `pixels` ("" unknown) and `scored`, and `side`: the
-    split's name, or the fold."""
+    """The split with all that the checks need.
+
+    Columns added: `key`; `group` and `pixels` ("" if unknown); `scored`; `side`, the split's name
+    or the fold; `trains`; `own`, the fold whose training cells were not used to score this cell.
+    """
     table = split.assign(key=split["cell"].map(cell_key))
     scored = predictions
-    if "split" in predictions:  # what a run says of its own training cells is no claim
+    if "split" in predictions:  # numbers on training cells are not reported as results
         scored = predictions[_side(predictions["split"]) != TRAIN]
     table["scored"] = table["key"].isin(scored["cell"].map(cell_key))
     table["side"] = _side(table["split"]) if "split" in table else TRAIN
-    # Training cells that are scored are so by folds, where the table has them.
+    # If training cells are scored and the table has folds, it is a cross-validation.
     folds = "fold" in table and (table["scored"] & (table["side"] == TRAIN)).any()
     table["trains"] = table["side"] == TRAIN
     if folds:
@@ -99,28 +104,28 @@ def _known(
             "the split names no cell to train on, or none to score: its column split holds"
             f" {', '.join(sorted(set(table['side'])))}, and train must be one of several"
         )
-    told = dict(zip(predictions["cell"].map(cell_key), predictions["subject"], strict=True))
-    own = table["subject"] if "subject" in table else [""] * len(table)
+    predicted = dict(zip(predictions["cell"].map(cell_key), predictions["subject"], strict=True))
+    listed = table["subject"] if "subject" in table else [""] * len(table)
     named = [subject_of(cell) for cell in table["cell"]]
-    # A name is a fact; a column may have been made to look apart.
-    subject = [
-        of_name or of_file or told.get(key, "")
-        for of_file, of_name, key in zip(own, named, table["key"], strict=True)
+    # The name has priority: a column could be edited to hide a leak.
+    subjects = [
+        in_name or in_split or predicted.get(key, "")
+        for in_split, in_name, key in zip(listed, named, table["key"], strict=True)
     ]
-    # The known duplicates are C-NMC's, whose names begin with UID_.
+    # Only C-NMC's own subjects (cells named UID_…) are merged by the published duplicates.
     table["group"] = [
-        merged_subject(one.upper()) if name else one
-        for one, name in zip(subject, named, strict=True)
+        merged_subject(subject.upper()) if name else subject
+        for subject, name in zip(subjects, named, strict=True)
     ]
-    # What a run wrote of its groups, and what the images say, knows more merged subjects.
+    # The groups of a run's split.csv, and those from the images, merge more subjects.
     if images is None and "pixels" in split:
         group = split["group"] if "group" in split else [""] * len(split)
         known = zip(split["pixels"], group, strict=True)
         images = dict(zip(table["key"], known, strict=True))
-    found = [(images or {}).get(key, ("", "")) for key in table["key"]]
-    table["pixels"] = [pixels for pixels, _ in found]
-    table["group"] = [group or own for (_, group), own in zip(found, table["group"], strict=True)]
-    # Which training cells are not held against a cell: its own fold's.
+    pairs = [(images or {}).get(key, ("", "")) for key in table["key"]]
+    table["pixels"] = [pixels for pixels, _ in pairs]
+    table["group"] = [group or name for (_, group), name in zip(pairs, table["group"], strict=True)]
+    # A fold's cells are scored by a model that was not trained on this fold.
     table["own"] = table["side"].where(table["trains"] & bool(folds), "")
     if not table["scored"].any():
         raise LeukoclsError(
@@ -131,15 +136,16 @@ def _known(
 
 
 def _side(split: pd.Series) -> pd.Series:
+    """Names of splits in one spelling."""
     return split.str.strip().str.lower().replace({"training": TRAIN})
 
 
 def _overlaps(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Cells that are scored while their subject, name or pixels are trained on."""
+    """Findings on scored cells whose subject, name or pixels were trained on."""
     scored = table[table["scored"]].drop_duplicates("key")
     trained = table[table["trains"]]
-    found = []
-    for check, column, what in (
+    findings = []
+    for check, column, description in (
         ("subjects", "group", "of subjects that were trained on"),
         ("cells", "key", "cells that were trained on, by name"),
         ("pixels", "pixels", "images that were trained on, some under another name or turned"),
@@ -147,43 +153,44 @@ def _overlaps(table: pd.DataFrame) -> list[dict[str, Any]]:
         known = scored[scored[column] != ""]
         if known.empty:
             reason = {
-                "subjects": "no subjects: give them in a column subject of the split",
-                "pixels": "images not compared: give the data with --data",
+                "subjects": "no subjects: add a column subject to the split",
+                "pixels": "images not compared: name the data with --data",
             }[check]
-            found.append(_finding(check, None, reason))
+            findings.append(_finding(check, None, reason))
             continue
-        shared = known[_elsewhere(known, trained, column)]
+        shared = known[_trained_on(known, trained, column)]
         values = sorted(set(shared[column]))
         share = len(shared) / len(scored)
-        text = f"{len(shared):,} of {len(scored):,} scored cells ({share:.1%}) are {what}"
+        text = f"{len(shared):,} of {len(scored):,} scored cells ({share:.1%}) are {description}"
         if check == "subjects":
             text += f": {len(values)} of {known[column].nunique()} subjects" if values else ""
             if len(known) < len(scored):
                 text += f"; of {len(scored) - len(known):,} cells the subject is unknown"
         complete = len(known) == len(scored) and (trained[column] != "").all()
         ok = False if len(shared) else True if complete else None
-        found.append(_finding(check, ok, text, shared["cell"], overlap=share, values=values))
-    return found
+        findings.append(_finding(check, ok, text, shared["cell"], overlap=share, values=values))
+    return findings
 
 
-def _elsewhere(cells: pd.DataFrame, trained: pd.DataFrame, column: str) -> pd.Series:
-    """Whether what scores each cell was trained on the cell's value of `column`."""
+def _trained_on(cells: pd.DataFrame, trained: pd.DataFrame, column: str) -> pd.Series:
+    """Whether the model that scores each cell was trained on the cell's value of `column`."""
     sides = trained[[column, "side"]].drop_duplicates()
     sides = sides[sides[column] != ""].groupby(column)["side"].agg(set).to_dict()
-    elsewhere = [
+    shared = [
         bool(sides.get(value, set()) - {own})
         for value, own in zip(cells[column], cells["own"], strict=True)
     ]
-    return pd.Series(elsewhere, index=cells.index)
+    return pd.Series(shared, index=cells.index)
 
 
 def _keys(predictions: pd.DataFrame) -> pd.DataFrame:
-    """What one prediction is for: split, epoch (where the file has them) and cell."""
+    """The key of each prediction: split and epoch, if the file has them, and cell."""
     columns = [name for name in ("split", "epoch") if name in predictions]
     return predictions[columns].assign(key=predictions["cell"].map(cell_key))
 
 
 def _once(predictions: pd.DataFrame) -> dict[str, Any]:
+    """The finding on cells that are scored more than once."""
     twice = predictions["cell"][_keys(predictions).duplicated()].drop_duplicates()
     if twice.empty:
         return _finding("once", True, "no cell is scored twice")
@@ -191,6 +198,7 @@ def _once(predictions: pd.DataFrame) -> dict[str, Any]:
 
 
 def _complete(predictions: pd.DataFrame, table: pd.DataFrame) -> dict[str, Any]:
+    """The finding on scored cells that are not in the split, and on cells that are not scored."""
     keys = _keys(predictions)
     unknown = predictions["cell"][~keys["key"].isin(table["key"])].drop_duplicates()
     if len(unknown):
@@ -198,13 +206,13 @@ def _complete(predictions: pd.DataFrame, table: pd.DataFrame) -> dict[str, Any]:
         return _finding("complete", False, text, unknown)
     sides = set(table["side"][table["scored"]]) - {TRAIN}
     missing: list[str] = []
-    # Each epoch is a claim of its own; of a run the tests have one epoch, selection all.
+    # Every epoch must be complete. A run has one epoch of its test sets, all of its selection set.
     for side in sorted(sides):
         cells = table[table["side"] == side]
-        of_side = keys[keys["key"].isin(cells["key"])]
-        epochs = of_side.groupby("epoch") if "epoch" in of_side else [(0, of_side)]
-        for _, one in epochs:
-            missing += cells["cell"][~cells["key"].isin(one["key"])].to_list()
+        side_keys = keys[keys["key"].isin(cells["key"])]
+        epochs = side_keys.groupby("epoch") if "epoch" in side_keys else [(0, side_keys)]
+        for _, epoch_keys in epochs:
+            missing += cells["cell"][~cells["key"].isin(epoch_keys["key"])].to_list()
     if missing:
         unscored = list(dict.fromkeys(missing))
         text = f"{len(unscored):,} cells of {', '.join(sorted(sides))} are not scored"
@@ -213,13 +221,14 @@ def _complete(predictions: pd.DataFrame, table: pd.DataFrame) -> dict[str, Any]:
 
 
 def _labels(predictions: pd.DataFrame, table: pd.DataFrame) -> dict[str, Any]:
-    stated = (
+    """The finding on labels of the predictions that differ from the split's."""
+    labels = (
         table["label"].str.lower().map(LABEL_WORDS) if "label" in table else table["key"].map({})
     )
-    of_split = dict(zip(table["key"], stated, strict=True))
-    given = predictions["cell"].map(cell_key).map(of_split)
-    both = given.notna() & (predictions["label"] >= 0)
-    wrong = predictions["cell"][both & (given != predictions["label"])].drop_duplicates()
+    label_of = dict(zip(table["key"], labels, strict=True))
+    expected = predictions["cell"].map(cell_key).map(label_of)
+    both = expected.notna() & (predictions["label"] >= 0)
+    wrong = predictions["cell"][both & (expected != predictions["label"])].drop_duplicates()
     if len(wrong):
         text = f"{len(wrong):,} labels of the predictions contradict the split's"
         return _finding("labels", False, text, wrong)
@@ -229,6 +238,8 @@ def _labels(predictions: pd.DataFrame, table: pd.DataFrame) -> dict[str, Any]:
 def _selection(
     predictions: pd.DataFrame, table: pd.DataFrame, record: dict[str, Any]
 ) -> dict[str, Any]:
+    """The finding on the set that chose the epoch: it must not be, or share cells with, the
+    reported set."""
     sides = sorted(set(table["side"]) - {TRAIN})
     reported = sorted(set(table["side"][table["scored"]]) - {TRAIN})
     chosen_on = (record.get("selection") or {}).get("set")
@@ -238,11 +249,11 @@ def _selection(
         text = f"the epoch was chosen on {chosen_on}, which is reported"
         return _finding("selection", False, text)
     if table["own"].any():
-        text = "folds are reported: ask on what each fold's epoch and threshold were chosen"
+        text = "folds are reported: ask on which cells each fold's epoch and threshold were chosen"
         return _finding("selection", None, text)
     if not chosen_on and "epoch" in predictions and len(set(predictions["epoch"])) > 1:
-        text = "several epochs are scored on the reported set, and nothing says what chose among"
-        return _finding("selection", False, f"{text} them")
+        text = "several epochs are scored on the reported set, and no run.json says how one was"
+        return _finding("selection", False, f"{text} chosen")
     chose = table[table["side"].isin(choosing)]
     shared = table[table["side"].isin(others)]
     known = shared[["group", "key", "pixels"]].ne("") & shared[["group", "key", "pixels"]].isin(
@@ -255,36 +266,40 @@ def _selection(
         text = f"the epoch was chosen on {chosen_on}, and {', '.join(others)} chose nothing"
         return _finding("selection", True, text)
     if choosing:
-        text = f"{', '.join(choosing)} could choose epoch and threshold; that it did is not shown"
-        return _finding("selection", None, text)
-    text = "the split has no set to choose the epoch and the threshold on: ask what chose them"
+        text = f"{', '.join(choosing)} could choose epoch and threshold, but nothing shows that it"
+        return _finding("selection", None, f"{text} did")
+    text = "the split has no set to choose the epoch and the threshold on: ask how they were chosen"
     return _finding("selection", None, text)
 
 
 def _finding(
     check: str, ok: bool | None, text: str, cells: Any = (), **more: Any
 ) -> dict[str, Any]:
+    """One finding, as the module describes it."""
     return {"check": check, "ok": ok, "text": text, "cells": [str(c) for c in cells], **more}
 
 
 def image_groups(root: Path, cache: Path) -> dict[str, tuple[str, str]]:
-    """Pixel digest and group of each labelled cell of a data set, by the key of its name.
+    """Pixel digest and group of each labelled cell of a data set, by `cell_key`.
+
+    Args:
+        root, cache: as `leukocls.data.verify.examine`.
 
     Raises:
         LeukoclsError: `root` is missing or holds no known layout.
     """
     table = examine(root, "auto", True, cache).index.table
-    # A final cell may have a prelim cell's name; who audits final has no labels to leak.
+    # Final's cells may have the names of prelim's, and have no labels that could leak.
     table = table[table["part"] != "final"]
     known = zip(table["pixels"], table["group"], strict=True)
     return dict(zip(table["cell"].map(cell_key), known, strict=True))
 
 
 def split_of_run(directory: Path, record: dict[str, Any]) -> pd.DataFrame:
-    """The split.csv that a run wrote.
+    """The split.csv of a run.
 
     Raises:
-        LeukoclsError: it was changed since, or the run only scores what another one trained.
+        LeukoclsError: it was changed since, or the run only scores the weights of another run.
     """
     path = directory / "split.csv"
     split = read_split(path)
@@ -292,7 +307,7 @@ def split_of_run(directory: Path, record: dict[str, Any]) -> pd.DataFrame:
         raise LeukoclsError(f"{path}: is not the split the run was trained on; restore it")
     if TRAIN not in set(split["split"]):
         raise LeukoclsError(
-            f"{directory}: scores what another run trained; audit that run, the checkpoint of"
+            f"{directory}: scores what another run trained; audit that run: `checkpoint` in"
             f" {directory / 'config.yaml'}"
         )
     return split

@@ -1,4 +1,4 @@
-"""Every metric of one set of cells and of their subjects, with a reason where one is undefined."""
+"""All metrics of one set of cells and its subjects, with a reason for each undefined one."""
 
 from typing import Any
 
@@ -12,21 +12,21 @@ from leukocls.evaluation.metrics import (
     GRADED,
     RATES,
     Floats,
+    are_separated,
     auroc,
     average_precision,
     brier,
     calibration_intercept,
     calibration_slope,
+    checked_labels,
     confusion,
     decide,
     ece,
-    labels_of,
     rates,
     sensitivity_at_specificity,
-    separated,
 )
 
-# Where only probabilities are known, 0 and 1 stand for the resolution of float32.
+# Without logits, probabilities of 0 and 1 count as this far from them: the resolution of float32.
 SMALLEST_PROB = 1e-7
 BOTH_CLASSES = "needs cells of both classes"
 HARD_LABELS = "hard labels only: needs prob or logit"
@@ -54,14 +54,23 @@ def cell_metrics(
     subject: npt.ArrayLike | None = None,
     threshold: float = 0.5,
 ) -> dict[str, Any]:
-    """Every metric of n cells, and of their subjects, as plain Python values fit for JSON.
+    """All metrics of n cells and of their subjects, as plain Python values for JSON.
 
-    `label` [n] is 0 or 1; one of `logit` [n] (finite), `prob` [n] in [0, 1] and hard `label_pred`
-    [n] is needed, and the first of them that is given decides; `subject` [n] names subjects, "" if
-    unknown. Undefined metrics are None, with a reason under `missing`.
-    Raises LeukoclsError on values outside these ranges and on a subject with cells of both classes.
+    Undefined metrics are None, with a reason under `missing`.
+
+    Args:
+        label: 0 or 1, [n].
+        logit: finite, [n].
+        prob: in [0, 1], [n].
+        label_pred: hard labels, 0 or 1, [n]. At least one of the three is needed; the first has
+            priority.
+        subject: names, "" if unknown, [n].
+        threshold: probability in (0, 1) above which a cell is called ALL.
+
+    Raises:
+        LeukoclsError: values out of range, or a subject with cells of both classes.
     """
-    y = labels_of(label)
+    y = checked_labels(label)
     z = None if logit is None else _floats("logit", logit, y.size)
     p = None if prob is None else _floats("prob", prob, y.size)
     if p is not None and ((p < 0) | (p > 1)).any():
@@ -80,35 +89,44 @@ def cell_metrics(
         values |= dict.fromkeys(GRADED)
         reasons |= dict.fromkeys(GRADED, HARD_LABELS)
     else:
-        values |= {
-            "auroc": auroc(y, order),
-            "average_precision": average_precision(y, order),
-            "sensitivity_at_90_specificity": sensitivity_at_specificity(y, order),
-            "brier": brier(y, p),
-            "ece": ece(y, p),
-            "calibration_intercept": calibration_intercept(y, z),
-            "calibration_slope": calibration_slope(y, z),
-        }
+        values |= _graded_metrics(y, order, z, p)
         reasons["calibration_slope"] = _slope_reason(y, z)
     missing = {name: reasons[name] for name, value in values.items() if value is None}
-    of_subjects, why = _subject_metrics(y, called, z, subject)
+    by_subject, subject_reasons = _subject_metrics(y, called, z, subject)
+    unknown = "n_subjects" in subject_reasons
     return {
         "n": y.size,
-        "n_subjects": None if "n_subjects" in why else len(of_subjects["per_subject"]),
+        "n_subjects": None if unknown else len(by_subject["per_subject"]),
         "prevalence": float(y.mean()),
         **counts,
         **values,
-        "subject": of_subjects,
-        "missing": missing | why,
+        "subject": by_subject,
+        "missing": missing | subject_reasons,
+    }
+
+
+def _graded_metrics(
+    y: npt.NDArray[np.int64], order: Floats, z: Floats, p: Floats
+) -> dict[str, float | None]:
+    """The metrics GRADED, from labels, what orders the cells, logits and probabilities, [n]."""
+    return {
+        "auroc": auroc(y, order),
+        "average_precision": average_precision(y, order),
+        "sensitivity_at_90_specificity": sensitivity_at_specificity(y, order),
+        "brier": brier(y, p),
+        "ece": ece(y, p),
+        "calibration_intercept": calibration_intercept(y, z),
+        "calibration_slope": calibration_slope(y, z),
     }
 
 
 def by_split(frame: Any, threshold: float) -> dict[str, dict[str, Any]]:
-    """`cell_metrics` of each split's labelled cells, without the subjects one by one.
+    """`cell_metrics` of the labelled cells of each split, without the list of subjects.
 
-    `frame` has a row a cell, with `split`, `label` (−1 unknown), `logit` and `subject`.
+    Args:
+        frame: one row for each cell, with `split`, `label` (−1 unknown), `logit` and `subject`.
     """
-    found = {}
+    results = {}
     for split, cells in frame[frame["label"] >= 0].groupby("split"):
         values = cell_metrics(
             cells["label"],
@@ -117,12 +135,12 @@ def by_split(frame: Any, threshold: float) -> dict[str, dict[str, Any]]:
             threshold=threshold,
         )
         values["subject"].pop("per_subject")
-        found[str(split)] = values
-    return found
+        results[str(split)] = values
+    return results
 
 
 def unlabelled(n: int) -> dict[str, Any]:
-    """What `cell_metrics` gives for `n` cells without labels: every metric undefined."""
+    """The result of `cell_metrics` for `n` cells without labels: every metric is undefined."""
     names = ("n_subjects", "prevalence", *COUNTS, *RATES, *GRADED)
     return {
         "n": n,
@@ -137,6 +155,7 @@ def _no_subjects() -> dict[str, Any]:
 
 
 def _floats(name: str, values: npt.ArrayLike, n: int) -> Floats:
+    """Values as float64 [n]; LeukoclsError if they are not finite or not n."""
     array = np.asarray(values, dtype=np.float64)
     if array.shape != (n,):
         raise LeukoclsError(f"{name} has shape {array.shape}, the labels ({n},)")
@@ -146,9 +165,10 @@ def _floats(name: str, values: npt.ArrayLike, n: int) -> Floats:
 
 
 def _slope_reason(y: npt.NDArray[np.int64], z: Floats) -> str:
+    """The reason for an undefined calibration slope."""
     if y.min() == y.max():
         return BOTH_CLASSES
-    if separated(y, z):
+    if are_separated(y, z):
         return "the logits separate the classes: no finite slope"
     return "Newton's method did not converge"
 
@@ -159,7 +179,7 @@ def _subject_metrics(
     z: Floats | None,
     subject: npt.ArrayLike | None,
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Majority vote, mean logit and AUROC over subjects; then metric → reason if undefined."""
+    """Metrics of subjects (majority vote, mean logit, AUROC), and reasons for undefined ones."""
     names = np.full(y.size, "") if subject is None else np.asarray(subject).astype(str)
     if names.shape != y.shape:
         raise LeukoclsError(f"subject has shape {names.shape}, the labels {y.shape}")
@@ -169,15 +189,15 @@ def _subject_metrics(
         return _no_subjects(), dict.fromkeys(("n_subjects", *SUBJECT_KEYS), reason)
 
     distinct, index, n = np.unique(names, return_inverse=True, return_counts=True)
-    of_all = np.bincount(index, weights=y)
-    mixed = distinct[(of_all > 0) & (of_all < n)]
+    n_all = np.bincount(index, weights=y)
+    mixed = distinct[(n_all > 0) & (n_all < n)]
     if mixed.size:
         raise LeukoclsError(
             f"a subject has one class, but these have cells of both: {', '.join(mixed[:10])}"
             f" ({mixed.size} in all); check the labels and the subject column"
         )
     correct = np.bincount(index, weights=called == (y == 1)).astype(np.int64)
-    label = (of_all > 0).astype(np.int64)
+    label = (n_all > 0).astype(np.int64)
     mean_logit = None if z is None else np.bincount(index, weights=z) / n
     area = None if mean_logit is None else auroc(label, mean_logit)
     per_subject = [

@@ -1,4 +1,4 @@
-"""Comparison of arms over their seeds: statistics of each arm, and tests against one of them."""
+"""Comparison of arms over their seeds: statistics of each arm, and tests against a reference."""
 
 from __future__ import annotations
 
@@ -30,35 +30,36 @@ def compare(
     seeds: Iterable[int] | None = None,
     incomplete: bool = False,
 ) -> dict[str, Any]:
-    """The document of `compare --json`: arms over their seeds, and tests against one of them.
+    """Compare arms over their seeds: the document of `compare --json`.
 
-    Every number is taken anew from the runs' predictions, as fractions.
+    All metrics are recomputed from the runs' predictions, as fractions.
 
     Args:
-        runs: run directories, or any above them.
-        against: the arm that the others are tested against; None for the proposal.
-        seeds: those that were planned; None for every seed that any of the arms has.
-        incomplete: go on with the runs that are done.
+        runs: run directories, or directories above them.
+        against: the reference arm of all tests; None for the proposal.
+        seeds: the planned seeds; None for every seed of any arm.
+        incomplete: whether to compare the finished runs if others are missing.
 
     Raises:
-        LeukoclsError: no run, not comparable, or not every planned run is done.
+        LeukoclsError: no run, runs that do not match, or a planned run that is not done.
         DataFault: a run.json or predictions that are damaged, or not what the run wrote.
     """
-    found = group_by_arm(find_runs(runs))
+    run_arms = group_by_arm(find_runs(runs))
     seeds = None if seeds is None else list(seeds)
-    planned = sorted({seed for arm in found.values() for seed in arm} if seeds is None else seeds)
-    refuse_unplanned(found, planned)
+    present = {seed for arm in run_arms.values() for seed in arm}
+    planned = sorted(present if seeds is None else seeds)
+    refuse_unplanned(run_arms, planned)
     if not incomplete:
-        refuse_unfinished(found, planned)
-    arms = score_arms(found)
-    counted = [one for arm in arms.values() for one in arm.values()]
-    if not counted:
+        refuse_unfinished(run_arms, planned)
+    arms = score_arms(run_arms)
+    scored = [result for arm in arms.values() for result in arm.values()]
+    if not scored:
         raise LeukoclsError("none of these runs is done; train them first")
-    refuse_mixture(counted)
+    refuse_mixture(scored)
     reference = _reference(list(arms), against)
     arms = {reference: arms[reference], **arms}
-    first = counted[0]
-    records = [one.run.record for one in counted]
+    first = scored[0]
+    records = [result.run.record for result in scored]
     return {
         "selection_set": first.run.record["selection"]["set"],
         "test_set": first.result["split"] if first.result["heading"] == "test" else None,
@@ -67,7 +68,7 @@ def compare(
         "seeds_planned": None if seeds is None else planned,
         "reference": reference,
         "arms": [
-            _arm(name, next(iter(found[name].values())).key, arm, len(planned))
+            _arm(name, next(iter(run_arms[name].values())).key, arm, len(planned))
             for name, arm in arms.items()
         ],
         "tests": _tests(arms, reference),
@@ -76,7 +77,7 @@ def compare(
 
 
 def _reference(names: list[str], against: str | None) -> str:
-    """The arm asked for, else the proposal, else a proposal with overrides, else the first."""
+    """The reference arm: `against`, or the proposal, or a proposal with overrides, or the first."""
     if against is None:
         arms = {name: name.rpartition("/")[2] for name in names}
         plain = [name for name, arm in arms.items() if arm == "proposal"]
@@ -89,7 +90,7 @@ def _reference(names: list[str], against: str | None) -> str:
 def _arm(
     name: str, key: tuple[str, str], arm: dict[int, ScoredRun], planned: int
 ) -> dict[str, Any]:
-    """One arm's reductions over its finished runs, and what a paper prints of it."""
+    """Statistics of one arm over its finished runs, next to a paper's printed ones."""
     document: dict[str, Any] = {
         "name": name,
         "experiment": key[0],
@@ -100,7 +101,7 @@ def _arm(
     }
     printed = published_results.RESULTS.get(key, {})
     for metric in METRICS:
-        values = [one.result[metric] for one in arm.values()]
+        values = [scored.result[metric] for scored in arm.values()]
         document[metric] = {
             "values": values,
             **seed_tests.describe([] if None in values else values),
@@ -112,22 +113,27 @@ def _arm(
 
 
 def _undefined(arm: dict[int, ScoredRun], metric: str) -> str | None:
-    """Why the metric has no value; the scored cells alone decide, so it is the same for all."""
-    reasons = (one.result["missing"].get(metric) for one in arm.values())
+    """The reason why a metric is undefined; it depends on the scored cells, not on the run."""
+    reasons = (scored.result["missing"].get(metric) for scored in arm.values())
     return next((reason for reason in reasons if reason), None)
 
 
 def _chosen(arm: dict[int, ScoredRun]) -> dict[str, Any] | None:
-    """The seed that the selection set would choose, and what it is worth on the test, if any."""
-    by = {seed: one.chosen_by for seed, one in arm.items() if one.chosen_by is not None}
-    if not by:
+    """The best seed on the selection set and its weighted F1 on both sets; None without a test."""
+    selection = {
+        seed: scored.chosen_by for seed, scored in arm.items() if scored.chosen_by is not None
+    }
+    if not selection:
         return None
-    seed = max(by, key=by.__getitem__)
-    return {"seed": seed, "selection": by[seed], "test": arm[seed].result[HEADLINE]}
+    seed = max(selection, key=selection.__getitem__)
+    return {"seed": seed, "selection": selection[seed], "test": arm[seed].result[HEADLINE]}
 
 
 def _tests(arms: Arms, reference: str) -> list[dict[str, Any]]:
-    """Every arm against the reference in every metric; only the headline's are a family."""
+    """Tests of every arm against the reference in every metric.
+
+    Only the tests of the headline metric are adjusted, as one family; the others are exploratory.
+    """
     a = arms[reference]
     rows = []
     for name, b in arms.items():
@@ -152,7 +158,7 @@ def _tests(arms: Arms, reference: str) -> list[dict[str, Any]]:
 def _test(
     a: dict[int, ScoredRun], b: dict[int, ScoredRun], shared: list[int] | None, metric: str
 ) -> dict[str, Any]:
-    """By pairs where both arms score the same trainings, else as independent samples."""
+    """One test: paired by seed if both arms score the same trainings, else unpaired."""
     reason = _undefined(a, metric) or _undefined(b, metric)
     x, y = (
         [] if reason else [arm[seed].result[metric] for seed in shared or arm] for arm in (a, b)
@@ -162,6 +168,6 @@ def _test(
 
 
 def _printed_p(a: dict[int, ScoredRun], b: dict[int, ScoredRun]) -> str | None:
-    """What the paper prints of these two arms."""
-    keys = tuple(one.run.key for arm in (a, b) for one in list(arm.values())[:1])
+    """The P value that the paper prints for these two arms, if any."""
+    keys = tuple(scored.run.key for arm in (a, b) for scored in list(arm.values())[:1])
     return published_results.P_VALUES.get(keys)

@@ -1,4 +1,4 @@
-"""metrics.csv: one row for each epoch, epoch 0 before training. One writer and one reader."""
+"""Reading and writing of metrics.csv: one row for each epoch, where epoch 0 is before training."""
 
 import csv
 import io
@@ -15,8 +15,8 @@ def split_columns(split: str, values: dict[str, Any]) -> Row:
     """The columns of one split, prefixed with its name.
 
     Args:
-        values: `loss`, counts and rates by name, and `iou` and `auroc` where they are known; a
-            missing value leaves its column empty, a missing `iou` or `auroc` leaves it out.
+        values: `loss`, counts and rates by name, and perhaps `iou` and `auroc`. The column of a
+            missing value is empty; missing `iou` and `auroc` have no column.
     """
     row = {f"{split}_{name}": values.get(name) for name in ("loss", *COUNTS, *RECORDED)}
     optional = {f"{split}_{name}": values[name] for name in ("iou", "auroc") if name in values}
@@ -30,7 +30,7 @@ def read_history(directory: Path) -> list[Row]:
 
 
 def write_history(directory: Path, rows: list[Row]) -> None:
-    """Write metrics.csv whole; learning rates come first, beside the training loss."""
+    """Write metrics.csv atomically, with the learning rates next to the training loss."""
     columns = dict.fromkeys(name for row in rows for name in row)
     rates = [name for name in columns if name.startswith("lr_")]
     lead = ["epoch", "train_loss", *rates, "grad_norm", "images_per_s"]

@@ -1,6 +1,6 @@
-"""The one definition of every metric, for training, evaluate and compare alike. Numpy only.
+"""The definition of every metric, shared by training, evaluate and compare. NumPy only.
 
-ALL = 1 is positive, HEM = 0. A metric that is undefined is None, never 0 and never NaN.
+ALL = 1 is positive, HEM = 0. An undefined metric is None, never 0 and never NaN.
 """
 
 import math
@@ -21,14 +21,13 @@ RATES = (
     *("accuracy", "balanced_accuracy", "sensitivity", "specificity"),
     *("weighted_f1", "f1", "macro_f1", "weighted_precision", "weighted_recall"),
 )
-# Those of Prellberg & Kramer 2019's Table 2, which metrics.csv has for every epoch; the others are
-# `evaluate`'s.
+# The rates in metrics.csv for every epoch: those of Prellberg & Kramer 2019, Table 2.
 RECORDED = (
     *("weighted_f1", "accuracy", "sensitivity", "specificity"),
     *("weighted_precision", "weighted_recall"),
 )
 HEADLINE = "weighted_f1"
-# Those that need more than a called class.
+# Metrics that need a logit or a probability.
 GRADED = (
     *("auroc", "average_precision", "sensitivity_at_90_specificity"),
     *("brier", "ece", "calibration_intercept", "calibration_slope"),
@@ -38,9 +37,11 @@ GRADED = (
 def rates(tp: int, fp: int, tn: int, fn: int) -> dict[str, float | None]:
     """Rates of a confusion matrix, as scikit-learn defines them with zero_division=0.
 
-    Weighted means weigh a class by its cells (Prellberg & Kramer 2019, Table 2). What has no
-    denominator at all, such as sensitivity without an ALL cell, is None.
-    Raises ValueError if a count is negative.
+    Weighted metrics are means over the classes, weighted by the classes' cells (Prellberg & Kramer
+    2019, Table 2). A rate without a denominator, such as sensitivity without ALL cells, is None.
+
+    Raises:
+        ValueError: a count is negative.
     """
     if min(tp, fp, tn, fn) < 0:
         raise ValueError(f"negative count among tp={tp}, fp={fp}, tn={tn}, fn={fn}")
@@ -48,8 +49,9 @@ def rates(tp: int, fp: int, tn: int, fn: int) -> dict[str, float | None]:
     sensitivity, specificity = _ratio(tp, positive), _ratio(tn, negative)
     f1_all, f1_hem = _ratio(2 * tp, 2 * tp + fp + fn), _ratio(2 * tn, 2 * tn + fp + fn)
 
-    def weighted(of_all: float | None, of_hem: float | None) -> float | None:
-        return _ratio(positive * (of_all or 0.0) + negative * (of_hem or 0.0), positive + negative)
+    def weighted(rate_all: float | None, rate_hem: float | None) -> float | None:
+        total = positive * (rate_all or 0.0) + negative * (rate_hem or 0.0)
+        return _ratio(total, positive + negative)
 
     return {
         "accuracy": _ratio(tp + tn, positive + negative),
@@ -79,10 +81,17 @@ def decide(
     label_pred: npt.ArrayLike | None = None,
     threshold: float = 0.5,
 ) -> npt.NDArray[np.bool_]:
-    """Whether each cell is called ALL: strictly above `threshold`, a probability in (0, 1).
+    """Whether each cell is called ALL, bool [n]: its probability is strictly above `threshold`.
 
-    Of what is given, logits decide before probabilities, which are rounded together near 1, and
-    both before hard labels, which know no threshold.
+    Logits have priority over probabilities, which are rounded near 1, and both over hard labels,
+    for which the threshold has no effect.
+
+    Args:
+        logit, prob, label_pred: [n]; at least one of them.
+        threshold: probability in (0, 1).
+
+    Raises:
+        LeukoclsError: threshold or label_pred out of range.
     """
     if not 0 < threshold < 1:
         raise LeukoclsError(f"threshold {threshold} is not a probability between 0 and 1")
@@ -91,13 +100,13 @@ def decide(
     if prob is not None:
         return np.greater(np.asarray(prob, np.float64), threshold)
     if label_pred is not None:
-        return np.equal(labels_of(label_pred), 1)
+        return np.equal(checked_labels(label_pred), 1)
     raise ValueError("needs logit, prob or label_pred")
 
 
 def confusion(label: npt.ArrayLike, called: npt.ArrayLike) -> dict[str, int]:
-    """Counts `tp`, `fp`, `tn`, `fn` of labels [n] (ALL = 1) and calls [n] (true: ALL)."""
-    y, is_called = labels_of(label), np.asarray(called, bool)
+    """Counts `tp`, `fp`, `tn`, `fn` for labels [n] (ALL = 1) and calls [n] (True: called ALL)."""
+    y, is_called = checked_labels(label), np.asarray(called, bool)
     cases = (
         is_called & (y == 1),
         is_called & (y == 0),
@@ -110,9 +119,13 @@ def confusion(label: npt.ArrayLike, called: npt.ArrayLike) -> dict[str, int]:
 def auroc(label: npt.ArrayLike, logit: npt.ArrayLike) -> float | None:
     """Area under the ROC curve: P(ALL above HEM) + ½ P(tie), from midranks (Hanley & McNeil 1982).
 
-    `logit` may be anything that orders the cells. None with one class.
+    None with one class.
+
+    Args:
+        label: 0 or 1, [n].
+        logit: any number that orders the cells, [n].
     """
-    y = labels_of(label)
+    y = checked_labels(label)
     positive = int(y.sum())
     negative = y.size - positive
     if not positive or not negative:
@@ -123,8 +136,11 @@ def auroc(label: npt.ArrayLike, logit: npt.ArrayLike) -> float | None:
 
 
 def average_precision(label: npt.ArrayLike, logit: npt.ArrayLike) -> float | None:
-    """Σ (Rₖ − Rₖ₋₁) Pₖ over the distinct values of `logit`, descending. None without ALL cells."""
-    y = labels_of(label)
+    """Average precision: Σ (Rₖ − Rₖ₋₁) Pₖ over the distinct values of `logit`, descending.
+
+    R is recall and P precision, as in scikit-learn. None without ALL cells.
+    """
+    y = checked_labels(label)
     positive = int(y.sum())
     if not positive:
         return None
@@ -137,30 +153,32 @@ def average_precision(label: npt.ArrayLike, logit: npt.ArrayLike) -> float | Non
 def sensitivity_at_specificity(
     label: npt.ArrayLike, logit: npt.ArrayLike, specificity: float = 0.9
 ) -> float | None:
-    """Highest sensitivity of any threshold whose specificity is at least `specificity`, in (0, 1].
+    """The highest sensitivity of all thresholds with a specificity of at least `specificity`.
 
-    None with one class. The threshold is read off these very labels: it describes, it decides
-    nothing.
+    None with one class. The threshold is chosen on the same labels, so the value describes the ROC
+    curve and is not the performance of a fixed threshold.
+
+    Args:
+        specificity: in (0, 1].
     """
-    y, z = labels_of(label), np.asarray(logit)
-    of_all, of_hem = z[y == 1], np.sort(z[y == 0])[::-1]
-    if not of_all.size or not of_hem.size:
+    y, z = checked_labels(label), np.asarray(logit)
+    z_all, z_hem = z[y == 1], np.sort(z[y == 0])[::-1]
+    if not z_all.size or not z_hem.size:
         return None
-    allowed = math.floor((1 - specificity) * of_hem.size + 1e-9)
-    return float((of_all > of_hem[allowed]).mean())
+    false_positives = math.floor((1 - specificity) * z_hem.size + 1e-9)  # at most so many
+    return float((z_all > z_hem[false_positives]).mean())
 
 
 def best_threshold(label: npt.ArrayLike, prob: npt.ArrayLike) -> float:
-    """The probability above which calling ALL gives the highest weighted F1; of equals the one
-    nearest .5.
+    """The threshold with the highest weighted F1; of several the one nearest to .5.
 
-    Halfway between neighbouring probabilities, 0 and 1 among them, and .5 itself.
+    Candidates are .5 and the midpoints between neighbouring probabilities, 0 and 1 included.
     """
-    y, p = labels_of(label), np.asarray(prob, np.float64)
+    y, p = checked_labels(label), np.asarray(prob, np.float64)
     distinct = np.unique(np.concatenate([[0.0], p, [1.0]]))
     candidates = np.append((distinct[1:] + distinct[:-1]) / 2, 0.5)
     n, positives = len(y), int(y.sum())
-    # Cells above each candidate, of both classes and of ALL.
+    # Number of cells above each candidate: of both classes, then of ALL alone.
     called = n - np.searchsorted(np.sort(p), candidates, side="right")
     true = positives - np.searchsorted(np.sort(p[y == 1]), candidates, side="right")
     values = [
@@ -172,18 +190,18 @@ def best_threshold(label: npt.ArrayLike, prob: npt.ArrayLike) -> float:
 
 
 def brier(label: npt.ArrayLike, prob: npt.ArrayLike) -> float:
-    """Mean squared distance of `prob` from the label, in [0, 1] (Brier 1950)."""
-    return float(np.mean((np.asarray(prob, dtype=np.float64) - labels_of(label)) ** 2))
+    """Brier score: mean squared difference of probability and label, in [0, 1] (Brier 1950)."""
+    return float(np.mean((np.asarray(prob, dtype=np.float64) - checked_labels(label)) ** 2))
 
 
 def ece(label: npt.ArrayLike, prob: npt.ArrayLike) -> float:
-    """Expected calibration error of the probability of ALL in 15 bins of equal mass, in [0, 1].
+    """Expected calibration error of the probability of ALL, with 15 bins of equal mass, in [0, 1].
 
-    Adaptive binning as in Nixon et al. 2019 §3, not the equal-width bins over the winning class's
-    confidence of Guo et al. 2017. Cells of equal probability share their labels' mean, so that the
-    order of the rows changes nothing.
+    Adaptive binning as in Nixon et al. 2019 §3, instead of equal-width bins over the confidence of
+    the predicted class (Guo et al. 2017). Cells of equal probability share the mean of their
+    labels, so that the order of the rows changes nothing.
     """
-    y, p = labels_of(label), np.asarray(prob, dtype=np.float64)
+    y, p = checked_labels(label), np.asarray(prob, dtype=np.float64)
     distinct, group, size = np.unique(p, return_inverse=True, return_counts=True)
     observed = np.repeat(np.bincount(group, weights=y, minlength=distinct.size) / size, size)
     gap = observed - np.repeat(distinct, size)
@@ -191,12 +209,12 @@ def ece(label: npt.ArrayLike, prob: npt.ArrayLike) -> float:
 
 
 def calibration_intercept(label: npt.ArrayLike, logit: npt.ArrayLike) -> float | None:
-    """The a of P(ALL) = sigmoid(a + logit), slope fixed at 1; 0 is perfect. None with one class.
+    """Calibration intercept: a in P(ALL) = sigmoid(a + logit), fitted with slope 1; 0 is perfect.
 
-    Calibration in the large (Van Calster et al. 2016). Its score equation rises in a, so
-    bisection always finds the root.
+    Calibration in the large (Van Calster et al. 2016). None with one class. The mean of the
+    sigmoid rises with a, so bisection always finds the root.
     """
-    y, z = labels_of(label), np.asarray(logit, dtype=np.float64)
+    y, z = checked_labels(label), np.asarray(logit, dtype=np.float64)
     prevalence = float(y.mean())
     if prevalence in (0.0, 1.0):
         return None
@@ -211,13 +229,13 @@ def calibration_intercept(label: npt.ArrayLike, logit: npt.ArrayLike) -> float |
 
 
 def calibration_slope(label: npt.ArrayLike, logit: npt.ArrayLike) -> float | None:
-    """The b of P(ALL) = sigmoid(a + b·logit), a and b fitted together; 1 is perfect (Cox 1958).
+    """Calibration slope: b in P(ALL) = sigmoid(a + b·logit), fitted with a; 1 is perfect.
 
-    None with one class, if the logits separate the classes (no finite b), or if Newton's method
-    does not converge.
+    Cox 1958. None with one class, with logits that separate the classes (no finite b), or if
+    Newton's method does not converge.
     """
-    y, z = labels_of(label), np.asarray(logit, dtype=np.float64)
-    if y.min() == y.max() or separated(y, z):
+    y, z = checked_labels(label), np.asarray(logit, dtype=np.float64)
+    if y.min() == y.max() or are_separated(y, z):
         return None
     scale = float(z.std())
     design = np.column_stack([np.ones_like(z), (z - z.mean()) / scale])
@@ -244,12 +262,18 @@ def calibration_slope(label: npt.ArrayLike, logit: npt.ArrayLike) -> float | Non
     return None
 
 
-def separated(y: npt.NDArray[np.int64], z: Floats) -> bool:
-    of_all, of_hem = z[y == 1], z[y == 0]
-    return bool(of_hem.max() <= of_all.min() or of_all.max() <= of_hem.min())
+def are_separated(y: npt.NDArray[np.int64], z: Floats) -> bool:
+    """Whether a threshold on the logits z [n] separates the classes y [n], in either direction."""
+    z_all, z_hem = z[y == 1], z[y == 0]
+    return bool(z_hem.max() <= z_all.min() or z_all.max() <= z_hem.min())
 
 
-def labels_of(label: npt.ArrayLike) -> npt.NDArray[np.int64]:
+def checked_labels(label: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """Labels as int64 [n].
+
+    Raises:
+        LeukoclsError: no label, or one that is neither 0 nor 1.
+    """
     y = np.asarray(label)
     if not y.size:
         raise LeukoclsError("no labelled cell: there is nothing to score")

@@ -1,6 +1,6 @@
-"""Prediction and truth files that others made: read, checked, and joined by name.
+"""Reading of prediction and truth files from elsewhere: checks, and joining by cell name.
 
-Whatever is wrong is one LeukoclsError that names the file, the cause and the remedy.
+Every fault is a LeukoclsError that names the file, the cause and the remedy.
 """
 
 import io
@@ -24,13 +24,19 @@ from leukocls.data.names import UID, cell_key, subject_of
 from leukocls.data.text_tables import decoded, parse_csv, read_bytes, read_table
 
 CHALLENGE_FILE = "isbi_valid.predict"
-LARGEST_MEMBER = 16 * 2**20
+LARGEST_MEMBER = 16 * 2**20  # bytes, of a challenge file in an archive
 NAME_COLUMNS = ("cell", "new_names", "Patient_ID")
 
 
 @dataclass(frozen=True)
 class Truth:
-    """Labels of one split: `rows` maps every name of a cell to its row."""
+    """Labels of one split.
+
+    Attributes:
+        path: the file.
+        rows: the row of each cell, by `cell_key` of each of its names.
+        cell, label, subject: columns of the file; labels are 0 or 1, subjects "" if unknown.
+    """
 
     path: Path
     rows: dict[str, int]
@@ -40,9 +46,17 @@ class Truth:
 
 
 def read_predictions(path: Path, unique: bool = True) -> pd.DataFrame:
-    """One row a cell: `cell`, `subject` ("" unknown), `label` (−1 unknown), and one of `logit`,
-    `prob`, `label_pred`; with `epoch` and `split` if the file has them, and `view_*` if it is a
-    predictions.parquet. A cell that is there twice is refused, unless `unique` is false.
+    """Read predictions: one row for each cell, or for each split, epoch and cell.
+
+    Args:
+        unique: whether duplicate cells are an error.
+
+    Returns:
+        `cell`, `subject` ("" if unknown), `label` (−1 if unknown), and one of `logit`, `prob` and
+        `label_pred`; `epoch` and `split` if the file has them; `view_*` of a predictions.parquet.
+
+    Raises:
+        LeukoclsError: not a prediction file, or bad values.
     """
     content = _text_or_table(path)
     if isinstance(content, str):
@@ -56,7 +70,11 @@ def read_predictions(path: Path, unique: bool = True) -> pd.DataFrame:
 
 
 def read_truth(path: Path) -> Truth:
-    """Truth as `cell,label[,subject]` or as the official `Patient_ID,new_names,labels`."""
+    """Read labels from columns `cell,label[,subject]` or C-NMC's `Patient_ID,new_names,labels`.
+
+    Raises:
+        LeukoclsError: not such a file, or labels that contradict names.
+    """
     table = read_table(path)
     names = _name_columns(table, path)
     column = next((name for name in ("label", "labels") if name in table), None)
@@ -69,11 +87,11 @@ def read_truth(path: Path) -> Truth:
     label = _labels(table, column, cell, path)
     for name in names:
         _refuse_duplicates(table[name].map(cell_key), table[name], path)
-        said = [(match := UID.match(value)) and match[2].casefold() for value in table[name]]
+        suffixes = [(match := UID.match(value)) and match[2].casefold() for value in table[name]]
         wrong = [
             value
-            for value, word, y in zip(table[name], said, label, strict=True)
-            if word and (word == "all") != (y == 1)
+            for value, suffix, y in zip(table[name], suffixes, label, strict=True)
+            if suffix and (suffix == "all") != (y == 1)
         ]
         if wrong:
             raise LeukoclsError(
@@ -85,9 +103,14 @@ def read_truth(path: Path) -> Truth:
 
 
 def join(frame: pd.DataFrame, truth: Truth, source: str) -> pd.DataFrame:
-    """`frame` (one epoch of one split) with the labels and subjects of `truth`, joined by name.
+    """Predictions with the labels and subjects of `truth`, joined by cell name.
 
-    Raises LeukoclsError naming the cells that only one side has, and labels that disagree.
+    Args:
+        frame: one epoch of one split.
+        source: its name in error messages.
+
+    Raises:
+        LeukoclsError: cells that only one side has, or labels that disagree; they are named.
     """
     index = [truth.rows.get(cell_key(cell), -1) for cell in frame["cell"]]
     row = np.array(index, dtype=np.int64)
@@ -115,9 +138,16 @@ def join(frame: pd.DataFrame, truth: Truth, source: str) -> pd.DataFrame:
 
 
 def challenge_zip(cell: Iterable[str], called: Iterable[bool], source: str) -> bytes:
-    """The ISBI 2019 submission: a zip with one 0 or 1 a line for 1.bmp … N.bmp.
+    """The submission file of ISBI 2019: a zip of one 0 or 1 per line, for 1.bmp … N.bmp.
 
-    Equal predictions give equal bytes. Raises LeukoclsError unless the cells are exactly those.
+    Equal predictions give equal bytes.
+
+    Args:
+        called: whether each cell is called ALL.
+        source: name of the predictions in error messages.
+
+    Raises:
+        LeukoclsError: the cells are not exactly 1.bmp … N.bmp.
     """
     keys = [cell_key(name) for name in cell]
     foreign = [key for key in keys if not re.fullmatch("[1-9][0-9]{0,8}", key)]
@@ -135,7 +165,7 @@ def challenge_zip(cell: Iterable[str], called: Iterable[bool], source: str) -> b
         )
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        # The date, system and rights are fixed and nothing is compressed, for the bytes' sake.
+        # Date, system and rights are fixed and nothing is compressed, so that bytes are repeatable.
         member = zipfile.ZipInfo(CHALLENGE_FILE, (1980, 1, 1, 0, 0, 0))
         member.create_system, member.external_attr = 3, 0o644 << 16
         archive.writestr(member, "".join(f"{by_number[k]:d}\n" for k in sorted(by_number)))
@@ -143,11 +173,12 @@ def challenge_zip(cell: Iterable[str], called: Iterable[bool], source: str) -> b
 
 
 def _foreign(table: pd.DataFrame, path: Path, unique: bool) -> pd.DataFrame:
+    """Predictions from a table in any of the accepted forms."""
     names = _name_columns(table, path)
     cell = table[names[0]].to_list()
     frame = pd.DataFrame({"cell": cell, "subject": _subjects(table, names)})
     scored = [name for name in ("logit", "prob", "label_pred") if name in table]
-    # The official truth says `labels`; alone it is what a challenge entry predicted.
+    # A column `labels` is truth beside other predictions; alone it holds predicted hard labels.
     truth = next((name for name in ("label", "labels" if scored else "") if name in table), None)
     hard = "labels" if not scored and "labels" in table else "label_pred"
     if not scored and hard not in table:
@@ -185,12 +216,12 @@ def _foreign(table: pd.DataFrame, path: Path, unique: bool) -> pd.DataFrame:
 
 
 def _challenge(lines: list[str], path: Path) -> pd.DataFrame:
-    """ISBI 2019 entry: line k holds the label of k.bmp."""
+    """Predictions from a challenge file, whose line k holds the label of k.bmp."""
     wrong = [f"line {k}: {line}" for k, line in enumerate(lines, 1) if line not in ("0", "1")]
     if wrong or not lines:
         raise LeukoclsError(
             f"{path}: {'not 0 or 1: ' + listing(wrong) if wrong else 'is empty'};"
-            " a challenge file holds one 0 or 1 a line, for 1.bmp, 2.bmp, …"
+            " a challenge file holds one 0 or 1 per line, for 1.bmp, 2.bmp, …"
         )
     cell = [f"{k}.bmp" for k in range(1, len(lines) + 1)]
     return pd.DataFrame(
@@ -199,13 +230,13 @@ def _challenge(lines: list[str], path: Path) -> pd.DataFrame:
 
 
 def _text_or_table(path: Path) -> str | pd.DataFrame:
-    """The file's text or table; of a zip archive the challenge file in it."""
+    """The content of a file as text or table; for a zip archive, of the challenge file in it."""
     data = read_bytes(path)
     return decoded(_unzip(data, path) if data.startswith(b"PK") else data, path)
 
 
 def _unzip(data: bytes, path: Path) -> bytes:
-    """The one challenge file of an archive, in memory and bounded whatever its header claims."""
+    """The challenge file in an archive, read into memory up to LARGEST_MEMBER."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = [n for n in archive.namelist() if n.split("/")[-1] == CHALLENGE_FILE]
@@ -216,16 +247,17 @@ def _unzip(data: bytes, path: Path) -> bytes:
             with archive.open(members[0]) as member:
                 text = member.read(LARGEST_MEMBER + 1)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-        raise LeukoclsError(f"{path}: cannot be unzipped ({error}); make it again") from error
+        raise LeukoclsError(f"{path}: cannot be unzipped ({error}); zip it again") from error
     if len(text) > LARGEST_MEMBER:
         raise LeukoclsError(
-            f"{path}: {CHALLENGE_FILE} is larger than {LARGEST_MEMBER >> 20} MiB; refused"
+            f"{path}: {CHALLENGE_FILE} is larger than {LARGEST_MEMBER >> 20} MiB, so it is refused;"
+            " check what it is"
         )
     return text
 
 
 def _name_columns(table: pd.DataFrame, path: Path) -> list[str]:
-    """The columns that name cells, the preferred one first, made text."""
+    """The columns that name cells, the preferred one first; they are converted to text in place."""
     names = [name for name in NAME_COLUMNS if name in table]
     if not names:
         raise LeukoclsError(
@@ -233,7 +265,7 @@ def _name_columns(table: pd.DataFrame, path: Path) -> list[str]:
             " cells are matched by name"
         )
     if table.empty:
-        raise LeukoclsError(f"{path}: a header but no rows; make it again")
+        raise LeukoclsError(f"{path}: a header but no rows; write it again")
     for name in names:
         nameless = table[name].isna() | (table[name].astype(str).str.strip() == "")
         if nameless.any():
@@ -246,6 +278,7 @@ def _name_columns(table: pd.DataFrame, path: Path) -> list[str]:
 
 
 def _subjects(table: pd.DataFrame, names: list[str]) -> list[str]:
+    """Subjects from the column `subject`, or else from the names of the cells; "" if unknown."""
     if "subject" in table:
         return [value.strip() for value in table["subject"].fillna("").astype(str)]
     return [next(filter(None, map(subject_of, row)), "") for row in table[names].to_numpy()]
@@ -254,6 +287,7 @@ def _subjects(table: pd.DataFrame, names: list[str]) -> list[str]:
 def _numbers(
     table: pd.DataFrame, column: str, cell: list[str], path: Path
 ) -> npt.NDArray[np.float64]:
+    """A column as float64; LeukoclsError if a value is not finite."""
     values = np.asarray(pd.to_numeric(table[column], errors="coerce"), dtype=np.float64)
     wrong = [name for name, value in zip(cell, values, strict=True) if not np.isfinite(value)]
     if wrong:
@@ -264,6 +298,7 @@ def _numbers(
 
 
 def _labels(table: pd.DataFrame, column: str, cell: list[str], path: Path) -> npt.NDArray[np.int64]:
+    """A column as int64; LeukoclsError if a value is neither 0 nor 1."""
     values = np.asarray(pd.to_numeric(table[column], errors="coerce"), dtype=np.float64)
     wrong = [name for name, value in zip(cell, values, strict=True) if value not in (0, 1)]
     if wrong:
@@ -277,6 +312,7 @@ def _labels(table: pd.DataFrame, column: str, cell: list[str], path: Path) -> np
 def _refuse_duplicates(
     key: "pd.Series[Any] | pd.DataFrame", name: "pd.Series[str]", source: Path | str
 ) -> None:
+    """Raise LeukoclsError if a key is there more than once."""
     twice = key.duplicated().to_numpy()
     if twice.any():
         raise LeukoclsError(

@@ -1,7 +1,7 @@
-"""Results that papers print, as fractions: to stand beside ours, never among them."""
+"""Results that papers print, as fractions, for comparison with measured ones."""
 
 SOURCE = (
-    "Prellberg & Kramer 2019, as printed there: 24 runs on prelim, which chose the epoch; ddof 0"
+    "Prellberg & Kramer 2019, as printed: 24 runs on prelim, which also chose the epoch; ddof 0"
 )
 TEST = "one-sided Mann-Whitney U of weighted F1 against the proposal"
 
@@ -10,7 +10,7 @@ def _printed(low: float, mean: float, sd: float, high: float) -> dict[str, float
     return {"min": low, "mean": mean, "sd": sd, "max": high}
 
 
-# By experiment and arm. Of the ablations the paper prints less: what is not here is not there.
+# By experiment and arm; for the ablations the paper prints only these numbers.
 RESULTS: dict[tuple[str, str], dict[str, dict[str, float]]] = {
     ("prellberg2019", "proposal"): {
         "weighted_f1": _printed(0.8628, 0.8789, 0.0090, 0.8981),
@@ -24,7 +24,7 @@ RESULTS: dict[tuple[str, str], dict[str, dict[str, float]]] = {
     ("prellberg2019", "nospeclr_1e-4"): {"weighted_f1": {"mean": 0.8720, "sd": 0.0070}},
 }
 _PROPOSAL = ("prellberg2019", "proposal")
-# Of `TEST`, by the two arms.
+# P values of `TEST`, by the two arms.
 P_VALUES: dict[tuple[tuple[str, str], ...], str] = {
     (_PROPOSAL, ("prellberg2019", "norot")): "p < 0.001",
     (_PROPOSAL, ("prellberg2019", "nospeclr_1e-4")): "p < 0.002",

@@ -1,4 +1,4 @@
-"""Metrics of prediction files: which split and epoch to score, and what the numbers are called."""
+"""Metrics of prediction files: the splits and epochs to score, and the heading of their numbers."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,14 @@ from leukocls.evaluation.prediction_files import Truth
 
 @dataclass(frozen=True)
 class ScoringOptions:
-    """What the command line asks for; None leaves it to the run."""
+    """The options of `leukocls.evaluate`; None takes the run's own choice.
+
+    Attributes:
+        split: the only split to score.
+        epoch: a number, "selected", "last" or "all".
+        threshold: probability above which a cell is called ALL.
+        views: the views to average.
+    """
 
     split: str | None = None
     epoch: str | None = None
@@ -28,14 +35,14 @@ class ScoringOptions:
 
 @dataclass(frozen=True)
 class ScoredPart:
-    """One split of one epoch of one input: its cells and where they come from."""
+    """One split of one epoch of one input: its predictions and their origin."""
 
     frame: pd.DataFrame
     origin: dict[str, Any]
 
     @property
     def outputs(self) -> dict[str, Any]:
-        """What `metrics` scores: hard labels, or logits or probabilities and their threshold."""
+        """Arguments of `cell_metrics`: hard labels, or logits, probabilities and a threshold."""
         if "label_pred" in self.frame:
             return {"label_pred": self.frame["label_pred"].to_numpy()}
         names = [name for name in ("logit", "prob") if name in self.frame]
@@ -44,10 +51,14 @@ class ScoredPart:
 
 
 def heading(record: dict[str, Any], split: str | None, as_selected: bool) -> str:
-    """`training`, `selection`, `test` or `unknown`: what the numbers of `split` may be called.
+    """The heading of the numbers of a split: `training`, `selection`, `test` or `unknown`.
 
-    `test` needs a run that selected on another split, and is left as it was selected: an epoch,
-    threshold or set of views from the command line may have been chosen on this very split.
+    `test` requires that the run selected on another split, and that nothing was changed since: an
+    epoch, threshold or set of views from the command line may have been chosen on this split.
+
+    Args:
+        record: the run's run.json; empty for files from elsewhere.
+        as_selected: whether epoch, threshold and views are the run's own.
     """
     if not record or split is None:
         return "unknown"
@@ -56,7 +67,7 @@ def heading(record: dict[str, Any], split: str | None, as_selected: bool) -> str
     chosen_on = (record.get("selection") or {}).get("set")
     if split == chosen_on:
         return "selection"
-    # What was in part trained on or chosen by is no test, whatever its name.
+    # A split that shares subjects with training or selection is no test, whatever its name.
     clean = chosen_on and as_selected and Mark.LEAKY not in (record.get("marks") or [])
     return "test" if clean else "unknown"
 
@@ -64,9 +75,13 @@ def heading(record: dict[str, Any], split: str | None, as_selected: bool) -> str
 def scored_parts(
     source: Path, options: ScoringOptions, truth: Truth | None = None
 ) -> list[ScoredPart]:
-    """The splits and epochs of `source` that `options` asks for, with the labels of `truth`.
+    """The requested splits and epochs of `source`, a run directory or a prediction file.
 
-    Raises LeukoclsError on anything that cannot be believed: edited or foreign cells, bad values.
+    Args:
+        truth: labels to join; None leaves those of the predictions.
+
+    Raises:
+        LeukoclsError: no such split or epoch, edited predictions, unknown cells or bad values.
     """
     frame, record = load_predictions(source)
     selected = record.get("selection") or {}
@@ -76,12 +91,12 @@ def scored_parts(
             f"{source}: holds the splits {', '.join(map(str, splits))}, and --truth is for one;"
             " choose it with --split"
         )
-    found = []
+    parts = []
     for split in splits:
-        of_split = frame[frame["split"] == split] if "split" in frame else frame
-        for epoch in _epochs(of_split, source, options.epoch, selected.get("epoch")):
-            cells = of_split[of_split["epoch"] == epoch] if epoch is not None else of_split
-            cells = _rescored(cells, source, options.views)
+        rows = frame[frame["split"] == split] if "split" in frame else frame
+        for epoch in _epochs(rows, source, options.epoch, selected.get("epoch")):
+            cells = rows[rows["epoch"] == epoch] if epoch is not None else rows
+            cells = _with_views(cells, source, options.views)
             if truth is not None:
                 cells = prediction_files.join(cells, truth, str(source))
             stored = record.get("threshold")
@@ -100,12 +115,12 @@ def scored_parts(
                 "heading": heading(record, split, as_selected),
                 "marks": list(record.get("marks") or []),
             }
-            found.append(ScoredPart(cells.sort_values("cell"), origin))
-    return found
+            parts.append(ScoredPart(cells.sort_values("cell"), origin))
+    return parts
 
 
 def metrics_of(part: ScoredPart) -> dict[str, Any]:
-    """Origin and metrics of one part, fit for JSON. Without labels every metric is undefined."""
+    """Origin and metrics of one part, as plain values for JSON; undefined without labels."""
     frame, source = part.frame, part.origin["source"]
     unlabelled = frame["cell"][frame["label"] < 0]
     if len(unlabelled) == len(frame):
@@ -124,13 +139,15 @@ def metrics_of(part: ScoredPart) -> dict[str, Any]:
 
 
 def load_predictions(source: Path, unique: bool = True) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Predictions, and the run.json beside them; empty if no run of ours made them. Other people's
-    may hold a cell twice if `unique` is false.
+    """Predictions, and the run.json beside them (empty for files from elsewhere).
 
-    Raises LeukoclsError unless they are those that the run wrote.
+    Args:
+        source: a run directory, its predictions.parquet, or a file from elsewhere.
+        unique: whether a duplicate cell in a file from elsewhere is an error.
+
+    Raises:
+        LeukoclsError: the file cannot be read, or is not the one that the run wrote.
     """
-    from leukocls.evaluation import prediction_files
-
     directory = source if source.is_dir() else source.parent
     in_run = source.name == "predictions.parquet" and (directory / "run.json").exists()
     if not (source.is_dir() or in_run):
@@ -139,8 +156,8 @@ def load_predictions(source: Path, unique: bool = True) -> tuple[pd.DataFrame, d
     recorded = record.get("predictions_sha256")
     if not recorded:
         raise LeukoclsError(
-            f"{directory}: run.json (status {record.get('status')}) has no predictions_sha256, so"
-            " nothing vouches for the predictions; let the run finish"
+            f"{directory}: no recorded checksum for predictions.parquet (status"
+            f" {record.get('status')}); let the run finish"
         )
     frame = predictions.read(directory / "predictions.parquet")
     if predictions.digest(frame) != recorded:
@@ -153,6 +170,7 @@ def load_predictions(source: Path, unique: bool = True) -> tuple[pd.DataFrame, d
 
 
 def _splits(frame: pd.DataFrame, source: Path, wanted: str | None) -> list[str | None]:
+    """The splits to score; [None] if the file has no column `split`."""
     if "split" not in frame:
         return [None]
     present = sorted(set(frame["split"]))
@@ -171,6 +189,7 @@ def _epochs(
     wanted: str | None,
     selected: int | None,
 ) -> list[int | None]:
+    """The epochs to score; [None] if the file has no column `epoch`."""
     present: list[int] = sorted({int(e) for e in frame["epoch"]}) if "epoch" in frame else []
     if wanted == "all":
         return list(present) or [None]
@@ -194,7 +213,8 @@ def _epochs(
     )
 
 
-def _rescored(frame: pd.DataFrame, source: Path, views: tuple[int, ...] | None) -> pd.DataFrame:
+def _with_views(frame: pd.DataFrame, source: Path, views: tuple[int, ...] | None) -> pd.DataFrame:
+    """The predictions with the mean logit of these views instead of the run's own."""
     if views is None:
         return frame
     names = [f"view_{view}" for view in views]

@@ -1,6 +1,6 @@
-"""Statistics of runs: what seeds do to a number, and whether two arms differ by more than that.
+"""Statistics over seeds: the spread of a metric within an arm, and tests between two arms.
 
-Everything here measures training noise. What is undefined is None, with a reason.
+All of them measure training noise. An undefined value is None, with a reason.
 """
 
 import math
@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 DDOF = 0  # of every SD over seeds, as in Prellberg & Kramer 2019, Table 2
-FEWEST = 2  # values of an arm that a test needs: one has no spread to weigh a difference against
+FEWEST = 2  # number of values in each arm that a test needs
 
 
 def describe(values: Sequence[float]) -> dict[str, float | None]:
-    """`mean`, `sd` (ddof 0), `min`, `max` and `expected_max` of n values; all None of none.
+    """`mean`, `sd` (ddof 0), `min`, `max` and `expected_max` of n fractions; all None if n = 0.
 
-    `expected_max` is what the best of n is expected to be if seeds are normal with this mean and
-    SD: a best seed far above it would be news, one at it is what picking the best gives. None where
-    that is above 1, so that the normal is no model of these fractions.
+    `expected_max` is the expected maximum of n independent normal values with this mean and SD. A
+    best seed near it is explained by picking the best of n seeds. None if it is above 1, where the
+    normal distribution is no model for fractions.
     """
     if not values:
         return dict.fromkeys(("mean", "sd", "min", "max", "expected_max"))
@@ -34,7 +34,7 @@ def describe(values: Sequence[float]) -> dict[str, float | None]:
 
 
 def expected_normal_maximum(n: int) -> float:
-    """E[max] of n ≥ 1 independent standard normal values, by quadrature.
+    """Expected maximum of n ≥ 1 independent standard normal values, by quadrature.
 
     The tail formula E[X] = ∫₀^∞ P(X > x) − P(X < −x) dx, with P(max < x) = Φ(x)ⁿ (David &
     Nagaraja 2003, Order Statistics).
@@ -46,10 +46,10 @@ def expected_normal_maximum(n: int) -> float:
 
 
 def mann_whitney(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
-    """One-sided Mann-Whitney U test that independent `a` [n] tends to be greater than `b` [m].
+    """One-sided Mann-Whitney U test whether independent `a` [n] tends to be greater than `b` [m].
 
-    `statistic` is U of `a`; `p` is exact where scipy's default makes it so. `effect` is the
-    rank-biserial correlation 2U/(nm) − 1 in [−1, 1] (Wendt 1972), positive where `a` is greater.
+    `statistic` is U of `a`; SciPy decides whether `p` is exact. `effect` is the rank-biserial
+    correlation 2U/(nm) − 1 in [−1, 1] (Wendt 1972), positive if `a` is greater.
     """
     row = _row("Mann-Whitney U", "rank-biserial correlation")
     if min(len(a), len(b)) < FEWEST:
@@ -67,16 +67,16 @@ def mann_whitney(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
 
 
 def signed_rank(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
-    """One-sided Wilcoxon signed-rank test that `a` [n] is greater than its partners in `b` [n].
+    """One-sided Wilcoxon signed-rank test whether `a` [n] is greater than its pairs in `b` [n].
 
-    `statistic` is W⁺, pairs without a difference left out (Wilcoxon 1945); `p` is exact where
-    scipy's default makes it so. `effect` is the matched-pairs rank-biserial correlation
-    (W⁺ − W⁻) / (W⁺ + W⁻) in [−1, 1] (Kerby 2014), positive where `a` is greater.
+    `statistic` is W⁺ without pairs of equal values (Wilcoxon 1945); SciPy decides whether `p` is
+    exact. `effect` is the matched-pairs rank-biserial correlation (W⁺ − W⁻) / (W⁺ + W⁻) in [−1, 1]
+    (Kerby 2014), positive if `a` is greater.
     """
     row = _row("Wilcoxon signed-rank", "matched-pairs rank-biserial correlation")
     if len(a) < FEWEST:
         return row | {"reason": f"fewer than {FEWEST} shared seeds"}
-    # Differences of ratios of counts that are equal must tie, whatever the last bit says.
+    # Rounded, because equal differences of fractions must tie even if their last bits differ.
     difference = np.round(np.subtract(a, b), 12)
     row["hodges_lehmann"] = hodges_lehmann(difference.tolist())
     unequal = np.count_nonzero(difference)
@@ -93,9 +93,9 @@ def signed_rank(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
 
 
 def hodges_lehmann(differences: Sequence[float]) -> float:
-    """Median of the Walsh averages (dᵢ + dⱼ)/2, i ≤ j, of n ≥ 1 differences, zeros among them.
+    """Hodges-Lehmann estimate of the shift: median of the averages (dᵢ + dⱼ)/2, i ≤ j.
 
-    Hodges & Lehmann 1963.
+    Hodges & Lehmann 1963. Needs n ≥ 1 differences; zeros count.
     """
     d = np.asarray(differences)
     i, j = np.triu_indices(d.size)
@@ -103,9 +103,9 @@ def hodges_lehmann(differences: Sequence[float]) -> float:
 
 
 def holm(p: Sequence[float | None]) -> list[float | None]:
-    """Holm's adjusted p values of one family (Holm 1979), in order.
+    """Holm's adjusted p values of one family, in the same order (Holm 1979).
 
-    One that is undefined stays so, and counts as a member: leaving it out would be lenient.
+    An undefined one stays None but counts as a member of the family, which is conservative.
     """
     order = sorted((value, i) for i, value in enumerate(p) if value is not None)
     adjusted: list[float | None] = [None] * len(p)
@@ -116,6 +116,7 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
 
 
 def _row(test: str, effect_name: str) -> dict[str, Any]:
+    """The keys of one test, all of them undefined."""
     return {
         "test": test,
         "alternative": "greater",

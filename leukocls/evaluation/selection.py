@@ -1,16 +1,16 @@
-"""Rules that choose an epoch, and how a threshold may be chosen: named, so that a run can say."""
+"""Rules that select an epoch, by the names that run.json records."""
 
 
 def best_weighted_f1(history: list[float]) -> int:
-    """The first epoch of the highest weighted F1: a later one must be strictly greater."""
+    """The epoch with the highest weighted F1, the first of them if there are several."""
     return max(range(len(history)), key=lambda epoch: (history[epoch], -epoch))
 
 
 def last(history: list[float]) -> int:
-    """The last epoch, whatever it scored."""
+    """The last epoch."""
     return len(history) - 1
 
 
-BEST_THRESHOLD = "best_weighted_f1"  # chosen on the selection set instead of a fixed one
-# Rules that choose an epoch from the selection set's weighted F1 by epoch (0 = before training).
+BEST_THRESHOLD = "best_weighted_f1"  # a threshold that is chosen on the selection set
+# Each rule takes the selection set's weighted F1 by epoch (0 = before training).
 RULES = {"best_weighted_f1": best_weighted_f1, "last": last}

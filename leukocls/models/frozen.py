@@ -50,7 +50,7 @@ class FrozenFeatures(TimmNetwork):
     ) -> None:
         if frozen != "all":
             raise LeukoclsError(
-                f"model.frozen={frozen}: this model needs frozen=all; use model=timm to train the"
+                f"model.frozen={frozen}: this model needs frozen=all; model=timm trains the"
                 " backbone too."
             )
         if any(width < 1 for width in widths):

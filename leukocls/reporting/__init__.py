@@ -1,1 +1,1 @@
-"""Results for people: tables as text."""
+"""Presentation of results: text tables."""

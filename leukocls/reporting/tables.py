@@ -1,4 +1,4 @@
-"""Results as text tables: one result of `evaluate`, and the document of `compare`."""
+"""Text tables: one result of `leukocls.evaluate`, and the document of `leukocls.compare`."""
 
 import textwrap
 from typing import Any
@@ -10,22 +10,26 @@ from leukocls.evaluation.cell_metrics import SUBJECT_KEYS
 from leukocls.evaluation.comparison import METRICS
 from leukocls.evaluation.metrics import HEADLINE
 
-NOISE = "These tests measure training noise (seeds), not generalisation to patients."
+NOISE = "These tests measure training noise (seeds), not generalisation to new subjects."
 
 
 def result_text(result: dict[str, Any], per_subject: bool = False) -> str:
-    """One result for people: where it comes from, what it may be called, counts, metrics."""
-    where = [result["source"]]
-    where += [f"{key} {result[key]}" for key in ("split", "epoch") if result[key] is not None]
+    """One result as text: heading, origin, marks, counts, metrics.
+
+    Args:
+        per_subject: whether to add a line for each subject.
+    """
+    origin = [result["source"]]
+    origin += [f"{key} {result[key]}" for key in ("split", "epoch") if result[key] is not None]
     hard = result["threshold"] is None
-    where.append("hard labels" if hard else f"threshold {result['threshold']:g}")
-    lines = [f"{result['heading'].upper()}   {' · '.join(where)}"]
+    origin.append("hard labels" if hard else f"threshold {result['threshold']:g}")
+    lines = [f"{result['heading'].upper()}   {' · '.join(origin)}"]
     lines += banner(result["marks"])
     if result["tp"] is None:
         return "\n".join([*lines, f"{result['n']} cells, no labels: nothing to score"])
 
     tp, fp, tn, fn = (result[key] for key in metrics.COUNTS)
-    subjects, of_subjects = result["n_subjects"], result["subject"]
+    subjects, by_subject = result["n_subjects"], result["subject"]
     lines.append(f"{result['n']} cells, {tp + fn} ALL and {tn + fp} HEM")
     counts = [("", "called ALL", "called HEM"), ("is ALL", tp, fn), ("is HEM", fp, tn)]
     rows: list[tuple[object, ...]] = [
@@ -33,13 +37,13 @@ def result_text(result: dict[str, Any], per_subject: bool = False) -> str:
         for name in ("prevalence", *metrics.RATES, *metrics.GRADED)
     ]
     rows += [
-        (name.replace(".", " "), _shown(of_subjects[name[8:]]), result["missing"].get(name, ""))
+        (name.replace(".", " "), _shown(by_subject[name[8:]]), result["missing"].get(name, ""))
         for name in SUBJECT_KEYS
     ]
     lines += ["", aligned(counts), "", f"{subjects or 'unknown'} subjects", aligned(rows)]
-    if per_subject and of_subjects["per_subject"]:
+    if per_subject and by_subject["per_subject"]:
         keys = ("subject", "label", "n", "correct", "accuracy", "mean_logit")
-        table = [[_shown(one[key]) for key in keys] for one in of_subjects["per_subject"]]
+        table = [[_shown(row[key]) for key in keys] for row in by_subject["per_subject"]]
         lines += ["", aligned([keys, *table])]
     return "\n".join(lines)
 
@@ -49,7 +53,7 @@ def _shown(value: object) -> str:
 
 
 def comparison_text(document: dict[str, Any]) -> str:
-    """The document of `compare` for people, in percent."""
+    """The document of `compare` as text, in percent."""
     test, selection = document["test_set"], document["selection_set"]
     head = f"SELECTION   on {selection}, which also chose each run's epoch; test set: none"
     if test:
@@ -62,7 +66,7 @@ def comparison_text(document: dict[str, Any]) -> str:
         " with this mean and SD."
     )
     if document["seeds_planned"] is None:
-        lines.append("Planned are the seeds that are here; --seeds says how many there should be.")
+        lines.append("No number of planned seeds was given: --seeds checks that all are there.")
     if any(arm[HEADLINE]["paper"] for arm in document["arms"]):
         lines.append(f"Paper's: {published_results.SOURCE}.")
     if document["tests"]:
@@ -72,7 +76,7 @@ def comparison_text(document: dict[str, Any]) -> str:
 
 
 def _summaries(document: dict[str, Any]) -> list[str]:
-    """A table for each arm, all with the same columns."""
+    """A table for each arm, with the same columns in all."""
     arms, test = document["arms"], document["test_set"]
     with_paper = any(arm[HEADLINE]["paper"] for arm in arms)
     header = ["", "min", "mean ± SD", "max", "expected max"]
@@ -93,31 +97,34 @@ def _summaries(document: dict[str, Any]) -> list[str]:
             )
         rows = [header]
         for metric in METRICS:
-            of = arm[metric]
-            row = [f"  {metric}", *_range(of), _percent(of["expected_max"])]
-            rows.append([*row, *_range(of["paper"] or {}) * with_paper, of["reason"] or ""])
+            values = arm[metric]
+            row = [f"  {metric}", *_range(values), _percent(values["expected_max"])]
+            paper = _range(values["paper"] or {}) * with_paper
+            rows.append([*row, *paper, values["reason"] or ""])
         blocks["\n".join(heads)] = rows
     return _blocks(blocks)
 
 
 def _blocks(blocks: dict[str, list[list[str]]]) -> list[str]:
-    """Tables below their headings, with columns of one width throughout."""
+    """Tables below their headings, with the same widths of columns in all."""
     lines = iter(aligned(row for rows in blocks.values() for row in rows).split("\n"))
-    found = []
+    text = []
     for heading, rows in blocks.items():
-        found += [heading, *(next(lines) for _ in rows), ""]
-    return found
+        text += [heading, *(next(lines) for _ in rows), ""]
+    return text
 
 
-def _range(of: dict[str, Any]) -> list[str]:
-    # One value has no spread.
-    told = of.get("sd") is not None and len(of.get("values") or [0, 0]) > 1
-    spread = f" ± {_percent(of['sd'])}" if told else ""
-    return [_percent(of.get("min")), _percent(of.get("mean")) + spread, _percent(of.get("max"))]
+def _range(values: dict[str, Any]) -> list[str]:
+    """Minimum, mean ± SD and maximum of one metric."""
+    # A single value has no spread.
+    has_spread = values.get("sd") is not None and len(values.get("values") or [0, 0]) > 1
+    spread = f" ± {_percent(values['sd'])}" if has_spread else ""
+    mean = _percent(values.get("mean")) + spread
+    return [_percent(values.get("min")), mean, _percent(values.get("max"))]
 
 
 def _comparisons(tests: list[dict[str, Any]]) -> list[str]:
-    """A table for each arm that is tested against the reference."""
+    """A table of tests for each arm that is compared with the reference."""
     header = ["", "p", "p_holm", "effect", "difference", "family", ""]
     blocks: dict[str, list[list[str]]] = {}
     for row in tests:

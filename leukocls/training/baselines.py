@@ -1,4 +1,4 @@
-"""Baselines: logistic regression on a few features of each cell, written as a run. No torch."""
+"""Baselines: logistic regression on features of each cell, recorded as a run. No torch."""
 
 import time
 from collections.abc import Iterator
@@ -33,16 +33,14 @@ from leukocls.evaluation.cell_metrics import by_split
 
 EXPERIMENT = "baseline"
 DEFAULT_SCHEME = "challenge"  # the split scheme that the name of an arm leaves out
-# One fit, so one epoch, which nothing had to choose.
-EPOCH = 1
-# L2 with C = 1, on standardised features; it draws no random numbers.
-REGULARISATION = 1.0
+EPOCH = 1  # a single fit counts as one epoch, so there is nothing to select
+REGULARISATION = 1.0  # C of the L2 penalty on standardised features
 PACKAGES = ("scikit-learn", "scikit-image")
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """One baseline: the cells and their digest, the split, the features' kind, and the run."""
+    """One baseline: cells with their data digest, split, kind of features, and run directory."""
 
     index: Index
     digest: str
@@ -52,16 +50,21 @@ class Baseline:
 
 
 def fit(table: pd.DataFrame, label: npt.ArrayLike) -> Pipeline:
-    """Fit standardisation, then logistic regression: features [n, p], `label` [n], ALL = 1."""
-    # By Newton's method: lbfgs stops early, and where depends on the build.
+    """Fit standardisation and logistic regression.
+
+    Args:
+        table: features [n, p].
+        label: [n], ALL = 1.
+    """
+    # Newton's method, because lbfgs stops early, at a point that depends on the build.
     logistic = LogisticRegression(C=REGULARISATION, solver="newton-cholesky", tol=1e-8)
     return make_pipeline(StandardScaler(), logistic).fit(table, label)
 
 
 def coefficients(model: Pipeline) -> pd.DataFrame:
-    """Coefficients of the model, largest first: logit = Σ coefficient · (feature − mean) / sd.
+    """Coefficients of the model, the largest first: logit = Σ coefficient · (feature − mean) / sd.
 
-    The intercept is a row of mean 0 and SD 1, whose feature is 1.
+    The intercept is the row of a feature that is always 1, with mean 0 and SD 1.
     """
     scaler, logistic = model
     order = np.argsort(-np.abs(logistic.coef_[0]), kind="stable")
@@ -76,7 +79,7 @@ def coefficients(model: Pipeline) -> pd.DataFrame:
 
 
 def predict(model: Pipeline, index: Index, split: Split, table: pd.DataFrame) -> pd.DataFrame:
-    """Predictions, in their format, for every split but train.
+    """Predictions for every split but train, in the format of predictions.parquet.
 
     Args:
         table: features, one row for each cell of the index, in its order.
@@ -94,7 +97,7 @@ def predict(model: Pipeline, index: Index, split: Split, table: pd.DataFrame) ->
 
 
 def cached_table(index: Index, kind: str, digest: str, cache: Path) -> pd.DataFrame:
-    """Features of `kind`, one row for each cell of the index; `cache` keeps them by data digest."""
+    """Features of `kind`, one row for each cell of the index, read from `cache` or measured."""
     name = f"features-{kind}-{features.VERSION}-{version('scikit-image')}-{digest[:16]}.parquet"
     stored = cache / name
     if stored.is_file():
@@ -108,7 +111,7 @@ def cached_table(index: Index, kind: str, digest: str, cache: Path) -> pd.DataFr
 def open_baseline(
     index: Index, kind: str, scheme: str, options: SplitOptions, outputs: Path
 ) -> Baseline:
-    """The baseline of this recipe, with its run directory below `outputs`; nothing is written.
+    """Prepare a baseline with its run directory below `outputs`; nothing is written yet.
 
     Args:
         index: the parts train and prelim of data that `leukocls.data.verify` has read.
@@ -135,7 +138,7 @@ def open_baseline(
 
 
 def _settings(scheme: str, options: SplitOptions) -> dict[str, Any]:
-    """The split by the configuration keys of `leukocls.train`."""
+    """The options of a split, by the configuration keys of `leukocls.train`."""
     return {
         "split_scheme": scheme,
         "fold": options.fold,
@@ -147,7 +150,7 @@ def _settings(scheme: str, options: SplitOptions) -> dict[str, Any]:
 
 
 def start(baseline: Baseline) -> None:
-    """Write the record of a run that begins."""
+    """Write the first record of the run."""
     index, split = baseline.index, baseline.split
     baseline.run.start(
         versions=versions() | {name: version(name) for name in PACKAGES},
@@ -167,7 +170,7 @@ def start(baseline: Baseline) -> None:
 
 
 def execute(baseline: Baseline, cache: Path) -> None:
-    """Measure, fit, score and write; the record's last state comes last.
+    """Measure the features, fit, score and write all files of the run; the record is last.
 
     Args:
         cache: folder that keeps the features of each data set.
@@ -201,7 +204,7 @@ def _execute(baseline: Baseline, cache: Path) -> None:
 
 @contextmanager
 def _recorded(run: RunDir) -> Iterator[None]:
-    """Record an exception as the end of the run, so that no record says `running` for ever."""
+    """Record an exception as the end of the run, so that its state does not stay `running`."""
     try:
         yield
     except KeyboardInterrupt:
