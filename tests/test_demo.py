@@ -1,0 +1,23 @@
+"""`make demo` as it is: it trains, and what it learns holds for subjects that it has not seen."""
+
+import shlex
+import subprocess
+from pathlib import Path
+
+from conftest import ROOT, Train, record
+
+
+def test_demo_learns(tmp_path: Path, train: Train) -> None:
+    make = subprocess.run(
+        ["make", "-n", "-C", str(ROOT), "demo"], capture_output=True, text=True, check=True
+    )
+    (command,) = (line for line in make.stdout.splitlines() if "leukocls.train" in line)
+    _, _, _, *arguments = shlex.split(command)
+    done = train(*arguments, f"outputs={tmp_path / 'outputs'}")
+    assert done.code == 0, done.err
+    (run,) = (tmp_path / "outputs/demo").rglob("run.json")
+    recorded = record(run.parent)
+    assert recorded["marks"] == ["SYNTHETIC"]
+    assert recorded["metrics"]["prelim"]["auroc"] >= 0.85
+    assert "*** SYNTHETIC ***" in done.out
+    assert str(run.parent) in done.out
