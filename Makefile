@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-help: ## this list
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 env: $(VENV)/.done ## build .venv once: exact versions, this checkout, wandb and the test tools
@@ -17,24 +17,24 @@ $(VENV)/.done: pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[wandb,lite,slurm,test]'
 	@touch $@
 
-demo: env ## train a small network on embedded cells, print its metrics (about a minute)
+demo: env ## train a small network on synthetic cells, print its metrics (a minute or two)
 	$(PY) -m leukocls.train experiment=demo
 
-test: env ## all tests
+test: env ## run all tests
 	$(PY) -m pytest
 
-lint: env ## style and types
+lint: env ## check style and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-doctor: env ## what is installed, found and missing, and what to do about it
+doctor: env ## report what is installed, found and missing, and what to do about it
 	@$(PY) -m leukocls.doctor
 
-verify: env ## is DATA= the data it should be, and what of it is there twice
+verify: env ## check the data set DATA=: complete, undamaged, as published, no copies
 	@$(PY) -m leukocls.verify "$(or $(DATA),$(LEUKOCLS_DATA))"
 
-# With data the paper's experiment, else embedded cells. SEEDS=, ARMS= and EXPERIMENT= say otherwise.
+# With data the paper's experiment, without it synthetic cells; or SEEDS=, ARMS=, EXPERIMENT=.
 EXPERIMENT ?= $(if $(DATA)$(LEUKOCLS_DATA),prellberg2019,demo_ablation)
 SEEDS ?= 3
 ARMS ?= $(or \

@@ -3,7 +3,7 @@
 python benchmarks/data.py [ROOT] [--json FILE]
 
 Each pair is timed in turn, A B A B …, on the same images; the ratio is that of the medians. ROOT is
-a data tree; without it embedded cells are written to a temporary folder.
+a data tree; without it synthetic cells are written to a temporary folder.
 """
 
 import argparse

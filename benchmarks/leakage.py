@@ -1,4 +1,4 @@
-"""What it is worth to have seen other cells of the test subjects, by how much subjects differ.
+"""Measure what training on other cells of the test subjects is worth, by how subjects differ.
 
 python benchmarks/leakage.py [--trees N] [--subjects N] [--scales X X] [--json FILE]
 
@@ -144,7 +144,7 @@ def interval(values: NDArray) -> list[float]:
 
 
 def summary(areas: NDArray, before: NDArray | None) -> dict[str, Any]:
-    """What the trees say of one model at one scale; `areas` [trees, 2], `before` one scale less.
+    """Result for one model at one scale; `areas` [trees, 2], `before` those of the scale below.
 
     Trees of one seed share their draws over scales, so the growth is of pairs.
     """
@@ -180,7 +180,7 @@ def measure(scales: list[float], trees: int, subjects: int) -> dict[str, dict[st
 
 
 def table(result: dict[str, dict[str, Any]]) -> str:
-    """The result for people."""
+    """The result as a text table."""
     rows = [["model", "sd_nuisance", "honest", "leaky", "leakage", "90 % interval", ""]]
     for name, by_scale in result.items():
         for scale, one in by_scale.items():

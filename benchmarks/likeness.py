@@ -1,8 +1,8 @@
-"""How like genuine cells the SYNTHETIC ones are, in numbers; no image leaves this script.
+"""Compare SYNTHETIC cells with genuine ones in numbers; no image is written.
 
 python benchmarks/likeness.py GENUINE_ROOT [--json FILE]
 
-The same is measured on every genuine image below GENUINE_ROOT and on embedded cells of the default
+The same is measured on every genuine image below GENUINE_ROOT and on synthetic cells of the default
 spec, drawn in memory. Published figures stand beside them where there are any.
 """
 
@@ -75,7 +75,7 @@ def roughness(inside: np.ndarray) -> dict[str, float]:
 
 
 def measure(image: np.ndarray) -> dict[str, float]:
-    """Everything that one image says of itself."""
+    """All measurements of one image."""
     inside = image.any(-1)
     extents = [np.ptp(inside.any(axis).nonzero()[0]) + 1 for axis in (0, 1)]
     edge = (len(image) - 300) // 2

@@ -1,8 +1,8 @@
-"""What a job of a sweep costs before it trains, beside a command of its own for each job.
+"""Measure what a job of a sweep costs before it trains, beside one command for each job.
 
 python benchmarks/sweep.py [--json FILE]
 
-Tiny runs on embedded cells, whose own record says how long they computed (`timing`); the rest of
+Tiny runs on synthetic cells, whose own record says how long they computed (`timing`); the rest of
 their wall time is their start. Of a sweep the time that one more job adds is taken, so that the
 imports, paid once, stand apart. Both ways alternate in one run; medians of REPEATS.
 """

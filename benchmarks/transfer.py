@@ -1,4 +1,4 @@
-"""What ImageNet weights are worth: one recipe from EfficientNet-Lite0's and from random weights.
+"""Measure what ImageNet weights are worth: one recipe from EfficientNet-Lite0's and from random weights.
 
 python benchmarks/transfer.py [--seeds N] [--epochs N] [--size PX] [--json FILE] [KEY=VALUE …]
 
@@ -67,7 +67,7 @@ def measure(folder: Path, seeds: int, options: list[str]) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result for people."""
+    """The result as a text table."""
     rows = [["seed", *(f"{arm} {name}" for name in METRICS for arm in ARMS)]]
     arms = [result["arms"][arm] for arm in ARMS]
     for seed in range(len(arms[0]["by_seed"])):

@@ -41,7 +41,7 @@ def sample_root() -> Path:
 
 @pytest.fixture(scope="session")
 def small_spec() -> SyntheticSpec:
-    """About eighty embedded cells."""
+    """About eighty synthetic cells."""
     return SyntheticSpec(
         train_subjects_all=6, train_subjects_hem=5, prelim_subjects_all=3, prelim_subjects_hem=3,
         cells_per_subject=5, final_cells=5,

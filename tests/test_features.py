@@ -39,7 +39,7 @@ def textured() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def cells(small_tree: Path) -> list[Path]:
-    """Twelve embedded cells."""
+    """Twelve synthetic cells."""
     return sorted(small_tree.rglob("*.bmp"))[:12]
 
 

@@ -224,7 +224,7 @@ def test_iou_is_tracked_beside_f1(model: str, run, small_tree: Path, tmp_path: P
 
 
 def test_after_a_demo_sized_training_boxes_are_found(tmp_path: Path, train: Train) -> None:
-    """On embedded cells of subjects not seen; one box for all of them would have some .75."""
+    """On synthetic cells of subjects not seen; one box for all of them would have some .75."""
     done = train(
         "experiment=demo", f"outputs={tmp_path / 'outputs'}", "model=resnet18_region",
         "model.backbone=test_resnet", "model.pretrained=false", "model.dropouts=[0.1,0.1]",

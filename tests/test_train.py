@@ -1,4 +1,4 @@
-"""The real command line, end to end, on embedded and on genuine cells."""
+"""The real command line, end to end, on synthetic and on genuine cells."""
 
 import json
 import os

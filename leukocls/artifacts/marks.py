@@ -1,4 +1,4 @@
-"""Marks: what every number of a run must be labelled with."""
+"""Marks: the labels that every number of a run must carry."""
 
 from collections.abc import Collection, Iterable, Mapping
 from enum import StrEnum

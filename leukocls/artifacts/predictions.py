@@ -42,7 +42,9 @@ def canonical(frame: pd.DataFrame, source: str = "predictions") -> pd.DataFrame:
     """`frame` with the format's columns, types and row order (epoch, split, cell).
 
     An unknown subject is "", an unknown label −1; `prob` is sigmoid(float64(logit)).
-    Raises LeukoclsError, naming `source`, on anything else.
+
+    Raises:
+        LeukoclsError: naming `source`, on anything else.
     """
 
     def refuse(cause: str) -> LeukoclsError:
@@ -74,7 +76,7 @@ def canonical(frame: pd.DataFrame, source: str = "predictions") -> pd.DataFrame:
 
     if not np.isfinite(table[[*views, "logit", "prob"]].to_numpy(dtype=np.float64)).all():
         raise refuse("a logit is infinite")
-    # astype truncates and wraps without a word.
+    # astype truncates and wraps silently.
     if not (table["epoch"] == frame["epoch"]).all():
         raise refuse("an epoch is no 32-bit integer")
     if not np.allclose(table["prob"], sigmoid(table["logit"]), rtol=0, atol=1e-9):
@@ -93,14 +95,23 @@ def _strings(column: "pd.Series[Any]") -> npt.NDArray[np.str_]:
 
 
 def write(path: str | os.PathLike[str], frame: pd.DataFrame) -> None:
-    """Write `frame` atomically. Raises LeukoclsError if it is not in the format, or OSError."""
+    """Write `frame` whole.
+
+    Raises:
+        LeukoclsError: it is not in the format.
+        OSError: it cannot be written; an older file stays as it was.
+    """
     buffer = io.BytesIO()
     canonical(frame).to_parquet(buffer, index=False)
     atomic_write(path, buffer.getvalue())
 
 
 def read(path: str | os.PathLike[str]) -> pd.DataFrame:
-    """Read a predictions.parquet. Raises LeukoclsError if it is missing or not in the format."""
+    """Read a predictions.parquet.
+
+    Raises:
+        LeukoclsError: it is missing or not in the format.
+    """
     try:
         frame = pd.read_parquet(path)
     except (OSError, ValueError) as error:
@@ -111,7 +122,7 @@ def read(path: str | os.PathLike[str]) -> pd.DataFrame:
 def digest(frame: pd.DataFrame) -> str:
     """sha256 over the values in (epoch, split, cell) order, little-endian, column after column.
 
-    Row order, compression and the version of parquet leave it alone; one changed value does not.
+    Independent of row order, compression and parquet version; one changed value changes it.
     """
     table = canonical(frame)
     state = hashlib.sha256()

@@ -35,7 +35,7 @@ FIXED_BY_TRAINING = {"data.crop", "data.size", "data.n_subjects", "data.n_cells"
 
 @dataclass(frozen=True)
 class Job:
-    """One run.
+    """One run as its command line defines it.
 
     Attributes:
         config: its composed configuration.

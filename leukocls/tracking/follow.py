@@ -46,7 +46,7 @@ def check_logger(logger: Any) -> None:
 
 @contextmanager
 def followed(directory: Path, logger: Any) -> Iterator[None]:
-    """Have the run in `directory` followed while the body runs, if `logger` asks for W&B.
+    """Start a follower of the run in `directory` for the time of the body, if `logger` is W&B.
 
     The body ends with the run's final record written. A failure of W&B is one printed line.
     """

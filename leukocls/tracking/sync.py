@@ -40,7 +40,7 @@ class Conflict(LeukoclsError):
 
 
 class Server:
-    """The W&B server that the user is logged in to. What it holds is asked of it, not noted here.
+    """The W&B server that the user is logged in to; nothing about its content is stored here.
 
     Raises:
         LeukoclsError: it does not answer, or refuses the login.

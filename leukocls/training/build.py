@@ -1,4 +1,4 @@
-"""The only way from a configuration to an object: an allowlist in Python, then Hydra."""
+"""Build objects from configurations: only what an allowlist in Python names, through Hydra."""
 
 import importlib
 from typing import Any
@@ -32,7 +32,7 @@ def build(config: Any) -> Any:
         if target not in ALLOWED and not _is_network(target):
             raise LeukoclsError(
                 f"_target_={target}: not allowed in a configuration. Networks live in"
-                " leukocls/models/; anything else is added to ALLOWED in leukocls/build.py."
+                " leukocls/models/; anything else is added to ALLOWED in leukocls/training/build.py."
             )
     try:
         return instantiate(config, _convert_="all")
