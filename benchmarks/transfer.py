@@ -1,4 +1,4 @@
-"""Measure what ImageNet weights are worth: one recipe from EfficientNet-Lite0's and from random weights.
+"""Measure what ImageNet weights are worth: one recipe from Lite0's and from random weights.
 
 python benchmarks/transfer.py [--seeds N] [--epochs N] [--size PX] [--json FILE] [KEY=VALUE …]
 

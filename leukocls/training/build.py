@@ -32,7 +32,8 @@ def build(config: Any) -> Any:
         if target not in ALLOWED and not _is_network(target):
             raise LeukoclsError(
                 f"_target_={target}: not allowed in a configuration. Networks live in"
-                " leukocls/models/; anything else is added to ALLOWED in leukocls/training/build.py."
+                " leukocls/models/; anything else is added to ALLOWED in"
+                " leukocls/training/build.py."
             )
     try:
         return instantiate(config, _convert_="all")
