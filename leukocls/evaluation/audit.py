@@ -238,8 +238,7 @@ def _labels(predictions: pd.DataFrame, table: pd.DataFrame) -> dict[str, Any]:
 def _selection(
     predictions: pd.DataFrame, table: pd.DataFrame, record: dict[str, Any]
 ) -> dict[str, Any]:
-    """The finding on the set that chose the epoch: it must not be, or share cells with, the
-    reported set."""
+    """The finding on the set that chose the epoch, which must be disjoint from the reported set."""
     sides = sorted(set(table["side"]) - {TRAIN})
     reported = sorted(set(table["side"][table["scored"]]) - {TRAIN})
     chosen_on = (record.get("selection") or {}).get("set")

@@ -108,7 +108,7 @@ def cell_metrics(
 def _graded_metrics(
     y: npt.NDArray[np.int64], order: Floats, z: Floats, p: Floats
 ) -> dict[str, float | None]:
-    """The metrics GRADED, from labels, what orders the cells, logits and probabilities, [n]."""
+    """The metrics in GRADED, from labels, ranking values, logits and probabilities, [n] each."""
     return {
         "auroc": auroc(y, order),
         "average_precision": average_precision(y, order),
