@@ -516,7 +516,7 @@ def test_seeds_can_be_planned(sweep, capsys):
     assert compare.main([str(sweep), "--seeds", "24", "--incomplete"]) == 0
     assert "proposal   n = 4 of 24" in capsys.readouterr().out
     message = refused(sweep, "--seeds", "2", "--incomplete")
-    assert "there and not planned" in message
+    assert "seeds that are not planned" in message
     assert "norot: 2, 3" in message
     for wrong in ("0", "3-1", "many"):
         with pytest.raises(SystemExit) as stop:

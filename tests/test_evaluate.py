@@ -367,7 +367,7 @@ def test_labels_that_contradict_are_named(tmp_path, truth):
         ("cell,prob,logit,label", "a,0.9,-3,1", "not the sigmoid of logit for a (1 in all)"),
         ("cell,prob,label", " ,0.5,1", "needs its name"),
         ("cell,prob,label", "a,0.5", "commas"),
-        ("cell,prob,prob", "a,0.5,0.5", "twice"),
+        ("cell,prob,prob", "a,0.5,0.5", "duplicate column name"),
         ("cell;prob;label", "a;0.5;1", "no column cell"),
         ("name,prob,label", "a,0.5,1", "no column cell"),
         ("cell,score,label", "a,0.5,1", "no column prob"),
