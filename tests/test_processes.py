@@ -2,6 +2,7 @@
 
 import sys
 from importlib.util import find_spec
+from multiprocessing import forkserver
 
 import pytest
 
@@ -20,6 +21,7 @@ def _report(pipe) -> None:
 
 
 def test_a_child_finds_the_preloaded_modules_imported() -> None:
+    forkserver._forkserver._stop()  # another test's, which imported other modules
     context = fork_server(PRELOADED)
     ours, theirs = context.Pipe(duplex=False)
     child = context.Process(target=_report, args=(theirs,))
