@@ -14,6 +14,7 @@ import pytest
 from conftest import Train, copied, record, small
 from omegaconf import OmegaConf
 
+from leukocls.artifacts.record import RunState
 from leukocls.artifacts.run_dir import RunDir
 from leukocls.common.errors import LeukoclsError
 from leukocls.launch.slots import slots, visible_gpus
@@ -181,8 +182,8 @@ def test_force_replaces_what_was_there_before(
     # Whatever was started since the command was given stays: another sweep's, a job's put back.
     said = record(runs[0].parent)
     run = RunDir(runs[0].parent, OmegaConf.load(runs[0].parent / "config.yaml"), said["inputs"])
-    assert run.state(force=True, since=said["started"]) == "done"
-    assert run.state(force=True, since="9999") == "nothing"
+    assert run.state(force=True, since=said["started"]) == RunState.DONE
+    assert run.state(force=True, since="9999") == RunState.MISSING
     # Every job failing before it starts is not "done already" because an older run is there.
     failed = train(*words, "force=true", "data.cache=/dev/null/x", "-m")
     assert failed.code == 1
