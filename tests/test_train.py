@@ -447,4 +447,4 @@ def test_trainer_keys_that_cut_a_run_short_are_refused(
     override: str, small_tree: Path, tmp_path: Path, train: Train
 ) -> None:
     refused = train(*small(small_tree, tmp_path / "outputs"), override)
-    assert (refused.code, "not here" in refused.err) == (2, True)
+    assert (refused.code, "trainer." in refused.err) == (2, True)

@@ -71,8 +71,7 @@ def test_a_run_that_is_not_there_or_was_trained_otherwise_is_refused(
     words = [word for word in small(small_tree, tmp_path / "outputs") if word != "views=4"]
     told = train(*words, "ablation=norot")
     assert told.code == 2
-    assert "no run whose view 0 could be scored" in told.err
-    assert "rescore_from=null trains again" in told.err
+    assert "rescore_from=null" in told.err
     # Somebody moved a run of other settings to where the proposal's belongs.
     source = run_of(outputs, "proposal")
     place = tmp_path / "outputs" / source.relative_to(outputs)
@@ -82,7 +81,7 @@ def test_a_run_that_is_not_there_or_was_trained_otherwise_is_refused(
     (place / "run.json").write_text(json.dumps(said))
     told = train(*words, "ablation=norot")
     assert told.code == 2
-    assert "trained otherwise: optim.lr.head differ" in told.err
+    assert "optim.lr.head" in told.err
     # Nor does it score predictions that were edited.
     shutil.copy(source / "run.json", place)
     frame = predictions.read(place / "predictions.parquet")
@@ -107,7 +106,7 @@ def test_a_test_that_another_epoch_scored_is_not_view_0s(
     (source / "run.json").write_text(json.dumps(said))
     told = train(*words, "ablation=norot", "force=true")
     assert told.code == 2
-    assert "scored its test by epoch" in told.err
+    assert "rescore_from=null" in told.err
 
 
 @pytest.mark.parametrize("rate", ["1e-3", "1e-4", "1e-5"])
@@ -195,5 +194,5 @@ def test_rescore_from_what_was_trained_again_is_not_called_done(
     (proposal / "run.json").write_text(json.dumps(changed))
     told = train(*words, "ablation=norot")
     assert told.code == 2
-    assert "inputs.view_0" in told.err
+    assert "inputs.rescored" in told.err
     assert train(*words, "ablation=norot", "force=true").code == 0
