@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Outcome, only_run, record
+from conftest import ROOT, Outcome, only_run, record
 
 from leukocls import baseline, runs
 from leukocls.artifacts import predictions
@@ -266,7 +266,7 @@ def test_colour_shows_a_shortcut_and_nothing_else(
 
 def test_leakage_comes_from_what_tells_subjects_apart(tmp_path: Path) -> None:
     file = tmp_path / "leakage.json"
-    script = Path(__file__).parents[1] / "benchmarks" / "leakage.py"
+    script = ROOT / "benchmarks" / "leakage.py"
     sizes = ["--trees", "2", "--subjects", "3", "--scales", "0", "2"]
     done = subprocess.run(
         [sys.executable, str(script), *sizes, "--json", str(file)], capture_output=True, text=True

@@ -6,13 +6,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import TINY, Train, small
+from conftest import ROOT, TINY, Train, small
 from hydra import compose, initialize_config_dir
 
 from leukocls.estimate import cells
 from leukocls.sweep import duration
 
-CONF = str(Path(__file__).parents[1] / "conf")
+CONF = str(ROOT / "conf")
 
 
 @pytest.mark.parametrize(

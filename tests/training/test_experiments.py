@@ -85,7 +85,7 @@ def test_every_recipe_runs_end_to_end_within_limits_of_the_command_line(
 
 
 def test_no_experiment_ablation_or_link_is_left_out() -> None:
-    # The demo is run by tests/test_readme.py, and its smaller one, less its size, is the demo.
+    # The demo is run by test_readme.py, and its smaller one, less its size, is the demo.
     assert set(options("experiment")) == {*PUBLISHED, "demo", "demo_ablation"}
     demo, smaller = (composed(f"experiment={name}") for name in ("demo", "demo_ablation"))
     smaller.data.size, smaller.trainer.max_epochs = demo.data.size, demo.trainer.max_epochs

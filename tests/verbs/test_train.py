@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import CANARY, Train, only_run, record, small
+from conftest import CANARY, ROOT, Train, only_run, record, small
 from sklearn import metrics as oracle
 
 from leukocls import evaluate
@@ -393,10 +393,9 @@ def test_path_overrides_are_quoted_for_hydra(tmp_path: Path) -> None:
 
 def test_wheel_carries_the_configuration(tmp_path: Path) -> None:
     """`pip install .` works as an editable install does: conf/ is inside the package."""
-    root = Path(__file__).parents[1]
     build = "import hatchling.build as b, sys; print(b.build_wheel(sys.argv[1]))"
     subprocess.run(
-        [sys.executable, "-c", build, str(tmp_path)], cwd=root, check=True, capture_output=True
+        [sys.executable, "-c", build, str(tmp_path)], cwd=ROOT, check=True, capture_output=True
     )
     (wheel,) = tmp_path.glob("*.whl")
     installed = tmp_path / "installed"

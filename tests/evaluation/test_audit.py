@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 from leukocls import audit
@@ -613,7 +614,7 @@ def test_the_real_command_needs_no_torch_and_prints_one_document(tmp_path):
     trap.write_text("raise SystemExit('torch was imported')")
     done = subprocess.run(
         [sys.executable, "-m", "leukocls.audit", *words], cwd=tmp_path, capture_output=True,
-        text=True, env=os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"},
+        text=True, env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"},
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (1, "")
     assert json.loads(done.stdout)["verdict"] == "leaky"

@@ -11,11 +11,11 @@ from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields, replace
 from importlib import resources
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ROOT
 from PIL import Image
 from scipy import ndimage
 from sklearn.ensemble import HistGradientBoostingClassifier
@@ -725,7 +725,7 @@ def test_more_duplicates_than_cells_are_refused():
 def test_configuration_lists_every_option_with_its_default():
     from omegaconf import OmegaConf
 
-    path = Path(__file__).parents[1] / "conf" / "data" / "synthetic.yaml"
+    path = ROOT / "conf" / "data" / "synthetic.yaml"
     listed = OmegaConf.to_container(OmegaConf.load(path)["synthetic"])
     assert listed == asdict(SyntheticSpec())
     assert SyntheticSpec(**listed) == SyntheticSpec()
