@@ -71,6 +71,13 @@ def persons(table):
     return [f"p{number}" for number in connected_components(links, directed=False)[1][subject]]
 
 
+def persons_of(index, known={}):  # noqa: B006 (counted once for each index)
+    """`persons` of an index, by its rows."""
+    if index.table is not known.get("table"):
+        known |= {"table": index.table, "persons": pd.Series(persons(index.table))}
+    return known["persons"]
+
+
 @pytest.fixture(scope="module")
 def published():
     """Every labelled cell of C-NMC, with the images it holds twice; grouped as the index groups."""
@@ -149,9 +156,11 @@ def side_of(index, split):
 def assert_apart(index, split):
     """No person and no image on two sides, whatever the index calls them."""
     side = side_of(index, split)
-    for what in (persons(index.table), index.table["pixels"], index.table["group"]):
-        sides = side.groupby(list(what)).nunique()
-        assert sides.max() == 1, (split.scheme, sides[sides > 1])
+    taken = side.dropna()
+    for what in (persons_of(index), index.table["pixels"], index.table["group"]):
+        pairs = set(zip(what.iloc[taken.index], taken, strict=True))
+        twice = [who for who, n in Counter(who for who, _ in pairs).items() if n > 1]
+        assert not twice, (split.scheme, twice)
 
 
 def rows_left_out(index):
@@ -160,7 +169,7 @@ def rows_left_out(index):
     Of folds with equally many it is the first.
     """
     table = index.table[index.table["part"] == "train"]
-    person = dict(zip(index.table.index, persons(index.table), strict=True))
+    person = persons_of(index)
     counts = defaultdict(Counter)
     for row, fold in table["fold"].items():
         counts[person[row]][fold] += 1
@@ -234,7 +243,7 @@ def test_a_cell_level_split_of_the_published_cells_is_always_leaky(published):
         assert published.table["group"].iloc[split.rows["val"]].isin(of_train).mean() > 0.99
 
 
-@settings(deadline=None, max_examples=15, derandomize=True)
+@settings(deadline=None, max_examples=10, derandomize=True)
 @given(structures(), st.integers(0, 2**64 - 1), st.integers(2, 4))
 def test_subjects_and_images_of_any_structure_are_on_one_side(index, seed, folds):
     train = index.table[index.table["part"] == "train"]
@@ -410,6 +419,7 @@ def test_part_rows_are_those_of_the_part(index):
 # Bounds of a fold's distance from an even share of the cells of HEM and of ALL. Measured over 50
 # seeds: of three folds 2.2 and 1.9 % at most, of five 4.5 and 6.9 % (some subjects are large).
 EVENNESS = {3: (0.04, 0.04), 5: (0.07, 0.09)}
+SEEDS = 25
 
 
 @pytest.mark.parametrize("folds", EVENNESS)
@@ -419,7 +429,7 @@ def test_published_folds_are_alike_in_class_and_size(published, folds):
     _, group = np.unique(table["group"].to_numpy(str), return_inverse=True)
     largest = group == np.bincount(group).argmax()
     its_fold = Counter()
-    for seed in range(50):
+    for seed in range(SEEDS):
         fold = splits.balanced_folds(table["group"], table["label"], folds, seed)
         for label, cells in of_class.items():
             count = np.bincount(fold[cells], minlength=folds)
@@ -432,7 +442,7 @@ def test_published_folds_are_alike_in_class_and_size(published, folds):
         its_fold.update(set(fold[largest]))
     # No fold is the one where large subjects go: fold=0 is what most people will hold out.
     assert len(its_fold) == folds
-    assert max(its_fold.values()) < 30
+    assert max(its_fold.values()) < 0.6 * SEEDS
 
 
 @settings(deadline=None, max_examples=15, derandomize=True)
