@@ -1,16 +1,21 @@
 """What tests share: genuine data where present, one synthetic tree, one run, warm processes."""
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra._internal.hydra import Hydra
 
 # Read when torch is loaded. Tests run side by side, a process for each core: a second thread for
 # each operation would only wait for the first one's.
@@ -18,12 +23,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from warm import Command
 
+# What runs in the background of a shell ignores Ctrl-C, and tests send it to themselves.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 import leukocls.train  # noqa: F401  (before torch: it says how OpenMP threads wait)
 from leukocls.synthetic.tree import SyntheticSpec, write_tree
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
+SAMPLE = SHARED / "cnmc_sample" / "C-NMC_Leukemia"
 CANARY = "canary-0123456789abcdef"
+# Fixtures and files whose tests train networks or start processes.
+SLOW = {"train", "trained", "trained_once", "command", "chained", "compared", "faulty", "hanging"}
+SLOW |= {"test_baseline", "test_benchmarks", "test_cluster", "test_ranks", "test_readme"}
 
 
 @dataclass(frozen=True)
@@ -36,6 +49,31 @@ class Outcome:
 
 
 Train = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="session")
+def trained_once(small_tree: Path, once: Callable[..., Path]) -> Callable[..., Path]:
+    """`trained_once(*overrides)`: the directory of a finished run of the demo's recipe.
+
+    Each is trained once, whatever the number of processes and tests that look at it.
+    """
+
+    def run(*overrides: str) -> Path:
+        def make(folder: Path) -> None:
+            from leukocls.train import main
+
+            words = [*small(small_tree, folder / "outputs"), *overrides]
+            with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()):
+                patch.delenv("LEUKOCLS_DATA", raising=False)
+                patch.setattr(sys, "argv", ["leukocls.train", *words])
+                with pytest.raises(SystemExit) as stop:
+                    main()
+            assert not stop.value.code
+
+        name = hashlib.sha256("\n".join(overrides).encode()).hexdigest()[:16]
+        return only_run(once(f"trained-{name}", make) / "outputs")
+
+    return run
 
 
 def made_once(base: Path, name: str, make: Callable[[Path], None]) -> Path:
@@ -61,18 +99,17 @@ def made_once(base: Path, name: str, make: Callable[[Path], None]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`shared(name, make)`: a folder that is made once, whatever the number of processes."""
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`once(name, make)`: a folder that is made once, whatever the number of processes."""
     return lambda name, make: made_once(tmp_path_factory.getbasetemp(), name, make)
 
 
 @pytest.fixture(scope="session")
 def sample_root() -> Path:
     """110 genuine images in the Kaggle layout, which are not part of the project."""
-    root = SHARED / "cnmc_sample" / "C-NMC_Leukemia"
-    if not root.is_dir():
-        pytest.skip(f"genuine C-NMC sample not present at {root}")
-    return root
+    if not SAMPLE.is_dir():
+        pytest.skip(f"genuine C-NMC sample not present at {SAMPLE}")
+    return SAMPLE
 
 
 @pytest.fixture(scope="session")
@@ -85,9 +122,16 @@ def small_spec() -> SyntheticSpec:
 
 
 @pytest.fixture(scope="session")
-def small_tree(shared: Callable[..., Path], small_spec: SyntheticSpec) -> Path:
+def small_tree(once: Callable[..., Path], small_spec: SyntheticSpec) -> Path:
     """A small synthetic data root; tests that change it work on a copy."""
-    return shared("data", lambda at: write_tree(at / "tree", small_spec, progress=False)) / "tree"
+    return once("data", lambda at: write_tree(at / "tree", small_spec, progress=False)) / "tree"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what trains or starts processes as slow: `make test-fast` leaves it out."""
+    for item in items:
+        if SLOW & {item.path.stem, *getattr(item, "fixturenames", ())}:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture
@@ -96,6 +140,8 @@ def train(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
     from leukocls.train import main
 
     monkeypatch.delenv("LEUKOCLS_DATA", raising=False)
+    # Without -m Hydra composes everything twice, to look for a `hydra.mode` that nothing sets.
+    monkeypatch.setattr(Hydra, "get_mode", lambda *_, **__: None)
 
     def run(*arguments: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["leukocls.train", *arguments])
@@ -138,10 +184,13 @@ TINY = ["model=timm", "model.backbone=test_resnet", "model.pretrained=false"]
 
 
 def small(root: Path, outputs: Path) -> list[str]:
-    """Overrides that make the demo's recipe a matter of seconds on the tree at `root`."""
+    """Overrides that make the demo's recipe a matter of a second on the tree at `root`.
+
+    Runs on one tree share its decoded images, which lie beside it.
+    """
     return [
         *TINY, "experiment=demo", "data=cnmc", f"data.root={root}", f"outputs={outputs}",
-        f"data.cache={outputs.parent / 'store'}", "data.size=48", "data.batch_size=8",
+        f"data.cache={root.parent / 'store'}", "data.size=48", "data.batch_size=8",
         "trainer.max_epochs=2", "views=4", "threads=1",
     ]  # fmt: skip
 
@@ -158,7 +207,7 @@ def record(directory: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def trained(small_tree: Path, shared: Callable[..., Path]) -> Path:
+def trained(small_tree: Path, once: Callable[..., Path]) -> Path:
     """A finished run directory, logged to W&B offline, with a secret on its command line."""
     from leukocls.train import main
 
@@ -171,4 +220,4 @@ def trained(small_tree: Path, shared: Callable[..., Path]) -> Path:
                 main()
         assert not stop.value.code
 
-    return only_run(shared("trained", make) / "outputs")
+    return only_run(once("trained", make) / "outputs")
