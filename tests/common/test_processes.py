@@ -19,6 +19,7 @@ def _report(pipe) -> None:
     pipe.send([name for name in PRELOADED if name in sys.modules])
 
 
+@pytest.mark.slow
 def test_a_child_finds_the_preloaded_modules_imported() -> None:
     context = fork_server(PRELOADED)
     ours, theirs = context.Pipe(duplex=False)

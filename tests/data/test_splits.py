@@ -4,8 +4,6 @@ import itertools
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -243,6 +241,7 @@ def test_a_cell_level_split_of_the_published_cells_is_always_leaky(published):
         assert published.table["group"].iloc[split.rows["val"]].isin(of_train).mean() > 0.99
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=10, derandomize=True)
 @given(structures(), st.integers(0, 2**64 - 1), st.integers(2, 4))
 def test_subjects_and_images_of_any_structure_are_on_one_side(index, seed, folds):
@@ -422,6 +421,7 @@ EVENNESS = {3: (0.04, 0.04), 5: (0.07, 0.09)}
 SEEDS = 25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folds", EVENNESS)
 def test_published_folds_are_alike_in_class_and_size(published, folds):
     table = published.table[published.table["part"] == "train"]
@@ -892,16 +892,3 @@ def test_the_verb_refuses_what_training_refuses(small_tree, tmp_path):
     with pytest.raises(DataFault, match=r"fold_0 has \d+ of \d+ images"):
         run_verb(incomplete, tmp_path)
     assert run_verb(incomplete, tmp_path, "--partial", "--folds", "3")[0] == 0
-
-
-def test_the_verb_needs_no_torch(small_tree, tmp_path):
-    code = (
-        "import sys; from leukocls import split;"
-        " code = split.main(sys.argv[1:]);"
-        " sys.exit(code or 'torch' in sys.modules)"
-    )
-    command = [sys.executable, "-c", code, small_tree, "--folds", "3"]
-    command += ["--out", tmp_path / "split.csv", "--cache", tmp_path / "cache"]
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert (tmp_path / "split.csv").is_file()
