@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint doctor verify ablation paper bench wandb-sync clean
+.PHONY: help env demo test test-fast lint doctor verify ablation paper bench wandb-sync clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -20,8 +20,15 @@ $(VENV)/.done: pyproject.toml constraints.txt
 demo: env ## train a small network on synthetic cells, print its metrics (a minute or two)
 	$(PY) -m leukocls.train experiment=demo
 
-test: env ## run all tests
-	$(PY) -m pytest
+# WORKERS= processes of one thread; whichever is done first takes over from the others.
+WORKERS ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal
+
+test: env ## run all tests (minutes), and list the slowest
+	$(PYTEST)
+
+test-fast: env ## run the quick tests of every package (within two minutes)
+	$(PYTEST) -m "not slow"
 
 lint: env ## check style and types
 	$(VENV)/bin/ruff check .

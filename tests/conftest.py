@@ -1,21 +1,42 @@
-"""What tests share: genuine data where present, one synthetic tree, one warm process, one run."""
+"""What tests share: genuine data where present, one synthetic tree, one run, warm processes."""
 
+import fcntl
+import hashlib
 import json
+import os
 import shutil
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra._internal.hydra import Hydra
+
+# Read when torch is loaded. Tests run side by side, a process for each core: a second thread for
+# each operation would only wait for the first one's.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from warm import Command
+
+# What runs in the background of a shell ignores Ctrl-C, and tests send it to themselves.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import leukocls.train  # noqa: F401  (before torch: it says how OpenMP threads wait)
 from leukocls.synthetic.tree import SyntheticSpec, write_tree
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
+SAMPLE = SHARED / "cnmc_sample" / "C-NMC_Leukemia"
 CANARY = "canary-0123456789abcdef"
+# Fixtures and files whose tests train networks or start processes.
+SLOW = {"train", "trained", "trained_once", "command", "chained", "compared", "faulty", "hanging"}
+SLOW |= {"test_baseline", "test_benchmarks", "test_cluster", "test_ranks", "test_readme"}
 
 
 @dataclass(frozen=True)
@@ -31,12 +52,64 @@ Train = Callable[..., Outcome]
 
 
 @pytest.fixture(scope="session")
+def trained_once(small_tree: Path, once: Callable[..., Path]) -> Callable[..., Path]:
+    """`trained_once(*overrides)`: the directory of a finished run of the demo's recipe.
+
+    Each is trained once, whatever the number of processes and tests that look at it.
+    """
+
+    def run(*overrides: str) -> Path:
+        def make(folder: Path) -> None:
+            from leukocls.train import main
+
+            words = [*small(small_tree, folder / "outputs"), *overrides]
+            with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()):
+                patch.delenv("LEUKOCLS_DATA", raising=False)
+                patch.setattr(sys, "argv", ["leukocls.train", *words])
+                with pytest.raises(SystemExit) as stop:
+                    main()
+            assert not stop.value.code
+
+        name = hashlib.sha256("\n".join(overrides).encode()).hexdigest()[:16]
+        return only_run(once(f"trained-{name}", make) / "outputs")
+
+    return run
+
+
+def made_once(base: Path, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that `make` fills once, for all of the processes that run tests (pytest-xdist).
+
+    The first one to ask makes it while the others wait. Tests that change what is in it work on a
+    copy.
+
+    Args:
+        base: the process's own base directory for temporary files.
+    """
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    shared.mkdir(exist_ok=True)
+    with open(shared / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        folder, done = shared / name, shared / f"{name}.done"
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`once(name, make)`: a folder that is made once, whatever the number of processes."""
+    return lambda name, make: made_once(tmp_path_factory.getbasetemp(), name, make)
+
+
+@pytest.fixture(scope="session")
 def sample_root() -> Path:
     """110 genuine images in the Kaggle layout, which are not part of the project."""
-    root = SHARED / "cnmc_sample" / "C-NMC_Leukemia"
-    if not root.is_dir():
-        pytest.skip(f"genuine C-NMC sample not present at {root}")
-    return root
+    if not SAMPLE.is_dir():
+        pytest.skip(f"genuine C-NMC sample not present at {SAMPLE}")
+    return SAMPLE
 
 
 @pytest.fixture(scope="session")
@@ -49,9 +122,16 @@ def small_spec() -> SyntheticSpec:
 
 
 @pytest.fixture(scope="session")
-def small_tree(tmp_path_factory: pytest.TempPathFactory, small_spec: SyntheticSpec) -> Path:
+def small_tree(once: Callable[..., Path], small_spec: SyntheticSpec) -> Path:
     """A small synthetic data root; tests that change it work on a copy."""
-    return write_tree(tmp_path_factory.mktemp("data") / "tree", small_spec, progress=False)
+    return once("data", lambda at: write_tree(at / "tree", small_spec, progress=False)) / "tree"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what trains or starts processes as slow: `make test-fast` leaves it out."""
+    for item in items:
+        if SLOW & {item.path.stem, *getattr(item, "fixturenames", ())}:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture
@@ -60,6 +140,8 @@ def train(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
     from leukocls.train import main
 
     monkeypatch.delenv("LEUKOCLS_DATA", raising=False)
+    # Without -m Hydra composes everything twice, to look for a `hydra.mode` that nothing sets.
+    monkeypatch.setattr(Hydra, "get_mode", lambda *_, **__: None)
 
     def run(*arguments: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["leukocls.train", *arguments])
@@ -70,6 +152,25 @@ def train(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
         return Outcome(int(stop.value.code or 0), printed.out, printed.err)
 
     return run
+
+
+@pytest.fixture
+def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Command]]:
+    """`command(verb, *arguments, cwd=, env=)`: `python -m leukocls.VERB …` as a process of its own.
+
+    It is forked from a server that has imported what it needs, and can be waited for, read from and
+    sent signals. The test's end kills what still runs.
+    """
+    started: list[Command] = []
+
+    def run(verb: str, *arguments: object, **places: Any) -> Command:
+        folder = tmp_path_factory.mktemp("command")
+        started.append(Command(f"leukocls.{verb}", [*map(str, arguments)], folder, **places))
+        return started[-1]
+
+    yield run
+    for one in started:
+        one.kill()
 
 
 def copied(folder: Path) -> Path:
@@ -83,11 +184,14 @@ TINY = ["model=timm", "model.backbone=test_resnet", "model.pretrained=false"]
 
 
 def small(root: Path, outputs: Path) -> list[str]:
-    """Overrides that make the demo's recipe a matter of seconds on the tree at `root`."""
+    """Overrides that make the demo's recipe a matter of a second on the tree at `root`.
+
+    Runs on one tree share its decoded images, which lie beside it.
+    """
     return [
         *TINY, "experiment=demo", "data=cnmc", f"data.root={root}", f"outputs={outputs}",
-        f"data.cache={outputs.parent / 'store'}", "data.size=48", "data.batch_size=8",
-        "trainer.max_epochs=2", "views=4",
+        f"data.cache={root.parent / 'store'}", "data.size=48", "data.batch_size=8",
+        "trainer.max_epochs=2", "views=4", "threads=1",
     ]  # fmt: skip
 
 
@@ -103,16 +207,17 @@ def record(directory: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def trained(small_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(small_tree: Path, once: Callable[..., Path]) -> Path:
     """A finished run directory, logged to W&B offline, with a secret on its command line."""
     from leukocls.train import main
 
-    outputs = tmp_path_factory.mktemp("trained") / "outputs"
-    command = [*small(small_tree, outputs), "logger=wandb", f"+logger.api_key={CANARY}"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WANDB_API_KEY", CANARY)
-        patch.setattr(sys, "argv", ["leukocls.train", *command])
-        with pytest.raises(SystemExit) as stop:
-            main()
-    assert not stop.value.code
-    return only_run(outputs)
+    def make(folder: Path) -> None:
+        command = [*small(small_tree, folder / "outputs"), "logger=wandb"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("WANDB_API_KEY", CANARY)
+            patch.setattr(sys, "argv", ["leukocls.train", *command, f"+logger.api_key={CANARY}"])
+            with pytest.raises(SystemExit) as stop:
+                main()
+        assert not stop.value.code
+
+    return only_run(once("trained", make) / "outputs")

@@ -2,21 +2,20 @@
 
 import importlib.util
 import json
-import subprocess
 import sys
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
-from conftest import only_run, record
+from conftest import ROOT, only_run, record
+from warm import Command
 
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.files import sha256_file
 from leukocls.models.weights import weights_file
 from leukocls.synthetic.tree import SyntheticSpec
-
-ROOT = Path(__file__).parents[1]
 
 
 def benchmark(name: str) -> ModuleType:
@@ -28,11 +27,15 @@ def benchmark(name: str) -> ModuleType:
     return module
 
 
-def test_benchmark_times_its_four_pairs(small_tree: Path, tmp_path: Path) -> None:
-    """`make bench`, less the result that it would replace."""
-    written = tmp_path / "data.json"
-    command = [sys.executable, str(ROOT / "benchmarks/data.py"), str(small_tree)]
-    subprocess.run([*command, "--json", str(written)], check=True, capture_output=True)
+def test_benchmark_times_its_four_pairs(
+    small_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`make bench` with smaller batches, less the result that it would replace."""
+    written, module = tmp_path / "data.json", benchmark("data")
+    monkeypatch.setattr(module, "BATCH", 8)
+    monkeypatch.setattr(module.torch, "set_num_threads", lambda number: None)
+    monkeypatch.setattr(sys, "argv", ["data.py", str(small_tree), "--json", str(written)])
+    module.main()
     result = json.loads(written.read_text())
     assert len(result["pairs"]) == 4
     assert all(pair["ratio"] > 0 for pair in result["pairs"].values())
@@ -46,10 +49,13 @@ def test_full_times_every_step(tmp_path: Path) -> None:
     assert all(one["seconds"] > 0 and one["peak_mib"] > 20 for one in found.values())
 
 
-def test_likeness_compares_genuine_and_synthetic(sample_root: Path, tmp_path: Path) -> None:
-    written = tmp_path / "likeness.json"
-    command = [sys.executable, str(ROOT / "benchmarks/likeness.py"), str(sample_root)]
-    subprocess.run([*command, "--json", str(written)], check=True, capture_output=True)
+def test_likeness_compares_genuine_and_synthetic(
+    sample_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, module = tmp_path / "likeness.json", benchmark("likeness")
+    monkeypatch.setattr(module, "SPEC", replace(module.SPEC, cells_per_subject=2))
+    monkeypatch.setattr(sys, "argv", ["likeness.py", str(sample_root), "--json", str(written)])
+    module.main()
     measures = json.loads(written.read_text())["measures"]
     assert all({"genuine", "synthetic"} <= values.keys() for values in measures.values())
     shares = measures["zero background, ALL"]
@@ -88,8 +94,18 @@ def test_recorded_results_name_what_they_were_measured_with() -> None:
         assert "/work" not in path.read_text()
 
 
-def test_sweep_tells_a_jobs_start_from_its_training(tmp_path: Path) -> None:
-    """One repeat with two jobs."""
-    found = benchmark("sweep").measure(tmp_path, 2, 1)
+def test_sweep_tells_a_jobs_start_from_its_training(
+    tmp_path: Path, command: Callable[..., Command], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One repeat with two jobs, in processes that are warm."""
+    module = benchmark("sweep")
+
+    def run(words: list[str], **_: object) -> None:
+        assert words[:3] == [sys.executable, "-m", "leukocls.train"]
+        done = command("train", "threads=1", *words[3:])
+        assert done.wait() == 0, done.err
+
+    monkeypatch.setattr(module, "subprocess", SimpleNamespace(run=run))
+    found = module.measure(tmp_path, 2, 1)
     assert list(found) == ["first job of a sweep", "each further", "alone"]
     assert len(list(tmp_path.glob("many0/**/run.json"))) == 2

@@ -1,16 +1,15 @@
 """Arms and seeds compared from their predictions alone, through the command line."""
 
+import itertools
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Train, record, small
+from conftest import record
 from scipy import stats as oracle
 from sklearn import metrics as scores
 
@@ -91,10 +90,10 @@ def view_0(frame):
     return frame.assign(prob=metrics.sigmoid(frame["logit"]))
 
 
-@pytest.fixture
-def sweep(tmp_path):
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
     """proposal, its view 0 and two other arms, four seeds each."""
-    root = tmp_path / "outputs" / "prellberg2019"
+    root = tmp_path_factory.mktemp("made") / "prellberg2019"
     for seed in SEEDS:
         where = f"seed_{seed:03d}"
         frame = selected_on_prelim(seed, 1.0)
@@ -104,6 +103,12 @@ def sweep(tmp_path):
         write_run(root / "nospeclr_1e-4" / where, selected_on_prelim(seed, 0.5))
         write_run(root / "proposal,optim.lr=1" / where, selected_on_prelim(seed, 0.9))
     return root
+
+
+@pytest.fixture
+def sweep(made, tmp_path):
+    """Those arms, for a test to change."""
+    return Path(shutil.copytree(made, tmp_path / "outputs" / made.name))
 
 
 @pytest.fixture
@@ -152,11 +157,13 @@ def values_of(root, arm, split="prelim", which="weighted_f1"):
 # --- reductions
 
 
-@pytest.mark.parametrize("metric", ["weighted_f1", "accuracy", "specificity", "auroc"])
-def test_reductions_over_seeds_are_recomputed(sweep, metric):
-    document = comparison.compare([sweep])
-    for name in ("proposal", "norot", "nospeclr_1e-4"):
-        arm, known = arm_of(document, name), values_of(sweep, name, which=metric)
+def test_reductions_over_seeds_are_recomputed(made):
+    document = comparison.compare([made])
+    of = itertools.product(
+        ("proposal", "norot", "nospeclr_1e-4"), ("weighted_f1", "accuracy", "specificity", "auroc")
+    )
+    for name, metric in of:
+        arm, known = arm_of(document, name), values_of(made, name, which=metric)
         found = arm[metric]
         assert found["values"] == pytest.approx(known, rel=1e-12)
         assert found["mean"] == pytest.approx(np.mean(known))
@@ -561,59 +568,14 @@ def test_a_damaged_record_is_told(sweep):
 # --- the command
 
 
-def command(*words):
-    return subprocess.run(
-        [sys.executable, *map(str, words)], capture_output=True, text=True, check=False
-    )
-
-
-def test_the_command_ends_as_promised(sweep):
-    good = command("-m", "leukocls.compare", sweep, "--json")
-    assert (good.returncode, good.stderr) == (0, "")
-    assert "NaN" not in good.stdout
-    assert len(json.loads(good.stdout)["arms"]) == 4
-    bad = command("-m", "leukocls.compare", "nowhere")
-    assert (bad.returncode, bad.stdout) == (2, "")
-    assert bad.stderr.startswith("error: nowhere: no run")
+def test_the_command_ends_as_promised(sweep, command):
+    good = command("compare", sweep, "--json")
+    assert (good.wait(), good.err) == (0, "")
+    assert "NaN" not in good.out
+    assert len(json.loads(good.out)["arms"]) == 4
+    bad = command("compare", "nowhere")
+    assert (bad.wait(), bad.out) == (2, "")
+    assert bad.err.startswith("error: nowhere: no run")
     (sweep / "norot" / "seed_001" / "run.json").write_text("")
-    assert command("-m", "leukocls.compare", sweep).returncode == 1
-    assert command("-m", "leukocls.compare").returncode == 2
-
-
-def test_help_is_light_and_comparing_needs_no_torch(sweep):
-    heavy = "{'torch', 'pandas', 'pyarrow', 'scipy', 'sklearn', 'hydra', 'lightning'}"
-    program = f"import sys; from leukocls import compare; print({heavy} & set(sys.modules))"
-    assert command("-c", program).stdout == "set()\n"
-    program = (
-        "import sys; from leukocls import compare\n"
-        "compare.main([sys.argv[1], '--json'])\n"
-        "print({'torch', 'lightning', 'hydra'} & set(sys.modules), file=sys.stderr)"
-    )
-    assert command("-c", program, sweep).stderr == "set()\n"
-
-
-def test_trained_runs_are_compared(small_tree: Path, tmp_path: Path, train: Train) -> None:
-    words = [*small(small_tree, tmp_path / "outputs"), "data.size=32", "trainer.max_epochs=1"]
-    words.remove("views=4")
-    for ablation in ("proposal", "nospeclr_1e-4", "norot"):
-        for seed in (0, 1):
-            done = train(*words, f"ablation={ablation}", f"seed={seed}")
-            assert done.code == 0, done.err
-    document = comparison.compare([tmp_path])
-    assert [arm["name"].split(",")[0] for arm in document["arms"]] == [
-        "proposal",
-        "norot",
-        "nospeclr_1e-4",
-    ]
-    assert document["reference"].startswith("proposal")
-    assert {row["b"].split(",")[0]: row["test"] for row in document["tests"]} == {
-        "norot": "Wilcoxon signed-rank",
-        "nospeclr_1e-4": "Mann-Whitney U",
-    }
-    for arm in document["arms"]:
-        where = tmp_path / "outputs" / "demo" / arm["name"]
-        for seed, value in zip((0, 1), arm["weighted_f1"]["values"], strict=True):
-            run = record(where / f"seed_{seed:03d}")
-            assert value == run["metrics"]["prelim"]["weighted_f1"]
-    assert document["marks"] == ["SYNTHETIC"]
-    assert tables.comparison_text(document).startswith("SELECTION   on prelim")
+    assert command("compare", sweep).wait() == 1
+    assert command("compare").wait() == 2

@@ -4,8 +4,6 @@ import itertools
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -71,6 +69,13 @@ def persons(table):
     n = len(names) + len(images)
     links = coo_array((np.ones(len(table)), (subject, len(names) + image)), shape=(n, n))
     return [f"p{number}" for number in connected_components(links, directed=False)[1][subject]]
+
+
+def persons_of(index, known={}):  # noqa: B006 (counted once for each index)
+    """`persons` of an index, by its rows."""
+    if index.table is not known.get("table"):
+        known |= {"table": index.table, "persons": pd.Series(persons(index.table))}
+    return known["persons"]
 
 
 @pytest.fixture(scope="module")
@@ -151,9 +156,11 @@ def side_of(index, split):
 def assert_apart(index, split):
     """No person and no image on two sides, whatever the index calls them."""
     side = side_of(index, split)
-    for what in (persons(index.table), index.table["pixels"], index.table["group"]):
-        sides = side.groupby(list(what)).nunique()
-        assert sides.max() == 1, (split.scheme, sides[sides > 1])
+    taken = side.dropna()
+    for what in (persons_of(index), index.table["pixels"], index.table["group"]):
+        pairs = set(zip(what.iloc[taken.index], taken, strict=True))
+        twice = [who for who, n in Counter(who for who, _ in pairs).items() if n > 1]
+        assert not twice, (split.scheme, twice)
 
 
 def rows_left_out(index):
@@ -162,7 +169,7 @@ def rows_left_out(index):
     Of folds with equally many it is the first.
     """
     table = index.table[index.table["part"] == "train"]
-    person = dict(zip(index.table.index, persons(index.table), strict=True))
+    person = persons_of(index)
     counts = defaultdict(Counter)
     for row, fold in table["fold"].items():
         counts[person[row]][fold] += 1
@@ -236,7 +243,8 @@ def test_a_cell_level_split_of_the_published_cells_is_always_leaky(published):
         assert published.table["group"].iloc[split.rows["val"]].isin(of_train).mean() > 0.99
 
 
-@settings(deadline=None, max_examples=15, derandomize=True)
+@pytest.mark.slow
+@settings(deadline=None, max_examples=10, derandomize=True)
 @given(structures(), st.integers(0, 2**64 - 1), st.integers(2, 4))
 def test_subjects_and_images_of_any_structure_are_on_one_side(index, seed, folds):
     train = index.table[index.table["part"] == "train"]
@@ -412,8 +420,10 @@ def test_part_rows_are_those_of_the_part(index):
 # Bounds of a fold's distance from an even share of the cells of HEM and of ALL. Measured over 50
 # seeds: of three folds 2.2 and 1.9 % at most, of five 4.5 and 6.9 % (some subjects are large).
 EVENNESS = {3: (0.04, 0.04), 5: (0.07, 0.09)}
+SEEDS = 25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folds", EVENNESS)
 def test_published_folds_are_alike_in_class_and_size(published, folds):
     table = published.table[published.table["part"] == "train"]
@@ -421,7 +431,7 @@ def test_published_folds_are_alike_in_class_and_size(published, folds):
     _, group = np.unique(table["group"].to_numpy(str), return_inverse=True)
     largest = group == np.bincount(group).argmax()
     its_fold = Counter()
-    for seed in range(50):
+    for seed in range(SEEDS):
         fold = balanced_folds(table["group"], table["label"], folds, seed)
         for label, cells in of_class.items():
             count = np.bincount(fold[cells], minlength=folds)
@@ -434,7 +444,7 @@ def test_published_folds_are_alike_in_class_and_size(published, folds):
         its_fold.update(set(fold[largest]))
     # No fold is the one where large subjects go: fold=0 is what most people will hold out.
     assert len(its_fold) == folds
-    assert max(its_fold.values()) < 30
+    assert max(its_fold.values()) < 0.6 * SEEDS
 
 
 @settings(deadline=None, max_examples=15, derandomize=True)
@@ -884,16 +894,3 @@ def test_the_verb_refuses_what_training_refuses(small_tree, tmp_path):
     with pytest.raises(DataFault, match=r"fold_0 has \d+ of \d+ images"):
         run_verb(incomplete, tmp_path)
     assert run_verb(incomplete, tmp_path, "--partial", "--folds", "3")[0] == 0
-
-
-def test_the_verb_needs_no_torch(small_tree, tmp_path):
-    code = (
-        "import sys; from leukocls import split;"
-        " code = split.main(sys.argv[1:]);"
-        " sys.exit(code or 'torch' in sys.modules)"
-    )
-    command = [sys.executable, "-c", code, small_tree, "--folds", "3"]
-    command += ["--out", tmp_path / "split.csv", "--cache", tmp_path / "cache"]
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert (tmp_path / "split.csv").is_file()

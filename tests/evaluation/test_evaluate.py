@@ -1,9 +1,6 @@
 import csv
-import io
 import json
 import os
-import subprocess
-import sys
 import zipfile
 
 import numpy as np
@@ -495,34 +492,14 @@ def test_genuine_truth(sample_root, tmp_path, js):
 # --- the real command
 
 
-def command(*argv, **options):
-    return subprocess.run(
-        [sys.executable, *map(str, argv)], capture_output=True, text=True, **options
-    )
-
-
-def test_real_commands(run, tmp_path):
-    good = command("-m", "leukocls.evaluate", run, "--json")
-    assert good.returncode == 0
-    assert len(json.load(io.StringIO(good.stdout))) == 4
-    assert good.stderr == ""
-    bad = command("-m", "leukocls.evaluate", "nowhere.csv")
-    assert bad.returncode == 2
-    assert bad.stdout == ""
-    assert bad.stderr.startswith("error: nowhere.csv")
-    assert bad.stderr.count("\n") == 1
-    assert command("-m", "leukocls.evaluate").returncode == 2
-
-
-def test_help_is_light():
-    program = (
-        "import sys; from leukocls import audit, compare, evaluate, runs\n"
-        "heavy = {'torch', 'lightning', 'hydra', 'pandas', 'pyarrow', 'sklearn', 'scipy'}\n"
-        "print(sorted(heavy & set(sys.modules)))"
-    )
-    assert command("-c", program).stdout == "[]\n"
-    program = (
-        "import sys; import leukocls.reporting.tables, leukocls.evaluation.audit\n"
-        "print(sorted({'torch', 'lightning', 'hydra'} & set(sys.modules)))"
-    )
-    assert command("-c", program).stdout == "[]\n"
+def test_real_commands(run, tmp_path, command):
+    good = command("evaluate", run, "--json")
+    assert good.wait() == 0
+    assert len(json.loads(good.out)) == 4
+    assert good.err == ""
+    bad = command("evaluate", "nowhere.csv")
+    assert bad.wait() == 2
+    assert bad.out == ""
+    assert bad.err.startswith("error: nowhere.csv")
+    assert bad.err.count("\n") == 1
+    assert command("evaluate").wait() == 2

@@ -20,6 +20,7 @@ def _report(pipe) -> None:
     pipe.send([name for name in PRELOADED if name in sys.modules])
 
 
+@pytest.mark.slow
 def test_a_child_finds_the_preloaded_modules_imported() -> None:
     forkserver._forkserver._stop()  # another test's, which imported other modules
     context = fork_server(PRELOADED)

@@ -6,14 +6,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import CANARY, Train, only_run, record, small
+from conftest import CANARY, ROOT, Train, only_run, record, small
 from sklearn import metrics as oracle
+from warm import Command
 
 from leukocls import evaluate
 from leukocls.artifacts import predictions
@@ -146,7 +147,7 @@ def test_changed_artefact_or_configuration_is_refused(
     outputs = tmp_path / "outputs"
     shutil.copytree(trained.parents[2], outputs)
     run = only_run(outputs)
-    command = [*small(small_tree, outputs), f"data.cache={trained.parents[3] / 'store'}"]
+    command = small(small_tree, outputs)
     frame = predictions.read(run / "predictions.parquet")
     edited = frame.assign(logit=frame["logit"] + 1).drop(columns="prob")
     edited["prob"] = 1 / (1 + np.exp(-edited["logit"].astype("float64")))
@@ -207,30 +208,20 @@ def test_one_failed_job_leaves_the_others(small_tree: Path, tmp_path: Path, trai
 
 
 def test_terminated_run_resumes_to_the_same_bits(
-    trained: Path, small_tree: Path, tmp_path: Path, train: Train
+    trained: Path, small_tree: Path, tmp_path: Path, train: Train, command: Callable[..., Command]
 ) -> None:
     outputs = tmp_path / "outputs"
-    command = small(small_tree, outputs)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "leukocls.train", *command],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("epoch 1 "):
-            break
-    deadline = time.monotonic() + 60
-    while not list(outputs.rglob("resume-epoch0001.ckpt")) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    words = small(small_tree, outputs)
+    process = command("train", *words)
+    assert process.until(lambda: list(outputs.rglob("resume-epoch0001.ckpt"))), process.err
     process.send_signal(signal.SIGTERM)
-    rest = process.stdout.read()
-    code = process.wait(60)
+    code = process.wait()
     if code == 0:
         pytest.skip("the run ended before the signal reached it")
-    assert code == 143, rest
+    assert code == 143, process.err
     run = only_run(outputs)
     assert record(run)["status"] == "interrupted"
-    resumed = train(*command)
+    resumed = train(*words)
     assert "resumed after epoch 1" in resumed.out
     assert resumed.code == 0
     assert record(run)["predictions_sha256"] == record(trained)["predictions_sha256"]
@@ -256,7 +247,7 @@ def test_locked_directory_is_refused(small_tree: Path, tmp_path: Path, train: Tr
 def test_checkpoint_is_scored_on_another_part(
     trained: Path, small_tree: Path, tmp_path: Path, train: Train
 ) -> None:
-    data = [f"data.root={small_tree}", f"data.cache={trained.parents[3] / 'store'}"]
+    data = [f"data.root={small_tree}", f"data.cache={small_tree.parent / 'store'}"]
     outputs = tmp_path / "outputs"
     for part in ("prelim", "final"):
         command = [f"checkpoint={trained}", f"score={part}", f"outputs={outputs}", *data]
@@ -368,12 +359,13 @@ def test_no_network_for_weights_gives_three_ways(
 def test_genuine_cells_through_the_papers_network(
     sample_root: Path, tmp_path: Path, train: Train
 ) -> None:
-    """SE-ResNeXt50 at 300 px, limited on the command line alone."""
+    """SE-ResNeXt50 on the recipe's crop, a fifth as large, limited by the command line."""
     outputs = tmp_path / "outputs"
     done = train(
         "experiment=prellberg2019", f"data.root={sample_root}", "data.partial=true",
         "model.pretrained=false", "trainer.max_epochs=1", "trainer.limit_train_batches=1",
-        f"outputs={outputs}",
+        f"outputs={outputs}", f"data.cache={tmp_path / 'store'}", "data.size=64",
+        "data.batch_size=4", "threads=1",
     )  # fmt: skip
     assert done.code == 0, done.err
     run = only_run(outputs)
@@ -393,10 +385,9 @@ def test_path_overrides_are_quoted_for_hydra(tmp_path: Path) -> None:
 
 def test_wheel_carries_the_configuration(tmp_path: Path) -> None:
     """`pip install .` works as an editable install does: conf/ is inside the package."""
-    root = Path(__file__).parents[1]
     build = "import hatchling.build as b, sys; print(b.build_wheel(sys.argv[1]))"
     subprocess.run(
-        [sys.executable, "-c", build, str(tmp_path)], cwd=root, check=True, capture_output=True
+        [sys.executable, "-c", build, str(tmp_path)], cwd=ROOT, check=True, capture_output=True
     )
     (wheel,) = tmp_path.glob("*.whl")
     installed = tmp_path / "installed"
@@ -414,7 +405,7 @@ def test_score_of_a_checkpoint_is_its_recipes(
     trained: Path, small_tree: Path, tmp_path: Path, train: Train
 ) -> None:
     """Its configuration is the checkpoint's, which must be whole, and nobody overrides it."""
-    data = [f"data.root={small_tree}", f"data.cache={trained.parents[3] / 'store'}"]
+    data = [f"data.root={small_tree}", f"data.cache={small_tree.parent / 'store'}"]
     source = tmp_path / "demo/proposal/seed_000"
     shutil.copytree(trained, source)
     command = [f"checkpoint={source}", "score=prelim", f"outputs={tmp_path / 'outputs'}", *data]

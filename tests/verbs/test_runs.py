@@ -2,7 +2,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 
 import pytest
 
@@ -32,7 +31,7 @@ def listed(capsys, *argv):
 
 
 def gone_pid():
-    process = subprocess.Popen([sys.executable, "-c", ""])
+    process = subprocess.Popen(["true"])
     process.wait()
     return process.pid
 
@@ -124,13 +123,11 @@ def test_empty_and_missing_outputs(tmp_path, capsys):
         runs.main([str(tmp_path / "nowhere")])
 
 
-def test_the_real_command(tmp_path):
+def test_the_real_command(tmp_path, command):
     make(tmp_path)
-    command = [sys.executable, "-m", "leukocls.runs"]
-    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "proposal" in done.stdout
-    missing = str(tmp_path / "nowhere")
-    refused = subprocess.run([*command, missing], capture_output=True, text=True)
-    assert refused.returncode == 2
-    assert refused.stderr.startswith(f"error: {missing}")
+    done = command("runs", tmp_path)
+    assert (done.wait(), done.err) == (0, "")
+    assert "proposal" in done.out
+    refused = command("runs", tmp_path / "nowhere")
+    assert refused.wait() == 2
+    assert refused.err.startswith(f"error: {tmp_path / 'nowhere'}")

@@ -1,6 +1,8 @@
 """What a recipe may ask of training: losses, samplers, averages, accumulation, patience, views."""
 
 import json
+import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,12 @@ from torchvision.ops import box_iou
 from leukocls.data.store import open_store
 from leukocls.data.verify import checked_index
 from leukocls.training.build import build
+
+
+@pytest.fixture
+def kept(trained_once):
+    """The run of the demo's recipe with these overrides, trained once for all tests."""
+    return partial(trained_once, "views=1")
 
 
 @pytest.fixture
@@ -40,24 +48,23 @@ def scored(directory: Path, which: str, tree: Path, folder: Path, train: Train) 
     file = directory / "checkpoints" / f"{which}.safetensors"
     done: Outcome = train(
         f"checkpoint={file}", "score=prelim", "data=cnmc", f"data.root={tree}",
-        f"outputs={folder / 'scored'}", f"data.cache={folder / 'store'}",
+        f"outputs={folder / 'scored'}", f"data.cache={tree.parent / 'store'}",
     )  # fmt: skip
     assert done.code == 0, done.err
     (found,) = (folder / "scored").rglob("predictions.parquet")
     return pd.read_parquet(found)["logit"].to_numpy()
 
 
-@pytest.mark.parametrize("which", ["best", "last"])
 def test_an_average_is_scored_and_kept_and_does_not_touch_training(
-    which: str, run, small_tree: Path, tmp_path: Path, train: Train
+    kept, small_tree: Path, tmp_path: Path, train: Train
 ) -> None:
-    plain, averaged = run("plain"), run("averaged", "ema=0.9")
+    plain, averaged = kept(), kept("ema=0.9")
     losses = [pd.read_csv(d / "metrics.csv")["train_loss"].dropna() for d in (plain, averaged)]
     assert losses[0].tolist() == losses[1].tolist()
     assert (logits(plain, 2) != logits(averaged, 2)).all()
-    epoch = 2 if which == "last" else record(averaged)["selection"]["epoch"]
-    again = scored(averaged, which, small_tree, tmp_path, train)
-    assert np.array_equal(again, logits(averaged, epoch))
+    for which, epoch in {"best": record(averaged)["selection"]["epoch"], "last": 2}.items():
+        again = scored(averaged, which, small_tree, tmp_path / which, train)
+        assert np.array_equal(again, logits(averaged, epoch))
 
 
 def test_an_averages_test_is_scored_by_the_selected_epoch(
@@ -87,8 +94,12 @@ FROZEN = ["model=frozen_vgg16", "model.backbone=test_resnet", "optim.lr=1e-2"]
         [*FROZEN, "augment=none", "ema=0.9"],
     ],
 )
-def test_a_stopped_run_ends_as_if_it_had_not_been(more: list[str], run) -> None:
-    directory = run("run", *more)
+def test_a_stopped_run_ends_as_if_it_had_not_been(
+    more: list[str], run, kept, tmp_path: Path
+) -> None:
+    source = kept(*more)
+    directory = tmp_path.joinpath("run", *source.parts[-4:])
+    shutil.copytree(source, directory)
     whole = record(directory)
     # As if it had been killed before the last epoch's checkpoint.
     sorted((directory / "checkpoints").glob("resume-*"))[-1].unlink()
@@ -102,8 +113,8 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(more: list[str], run) -> None:
     pd.testing.assert_frame_equal(metrics, after)
 
 
-def test_save_every_saves_less_often_and_loses_nothing_of_a_whole_run(run) -> None:
-    often = run("often", "trainer.max_epochs=3")
+def test_save_every_saves_less_often_and_loses_nothing_of_a_whole_run(run, kept) -> None:
+    often = kept("trainer.max_epochs=3")
     rarely = run("rarely", "trainer.max_epochs=3", "save_every=2")
     found = sorted(path.name for path in (rarely / "checkpoints").glob("resume-*"))
     assert found == ["resume-epoch0002.ckpt", "resume-epoch0003.ckpt"]
@@ -146,12 +157,12 @@ def test_accumulated_batches_make_fewer_steps(run) -> None:
         "optim=marzahl2019", "+optim.layer_decay=0.7", "augment=marzahl2019_boxes",
     ],
 )  # fmt: skip
-def test_each_option_changes_what_is_learned(override: str, run) -> None:
+def test_each_option_changes_what_is_learned(override: str, run, kept) -> None:
+    one = "trainer.max_epochs=1"
     more = ["++optim.lr=0.003"] if "layer" in override else []
-    plain = run("plain", *more)
-    other = run("other", override, *more)
+    plain, other = kept(one, *more), run("other", one, override, *more)
     assert (logits(plain, 0) == logits(other, 0)).all()
-    assert (logits(plain, 2) != logits(other, 2)).any()
+    assert (logits(plain, 1) != logits(other, 1)).any()
 
 
 @pytest.mark.parametrize(
@@ -223,14 +234,16 @@ def test_iou_is_tracked_beside_f1(model: str, run, small_tree: Path, tmp_path: P
     assert proper.any()
 
 
-def test_after_a_demo_sized_training_boxes_are_found(tmp_path: Path, train: Train) -> None:
-    """On synthetic cells of subjects not seen; one box for all of them would have some .75."""
+def test_after_a_short_training_boxes_are_found(tmp_path: Path, train: Train) -> None:
+    """On embedded cells of subjects not seen: 0.67 measured, from 0.00 before the first epoch."""
     done = train(
         "experiment=demo", f"outputs={tmp_path / 'outputs'}", "model=resnet18_region",
         "model.backbone=test_resnet", "model.pretrained=false", "model.dropouts=[0.1,0.1]",
         "optim=marzahl2019", "optim.lr=3e-3", "augment=marzahl2019_submission", "views=1",
-        "data.size=48", "trainer.max_epochs=12",
+        "data.size=32", "data.batch_size=8", "data.synthetic.cells_per_subject=6",
+        "trainer.max_epochs=5", "threads=1",
     )  # fmt: skip
     assert done.code == 0, done.err
     metrics = pd.read_csv(only_run(tmp_path / "outputs") / "metrics.csv")
-    assert metrics["prelim_iou"].iloc[-1] > 0.7
+    assert metrics["prelim_iou"].iloc[0] < 0.1
+    assert metrics["prelim_iou"].iloc[-1] > 0.55

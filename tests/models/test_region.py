@@ -367,8 +367,9 @@ def blobs(count, seed, size=64):
     return drawn, torch.cat([centre - radius, centre + radius], 1)
 
 
+@pytest.mark.slow
 def test_boxes_of_blobs_are_learnt():
-    given, target = blobs(256, 0)
+    given, target = blobs(256, 0, size=32)
     net = network("boxes", width=64, mean=[0.2] * 3, std=[0.4] * 3).train()
     optimiser = torch.optim.Adam(net.parameters(), 0.01)
     for step in range(60):
@@ -376,7 +377,7 @@ def test_boxes_of_blobs_are_learnt():
         optimiser.zero_grad()
         F.l1_loss(net(given[chosen])[1], target[chosen]).backward()
         optimiser.step()
-    given, held_out = blobs(128, 10)
+    given, held_out = blobs(128, 10, size=32)
     with torch.no_grad():
         found = iou(net.eval()(given)[1], held_out).mean()
     constant = iou(target.mean(0, keepdim=True).expand_as(held_out), held_out).mean()
@@ -425,6 +426,7 @@ def test_the_grid_keeps_its_precision_under_autocast():
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_region_exports_for_any_number_of_images():
     net = lively("region")
     batch = torch.export.Dim("batch", min=1)

@@ -1,9 +1,9 @@
 from itertools import pairwise
 from math import cos, pi, sqrt
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -11,7 +11,6 @@ from leukocls.common.errors import LeukoclsError
 from leukocls.models.timm_network import TimmNetwork
 from leukocls.training.optim import configure, parameter_groups
 
-ROOT = Path(__file__).parents[1]
 # One small network of each of timm's ways to name its layers; levit has two heads.
 FAMILIES = [
     "test_resnet", "test_vit", "test_convnext", "test_efficientnet", "test_mambaout", "test_nfnet",

@@ -6,12 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import TINY, Train, small
+from conftest import ROOT, TINY, Train, small
 from hydra import compose, initialize_config_dir
 
 from leukocls.launch.plan import cells, duration
 
-CONF = str(Path(__file__).parents[1] / "conf")
+CONF = str(ROOT / "conf")
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,6 @@ import os
 import re
 import shutil
 import struct
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -455,28 +453,20 @@ def test_the_report_of_a_tree_without_fault(tree, lines):
     assert any(line.startswith("  20 = 21 ") for line in shown)
 
 
-def test_a_missing_root_is_a_refusal_not_a_fault(tmp_path):
-    command = [sys.executable, "-m", "leukocls.verify", str(tmp_path / "nowhere"), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "nowhere: no such folder. Set data.root" in done.stderr
+def test_a_missing_root_is_a_refusal_not_a_fault(tmp_path, command):
+    done = command("verify", tmp_path / "nowhere", "--json", cwd=tmp_path)
+    assert (done.wait(), done.out) == (2, "")
+    assert "nowhere: no such folder. Set data.root" in done.err
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(LeukoclsError, match="no such folder"):
         verb.main([str(tmp_path / "nowhere")])
 
 
-def test_json_is_all_that_is_printed_and_torch_is_not_imported(tree, tmp_path):
-    code = (
-        "import sys, leukocls.verify\n"
-        "code = leukocls.verify.main(sys.argv[1:])\n"
-        "assert 'torch' not in sys.modules\n"
-        "sys.exit(code)"
-    )
+def test_json_is_all_that_is_printed(tree, tmp_path, command):
     cut(tree / ONE, 10)
-    command = [sys.executable, "-c", code, str(tree), "--json", "--cache", str(tmp_path / "cache")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (1, "")
-    document = json.loads(done.stdout)
+    done = command("verify", tree, "--json", "--cache", tmp_path / "cache")
+    assert (done.wait(), done.err) == (1, "")
+    document = json.loads(done.out)
     assert document.keys() == {"root", "layout", "marks", "parts", "faults", "duplicates"}
     (fault,) = document["faults"]
     assert fault.keys() == {"path", "cause", "remedy"}

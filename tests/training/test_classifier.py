@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from sklearn import metrics as oracle
 from torch import nn
-from torch.multiprocessing import get_context
+from warm import server
 
 from leukocls.data.augment import Augmentation
 from leukocls.data.datamodule import CellDataModule
@@ -287,10 +287,9 @@ def test_two_processes_score_every_cell_once_and_agree_with_one(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # Spawned: forking a process whose threads have computed may hang.
-    spawn = get_context("spawn")
-    arguments = (port, tmp_path / "weights.pt", tmp_path)
-    both = [spawn.Process(target=validate_and_fit, args=(rank, *arguments)) for rank in (0, 1)]
+    # Not forked from here: a process whose threads have computed may hang.
+    context, arguments = server(), (port, tmp_path / "weights.pt", tmp_path)
+    both = [context.Process(target=validate_and_fit, args=(rank, *arguments)) for rank in (0, 1)]
     try:
         for process in both:
             process.start()

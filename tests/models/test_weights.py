@@ -260,6 +260,7 @@ def vgg16(tmp_path_factory):
     return network.eval(), file
 
 
+@pytest.mark.slow
 def test_torchvisions_vgg16_loads_by_timms_own_translation(vgg16):
     theirs, file = vgg16
     ours = TimmNetwork("vgg16", weights=str(file), outputs=1000).eval()

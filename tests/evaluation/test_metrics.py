@@ -62,6 +62,7 @@ def test_the_papers_confusion_gives_the_papers_weighted_f1():
     assert rates["macro_f1"] == pytest.approx(0.8868, abs=5e-5)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30))
 def test_rates_agree_with_sklearn_wherever_they_are_defined(pairs):

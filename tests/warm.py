@@ -1,0 +1,127 @@
+"""Commands as processes of their own, forked from a server that has imported what they need.
+
+Nothing of pytest is imported here: a command finds what it would find without tests.
+"""
+
+import atexit
+import os
+import runpy
+import signal
+import sys
+import time
+from multiprocessing import forkserver, get_context
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any
+
+from leukocls.common.processes import fork_server
+from leukocls.training import PRELOADED
+
+VERBS = ("leukocls.train", "hydra.core.override_parser.overrides_parser", "leukocls.evaluate")
+
+
+# Whoever starts the server of this process first, it is warm: PyTorch's loaders would start one
+# that has imported nothing, from which each later job had to import everything.
+get_context("forkserver").set_forkserver_preload([*PRELOADED, *VERBS])
+
+
+def server() -> ForkServerContext:
+    """The process that commands, the jobs of sweeps and workers of loaders are forked from."""
+    return fork_server((*PRELOADED, *VERBS))
+
+
+class Command:
+    """`python -m MODULE …`, as subprocess.Popen has it.
+
+    Args:
+        module: the module that is run.
+        arguments: what follows it on the command line.
+        folder: an empty folder for what it prints.
+        cwd: where it runs; where the tests run by default.
+        env: its environment; that of the tests by default.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        arguments: list[str],
+        folder: Path,
+        cwd: Path | None = None,
+        env: dict[str, str] | None = None,
+    ) -> None:
+        self._out, self._err = folder / "out", folder / "err"
+        context, state = server(), forkserver._forkserver
+        environment = dict(os.environ) if env is None else env
+        self._process = context.Process(
+            target=_run,
+            args=(
+                module, arguments, [str(self._out), str(self._err)], str(cwd or Path.cwd()),
+                environment, state._forkserver_address,
+            ),
+        )  # fmt: skip
+        self._process.start()
+        assert self._process.pid
+        self.pid: int = self._process.pid
+
+    @property
+    def out(self) -> str:
+        """What it has printed so far."""
+        return self._out.read_text(encoding="utf-8") if self._out.exists() else ""
+
+    @property
+    def err(self) -> str:
+        """What it has printed to standard error so far."""
+        return self._err.read_text(encoding="utf-8") if self._err.exists() else ""
+
+    def until(self, holds: Any, seconds: float = 60) -> bool:
+        """Wait for something to be so; False if the command ended, or the time, before it was."""
+        deadline = time.monotonic() + seconds
+        while not (found := holds()) and self._process.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return bool(found)
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal."""
+        os.kill(self.pid, number)
+
+    def wait(self, seconds: float = 120) -> int:
+        """Its exit code, negative for a signal. Raises TimeoutError: it has not ended by then."""
+        self._process.join(seconds)
+        if self._process.exitcode is None:
+            raise TimeoutError(f"runs after {seconds} s; it has printed:\n{self.out}{self.err}")
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        """End it, if it has not ended."""
+        self._process.kill()
+        self._process.join()
+
+
+def _run(
+    module: str,
+    arguments: list[str],
+    streams: list[str],
+    cwd: str,
+    environment: dict[str, str],
+    address: str,
+) -> None:
+    for number, path in enumerate(streams, 1):
+        stream = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(stream, number)
+        os.close(stream)
+    for text in (sys.stdout, sys.stderr):
+        text.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    # The jobs of a sweep are forked from the server that this process was forked from.
+    forkserver._forkserver._forkserver_address = address
+    forkserver._forkserver.ensure_running = forkserver.ensure_running = lambda: None
+    sys.argv[:] = [module, *arguments]
+    sys.path.insert(0, cwd)
+    sys.modules.pop(module, None)
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    finally:
+        atexit._run_exitfuncs()
