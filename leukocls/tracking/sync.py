@@ -182,7 +182,8 @@ def tracked_run(directory: Path, record: dict[str, Any]) -> TrackedRun:
     def picture() -> Picture | None:
         images = _picture(init["config"], record)
         if images is None:
-            print(f"{directory}: no thumbnails: its data or their store is not at its place")
+            message = "no thumbnails: its data or their store is not at its place"
+            print(f"{directory}: {message}", flush=True)
         return images
 
     return TrackedRun(

@@ -289,7 +289,7 @@ BAD = {
     "labels disagree": (["data.root={swapped}"], 1),
     "images: subject": (["data.root={missing}"], 1),
     "Could not override 'sede'": (["sede=1"], 2),
-    "is quoted": (["optim.lr=a=b"], 2),
+    "Quote a value": (["optim.lr=a=b"], 2),
     "augment.rotation=999": (["data.root={tree}", "augment.rotation=999"], 2),
     "data.crop=0: choose a side": (["data.root={tree}", "data.crop=0"], 2),
     "data.batch_size=x: choose": (["data.root={tree}", "data.batch_size=x"], 2),
