@@ -524,8 +524,7 @@ def test_a_resumed_run_is_the_same_w_and_b_run(
     (run / "run.json").write_text(json.dumps(record(run) | {"status": "interrupted"}))
     assert sync(outputs) == 3
     assert server.runs == {}
-    store = f"data.cache={offline.parent / 'store'}"
-    again = train(*command(small_tree, outputs), store, "logger=wandb")
+    again = train(*command(small_tree, outputs), "logger=wandb")
     assert (again.code, "resumed after epoch 1" in again.out) == (0, True)
     logs = [path.stem for path in (run / "wandb").glob("offline-run-*/*.wandb")]
     assert logs == [f"run-{record(run)['id'].replace(',', '+')}"] * 2
@@ -535,7 +534,7 @@ def test_a_resumed_run_is_the_same_w_and_b_run(
 
 
 def test_what_cannot_be_sent_is_named_and_left_out(
-    server: Server, offline: Path, tmp_path: Path, capfd: Any
+    server: Server, offline: Path, small_tree: Path, tmp_path: Path, capfd: Any
 ) -> None:
     outputs = tmp_path / "outputs"
     shutil.copytree(offline, outputs)
@@ -544,7 +543,9 @@ def test_what_cannot_be_sent_is_named_and_left_out(
     (damaged / "run.json").write_text("{")
     shutil.rmtree(damaged.parent.parent / "moved", ignore_errors=True)
     config = done / "config.yaml"
-    config.write_text(config.read_text().replace(str(offline.parent / "store"), str(tmp_path)))
+    store = str(small_tree.parent / "store")
+    assert store in config.read_text()
+    config.write_text(config.read_text().replace(store, str(tmp_path)))
     assert sync(outputs, "--project", "other") == 3
     said = capfd.readouterr().out
     assert f"left out: {failed}: failed, not done" in said

@@ -243,7 +243,7 @@ def test_colour_shows_a_shortcut_and_nothing_else(
 ) -> None:
     spec = SyntheticSpec(
         train_subjects_all=20, train_subjects_hem=20, prelim_subjects_all=16,
-        prelim_subjects_hem=16, cells_per_subject=2, final_cells=1, auroc_bayes=0.5,
+        prelim_subjects_hem=16, cells_per_subject=2, final_cells=4, auroc_bayes=0.5,
         class_nuisance_correlation=correlation,
     )  # fmt: skip
     root = write_tree(tmp_path / "tree", spec, progress=False)
