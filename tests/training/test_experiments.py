@@ -179,7 +179,7 @@ def test_swapped_parts_train(
 ) -> None:
     done = train(
         *more, *SMALL, f"data.root={small_tree}", f"outputs={tmp_path / 'outputs'}", store,
-        "data.size=48", "data.batch_size=4", "trainer.max_epochs=1", "chain=null",
+        "data.size=48", "data.batch_size=4", "trainer.max_epochs=1", "phases=null",
         "trainer.limit_train_batches=1", "trainer.limit_val_batches=1", "threads=1",
     )  # fmt: skip
     assert done.code == 0, done.err

@@ -168,7 +168,7 @@ def test_each_option_changes_what_is_learned(override: str, run, kept) -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("patience=3 split_scheme=all selection=last", "holds no cell back to judge by"),
+        ("patience=3 split_scheme=all selection=last", "patience=3: "),
         ("ema=2", "ema=2: choose a decay between 0 and 1"),
         ("patience=0", "patience=0: choose a whole number of at least 1"),
         ("save_every=0", "save_every=0: choose a whole number of at least 1"),
@@ -235,7 +235,7 @@ def test_iou_is_tracked_beside_f1(model: str, run, small_tree: Path, tmp_path: P
 
 
 def test_after_a_short_training_boxes_are_found(tmp_path: Path, train: Train) -> None:
-    """On embedded cells of subjects not seen: 0.67 measured, from 0.00 before the first epoch."""
+    """On synthetic cells of subjects not seen, from nothing before the first epoch."""
     done = train(
         "experiment=demo", f"outputs={tmp_path / 'outputs'}", "model=resnet18_region",
         "model.backbone=test_resnet", "model.pretrained=false", "model.dropouts=[0.1,0.1]",
