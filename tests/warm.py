@@ -14,9 +14,13 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
+import leukocls.training
 from leukocls.common.processes import fork_server
-from leukocls.training import PRELOADED
 
+# Also in the fork servers that sweeps start; the server finds it by PYTHONPATH.
+PRELOADED = leukocls.training.PRELOADED = (*leukocls.training.PRELOADED, "extra_networks")
+TESTS = str(Path(__file__).parent)
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [TESTS, os.environ.get("PYTHONPATH")]))
 VERBS = ("leukocls.train", "hydra.core.override_parser.overrides_parser", "leukocls.evaluate")
 
 

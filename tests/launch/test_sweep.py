@@ -7,96 +7,63 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from conftest import Train, copied, record, small
+from extra_networks import FOLDER
 from omegaconf import OmegaConf
+from warm import Command
 
 from leukocls.artifacts.record import RunState
 from leukocls.artifacts.run_dir import RunDir
 from leukocls.common.errors import LeukoclsError
 from leukocls.launch.slots import slots, visible_gpus
 
-# Misbehaves while its run is going on, by the run's seed, as long as FAULTS is set.
-FAULTY = """
-import os, signal, sys, time
-import torch
-from torch import nn
-
-class Faulty(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.head = nn.Linear(3, 1)
-        fault = dict(zip(range(6), os.environ.get("FAULTS", "").split()))
-        fault = fault.get(torch.initial_seed())
-        if fault == "exception":
-            raise RuntimeError("the lamp is out")
-        if fault == "sys.exit":
-            sys.exit(0)
-        if fault == "os._exit":
-            os._exit(3)
-        if fault == "SIGKILL":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if fault == "memory":
-            raise MemoryError("no room")
-        if fault == "hang":
-            print("hanging", flush=True)
-            time.sleep(3600)
-
-    def forward(self, images):
-        return self.head(images.mean((2, 3)))
-"""
-
 
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the package with a network of that kind."""
+    """A copy of the package with a faulty network, for sweeps in process groups of their own."""
     copy = copied(tmp_path_factory.mktemp("faulty"))
-    (copy / "leukocls/models/faulty.py").write_text(FAULTY)
-    (copy / "conf/model/faulty.yaml").write_text("_target_: leukocls.models.faulty.Faulty\n")
+    shutil.copy(FOLDER / "faulty.py", copy / "leukocls/models")
+    shutil.copy(FOLDER / "conf/model/faulty.yaml", copy / "conf/model")
     return copy
 
 
-def command(copy: Path, root: Path, outputs: Path, *words: str) -> list[str]:
-    overrides = [w for w in small(root, outputs) if not w.startswith("model")]
-    return [
-        sys.executable,
-        "-m",
-        "leukocls.train",
-        *overrides,
-        "model=faulty",
-        "optim.lr=1e-2",
-        *words,
-        "-m",
-    ]
+def overrides(root: Path, outputs: Path, *words: str) -> list[str]:
+    """A sweep of the faulty network."""
+    recipe = [w for w in small(root, outputs) if not w.startswith("model")]
+    return [*recipe, "model=faulty", "optim.lr=1e-2", *words, "-m"]
 
 
-def environment(copy: Path, faults: str = "") -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(copy), "FAULTS": faults}
+Sweep = Callable[..., Command]
+
+
+@pytest.fixture
+def sweep(command: Callable[..., Command], small_tree: Path, tmp_path: Path) -> Sweep:
+    """Starts a sweep of the faulty network as a process of its own, with these faults."""
+    search = f"hydra.searchpath=[file://{FOLDER / 'conf'}]"
+
+    def start(*words: str, faults: str = "") -> Command:
+        arguments = overrides(small_tree, tmp_path / "outputs", *words)
+        return command("train", search, *arguments, env=os.environ | {"FAULTS": faults})
+
+    return start
 
 
 def test_a_job_that_dies_in_any_way_harms_no_other_and_is_done_next_time(
-    faulty: Path, small_tree: Path, tmp_path: Path
+    sweep: Sweep, tmp_path: Path
 ) -> None:
     faults = "hang exception os._exit SIGKILL sys.exit memory"
     outputs, number = tmp_path / "outputs", len(faults.split())
-    words = command(
-        faulty, small_tree, outputs, f"seed=range({number + 2})", "trainer.max_epochs=1",
-        "jobs=2", "time_limit=.3",
-    )  # fmt: skip
-
-    def sweep(faults: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            words, cwd=faulty, env=environment(faulty, faults), capture_output=True, text=True
-        )
+    words = [f"seed=range({number + 2})", "trainer.max_epochs=1", "jobs=2", "time_limit=.3"]
 
     def by_seed() -> dict[int, Path]:
         return {int(p.parent.name[-3:]): p.parent for p in outputs.rglob("run.json")}
 
-    first = sweep(faults)
-    assert first.returncode == 1, first.stderr
+    first = sweep(*words, faults=faults)
+    assert first.wait() == 1, first.err
     causes = {
         "exception": "the lamp is out",
         "sys.exit": "its process ended with exit code 0 before the run was done",
@@ -105,24 +72,24 @@ def test_a_job_that_dies_in_any_way_harms_no_other_and_is_done_next_time(
         "memory": "no room",
         "hang": "ran past time_limit=0.3 minutes",
     }
-    assert f"2 of {number + 2} runs done" in first.stdout
-    assert f"error: {number} of {number + 2} runs are not done" in first.stderr
+    assert f"2 of {number + 2} runs done" in first.out
+    assert f"error: {number} of {number + 2} runs are not done" in first.err
     runs = by_seed()
     for seed, fault in enumerate(faults.split()):
         said = record(runs[seed])
         assert said["status"] in ("failed", "interrupted")
-        row = next(line for line in first.stdout.splitlines() if line.startswith(str(runs[seed])))
+        row = next(line for line in first.out.splitlines() if line.startswith(str(runs[seed])))
         assert causes[fault] in row
-        assert causes[fault] in first.stderr
+        assert causes[fault] in first.err
         if fault in ("os._exit", "SIGKILL"):
             assert causes[fault] in said["error"]
     good = [record(runs[seed]) for seed in (number, number + 1)]
     assert [one["status"] for one in good] == ["done", "done"]
 
-    again = sweep("")
-    assert again.returncode == 0, again.stderr
-    assert again.stdout.count("done already") == 2
-    assert f"{number + 2} of {number + 2} runs done" in again.stdout
+    again = sweep(*words)
+    assert again.wait() == 0, again.err
+    assert again.out.count("done already") == 2
+    assert f"{number + 2} of {number + 2} runs done" in again.out
     assert [record(by_seed()[seed]) for seed in (number, number + 1)] == good
     assert {record(run)["status"] for run in by_seed().values()} == {"done"}
 
@@ -145,27 +112,17 @@ def test_a_job_of_a_sweep_equals_the_job_alone(
     assert len(found) == 1
 
 
-def test_two_identical_sweeps_make_each_run_once(
-    faulty: Path, small_tree: Path, tmp_path: Path
-) -> None:
+def test_two_identical_sweeps_make_each_run_once(sweep: Sweep, tmp_path: Path) -> None:
     outputs = tmp_path / "outputs"
-    words = command(faulty, small_tree, outputs, "seed=range(4)", "jobs=1")
-    both = [
-        subprocess.Popen(
-            words, cwd=faulty, env=environment(faulty), text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )
-        for _ in range(2)
-    ]  # fmt: skip
-    printed = [process.communicate()[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], printed
+    both = [sweep("seed=range(4)", "jobs=1") for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0], [process.err for process in both]
     runs = sorted(path.parent for path in outputs.rglob("run.json"))
     assert [run.name for run in runs] == [f"seed_{seed:03d}" for seed in range(4)]
     for run in runs:
         assert record(run)["status"] == "done"
         # Each start leaves a line with its date.
         assert sum(line.startswith("# ") for line in (run / "log.txt").open()) == 1
-    assert all("4 of 4 runs done" in text for text in printed)
+    assert all("4 of 4 runs done" in process.out for process in both)
 
 
 def test_force_replaces_what_was_there_before(
@@ -202,8 +159,10 @@ def test_the_number_of_a_leaky_run_says_so(small_tree: Path, tmp_path: Path, tra
 def hanging(faulty: Path, small_tree: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A sweep of two jobs at work that will not end, in a process group of its own."""
     process = subprocess.Popen(
-        command(faulty, small_tree, tmp_path / "outputs", "seed=range(2)", "jobs=2"),
-        cwd=faulty, env=environment(faulty, "hang hang"), text=True, start_new_session=True,
+        [sys.executable, "-m", "leukocls.train",
+         *overrides(small_tree, tmp_path / "outputs", "seed=range(2)", "jobs=2")],
+        cwd=faulty, env=os.environ | {"PYTHONPATH": str(faulty), "FAULTS": "hang hang"},
+        text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     logs = (tmp_path / "outputs").rglob
