@@ -44,9 +44,10 @@ def _parser() -> argparse.ArgumentParser:
 def text(examination: Examination) -> str:
     """The report as text: parts, expected duplicates, faults."""
     from leukocls.artifacts.marks import banner, data_marks
+    from leukocls.data.index import PARTS
 
     index, faults = examination.index, examination.faults
-    document, marks = examination.document(), data_marks(index)
+    document, marks = examination.document(), data_marks(index, PARTS)
     words = {True: "yes", False: "no", None: "–"}
     rows: list[Sequence[object]] = [("part", "images", "expected", "subjects", "as published")]
     for name, part in document["parts"].items():
@@ -102,11 +103,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     from leukocls.artifacts.marks import data_marks
+    from leukocls.data.index import PARTS
     from leukocls.data.verify import examine
 
     examination = examine(arguments.root, arguments.layout, arguments.partial, arguments.cache)
     if arguments.json:
-        document = examination.document() | {"marks": data_marks(examination.index)}
+        document = examination.document() | {"marks": data_marks(examination.index, PARTS)}
         print(json.dumps(document, indent=2))
     else:
         print(text(examination))

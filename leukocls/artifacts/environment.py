@@ -8,6 +8,7 @@ from typing import Any
 
 from leukocls import __version__
 
+PACKAGE = Path(__file__).parents[1]
 PACKAGES = (
     "torch", "torchvision", "pytorch-lightning", "timm", "torchmetrics", "kornia", "hydra-core",
     "numpy",
@@ -21,14 +22,18 @@ def versions() -> dict[str, str]:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Commit of the source and whether files were changed since; None outside a checkout."""
+    """Commit of the source and whether files were changed since; None outside a checkout.
+
+    A package that merely lies inside another project's checkout has no commit of its own.
+    """
 
     def git(*words: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *words]
+        command = ["git", "-C", str(PACKAGE), *words]
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
         return done.stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", "__init__.py")
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None

@@ -2,8 +2,10 @@
 
 from collections.abc import Collection, Iterable, Mapping
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-from leukocls.data.index import PARTS, Index
+if TYPE_CHECKING:  # pandas, which a list of runs does without
+    from leukocls.data.index import Index
 
 
 class Mark(StrEnum):
@@ -23,7 +25,7 @@ class Mark(StrEnum):
     TRANSDUCTIVE = "TRANSDUCTIVE"
 
 
-def data_marks(index: Index, parts: Collection[str] = PARTS) -> list[str]:
+def data_marks(index: "Index", parts: Collection[str]) -> list[str]:
     """The marks of data that `leukocls.data.verify` has read; `parts` should be complete."""
     return _ordered({Mark.SYNTHETIC: index.synthetic, Mark.PARTIAL: index.incomplete(parts)})
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from leukocls.artifacts.identity import config_hash
+from leukocls.artifacts.marks import Mark
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.files import atomic_write
 
@@ -102,6 +103,19 @@ def state_of(record: dict[str, Any]) -> RunState:
     return state
 
 
+def is_running_here(directory: Path) -> bool:
+    """Whether a process of this host is writing the run, by its record: the lock is left alone.
+
+    To ask for the lock would be to hold it for a moment, in which a starting run fails.
+    """
+    try:
+        record = read_record(directory)
+    except LeukoclsError:
+        return False
+    here = record.get("host") == socket.gethostname()
+    return here and state_of(record) == RunState.RUNNING
+
+
 def _alive(pid: object) -> bool:
     if not isinstance(pid, int) or pid <= 0:
         return False
@@ -124,13 +138,40 @@ def mark_ended(directory: Path, pid: int, state: RunState, error: str) -> None:
         write_record(directory, record | {"status": state, "finished": now(), "error": error})
 
 
+def heading(record: dict[str, Any], split: str | None, as_selected: bool) -> str:
+    """The heading of the numbers of a split: `training`, `selection`, `test` or `unknown`.
+
+    `test` requires that the run selected on another split, and that nothing was changed since: an
+    epoch, threshold or set of views from the command line may have been chosen on this split.
+
+    Args:
+        record: the run's run.json; empty for files from elsewhere.
+        as_selected: whether epoch, threshold and views are the run's own.
+    """
+    if not record or split is None:
+        return "unknown"
+    if split == "train":
+        return "training"
+    chosen_on = (record.get("selection") or {}).get("set")
+    if split == chosen_on:
+        return "selection"
+    # A split that shares subjects with training or selection is no test, whatever its name.
+    clean = chosen_on and as_selected and Mark.LEAKY not in (record.get("marks") or [])
+    return "test" if clean else "unknown"
+
+
 def headline(record: dict[str, Any]) -> dict[str, Any] | None:
-    """The run's weighted F1 on its selection set: `heading`, `set`, `weighted_f1`; else None."""
-    chosen_on = _object(record, "selection").get("set")
-    value = _object(_object(record, "metrics"), str(chosen_on)).get("weighted_f1")
+    """The run's weighted F1 with its `heading` and `set`; None without one.
+
+    That of its test if it has one, else that of the set that chose the epoch.
+    """
+    metrics = _object(record, "metrics")
+    headed = {heading(record, split, as_selected=True): split for split in metrics}
+    split = headed.get("test") or _object(record, "selection").get("set")
+    value = _object(metrics, str(split)).get("weighted_f1")
     if value is None:
         return None
-    return {"heading": "selection", "set": chosen_on, "weighted_f1": value}
+    return {"heading": heading(record, split, True), "set": split, "weighted_f1": value}
 
 
 def headline_text(headline: dict[str, Any] | None) -> str:

@@ -162,18 +162,6 @@ class RunDir:
         return sha256_file(path)
 
 
-def is_locked(directory: Path) -> bool:
-    """Whether a process is writing the run in `directory`, on whatever host."""
-    try:
-        with open(directory / ".lock") as stream:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
-
-
 def run_weights(run: str, key: str = "checkpoint", which: str = "best") -> Path:
     """The weights file that `key=run` names: `which` of a run directory, or one file of a run.
 

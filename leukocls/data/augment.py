@@ -212,8 +212,10 @@ class Augmentation:
             return mask
         return warp_images(mask.float(), transforms.theta, "nearest", "zeros") > 0
 
-    def mix(self, images: Tensor, label: Tensor, seed: int, step: int) -> tuple[Tensor, Tensor]:
-        """Mixup (Zhang et al. 2018) within a batch, determined by seed and step alone.
+    def mix(
+        self, images: Tensor, label: Tensor, seed: int, step: int, rank: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Mixup (Zhang et al. 2018) within a batch, determined by seed, step and rank alone.
 
         λ is drawn from Beta(α, α) for each image and replaced by max(λ, 1 − λ), so that each image
         keeps the larger weight in its own mixture, and its box (Marzahl et al. 2019, code).
@@ -225,7 +227,7 @@ class Augmentation:
         Returns:
             λ · x + (1 − λ) · x[partner] of images and labels, both float.
         """
-        random = generator(seed, step, MIXUP_STREAM)
+        random = generator(seed, step, MIXUP_STREAM, rank)
         drawn = random.beta(self.mixup, self.mixup, len(label))
         weight = torch.from_numpy(np.maximum(drawn, 1 - drawn)).float().to(images.device)
         partner = torch.from_numpy(random.permutation(len(label))).to(images.device)

@@ -1,6 +1,6 @@
 """LightningDataModule: batches of cells from the store, augmented on the device."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from leukocls.common.errors import LeukoclsError
+from leukocls.common.processes import fork_server
 from leukocls.data.augment import Augmentation, Transforms, mask_boxes
 from leukocls.data.index import Index
 from leukocls.data.random import ORDER_STREAM, generator
@@ -20,6 +21,8 @@ from leukocls.data.warp import to_images
 
 RESIDENCES = ("mmap", "ram", "device")
 SAMPLERS = ("shuffle", "balanced")
+# Imported once for all workers, which would otherwise import torch each.
+WORKER_MODULES = ("leukocls.data.datamodule",)
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ class Batches(Sampler[np.ndarray]):
     Without one, all ranks together get every row exactly once, without padding; a rank without any
     row gets one empty batch. Of several groups of rows, the smaller ones are oversampled to the
     size of the largest: each row as often as fits, the rest drawn without replacement.
+
+    The epoch is asked for when a pass begins; see `_Loader`.
     """
 
     def __init__(
@@ -69,14 +74,11 @@ class Batches(Sampler[np.ndarray]):
         shuffle_seed: int | None = None,
         rank: int = 0,
         ranks: int = 1,
+        epoch: Callable[[], int] = lambda: 0,
     ) -> None:
         self.groups, self.cells, self.size, self.seed = groups, cells, size, shuffle_seed
-        self.rank, self.ranks, self.epoch = rank, ranks, 0
+        self.rank, self.ranks, self.epoch = rank, ranks, epoch
         self.most = max(len(rows) for rows in groups)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch, which decides the order. Lightning calls this before each epoch."""
-        self.epoch = epoch
 
     def __len__(self) -> int:
         total = len(self.groups) * self.most
@@ -88,7 +90,7 @@ class Batches(Sampler[np.ndarray]):
     def __iter__(self) -> Iterator[np.ndarray]:
         (positions, *_) = self.groups
         if self.seed is not None:
-            random = generator(self.seed, self.epoch, ORDER_STREAM)
+            random = generator(self.seed, self.epoch(), ORDER_STREAM)
             parts = [part for rows in self.groups for part in self._oversampled(rows, random)]
             positions = random.permutation(np.concatenate(parts))
         positions = positions[self.rank :: self.ranks]
@@ -101,6 +103,17 @@ class Batches(Sampler[np.ndarray]):
             yield rows + copy * self.cells
         if rest:
             yield random.choice(rows, rest, replace=False) + copies * self.cells
+
+
+class _Loader(DataLoader):
+    """A DataLoader whose pass begins with its first batch instead of with `iter()`.
+
+    Lightning calls `iter()` before it has restored the epoch of a resumed run, and workers would
+    then read ahead in the order of epoch 0.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        yield from super().__iter__()
 
 
 class CellDataModule(pl.LightningDataModule):
@@ -219,14 +232,17 @@ class CellDataModule(pl.LightningDataModule):
     def _loader(self, groups: list[np.ndarray], size: int, shuffle_seed: int | None) -> DataLoader:
         assert self.trainer is not None
         rank, ranks = self.trainer.global_rank, self.trainer.world_size
-        batches = Batches(groups, len(self.index.table), size, shuffle_seed, rank, ranks)
-        return DataLoader(
+        trainer, cells = self.trainer, len(self.index.table)
+        batches = Batches(
+            groups, cells, size, shuffle_seed, rank, ranks, lambda: trainer.current_epoch
+        )
+        return _Loader(
             self._cells(),
             sampler=batches,
             batch_size=None,
             num_workers=self.workers,
             # Not fork: a worker would inherit the state of CUDA.
-            multiprocessing_context="forkserver" if self.workers else None,
+            multiprocessing_context=fork_server(WORKER_MODULES) if self.workers else None,
             persistent_workers=bool(self.workers),
         )
 
@@ -267,7 +283,7 @@ class CellDataModule(pl.LightningDataModule):
             # Lightning counts a batch only after its transfer.
             step = self.trainer.fit_loop.epoch_loop.total_batch_idx + 1
             batch["image"], batch["label"] = self.augmentation.mix(
-                batch["image"], batch["label"], self.seed, step
+                batch["image"], batch["label"], self.seed, step, self.trainer.global_rank
             )
 
     def _epoch_transforms(self, device: torch.device) -> Transforms:

@@ -32,13 +32,13 @@ def random_numbers(seed: int, stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=np.array([seed, stream], dtype=np.uint64)))
 
 
-def generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
+def generator(seed: int, epoch: int, stream: int, rank: int = 0) -> np.random.Generator:
     """Generator of one stream of one epoch (or, for mixup, of one step).
 
     Philox keyed by (seed, epoch), with the stream in its counter (Salmon et al., SC 2011).
     """
     key = np.array([seed, epoch], np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, stream]))
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, rank, stream]))
 
 
 def continued_seed(seed: int, runs_before: int) -> int:

@@ -6,12 +6,14 @@ store. It is written to a temporary name and renamed, so a store that exists is 
 
 import hashlib
 import os
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from leukocls.common.errors import LeukoclsError
+from leukocls.common.errors import DataFault, Fault, LeukoclsError
 from leukocls.common.files import atomic_stream, in_parallel
 from leukocls.data.bmp import read_crop
 from leukocls.data.images import central, cut, image_sides, read_image
@@ -79,7 +81,7 @@ def open_store(
 
     Raises:
         LeukoclsError: crop or size out of range.
-        DataFault: a file cannot be read.
+        DataFault: a file cannot be read; the store was damaged after it was packed.
     """
     most = index.rules.largest_crop
     if crop != "box" and not (isinstance(crop, int) and 1 <= crop <= most):
@@ -90,9 +92,36 @@ def open_store(
     if not isinstance(size, int) or not 1 <= size <= LARGEST:
         raise LeukoclsError(f"data.size={size}: choose a side of 1 to {LARGEST} pixels.")
     path = store_path(digest, cache, crop, size)
-    if not path.is_file():
+    if not (path.is_file() and _checksums(path).is_file()):
         _pack(index, path, crop, size)
-    images: np.memmap = np.load(path, mmap_mode="r")
+    return _checked(path, (len(index.table), size, size, 3))
+
+
+def _checksums(store: Path) -> Path:
+    return store.with_suffix(".crc32")
+
+
+def _checked(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    """The store, after one pass over it that compares every image with its CRC-32.
+
+    Raises:
+        DataFault: the file is short, of another shape, or an image has changed.
+    """
+
+    def fault(cause: str) -> DataFault:
+        return DataFault(Fault(path, cause, "remove it, and the next run packs it again"))
+
+    try:
+        images: np.memmap = np.load(path, mmap_mode="r")
+        written = np.load(_checksums(path))
+    except (OSError, ValueError, EOFError) as error:
+        raise fault(f"cannot be read ({error})") from error
+    if images.shape != shape or images.dtype != np.uint8 or written.shape != shape[:1]:
+        raise fault(f"holds {images.dtype} {images.shape} where uint8 {shape} belong")
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        present = np.fromiter(pool.map(zlib.crc32, images), np.uint32, shape[0])
+    if len(changed := np.flatnonzero(present != written)):
+        raise fault(f"{len(changed)} of its {shape[0]} images have changed since they were packed")
     return images
 
 
@@ -108,6 +137,7 @@ def _pack(index: Index, path: Path, crop: int | str, size: int) -> None:
         # A full disk fails here, before the images are read.
         os.posix_fallocate(descriptor, 0, start + int(np.prod(shape)))
         squares = windows(index, crop) if crop == "box" else None
+        checksums = np.zeros(shape[0], np.uint32)
 
         def pack(item: tuple[int, tuple[Path, int | None]]) -> None:
             row, (file, side) = item
@@ -121,7 +151,12 @@ def _pack(index: Index, path: Path, crop: int | str, size: int) -> None:
                 resample = Image.Resampling.BILINEAR
                 image = np.asarray(Image.fromarray(image).resize((size, size), resample))
             # Not through a memory map, whose pages would count as this process's memory.
-            os.pwrite(descriptor, image.tobytes(), start + row * image.nbytes)
+            pixels = image.tobytes()
+            os.pwrite(descriptor, pixels, start + row * len(pixels))
+            checksums[row] = zlib.crc32(pixels)
 
         for _ in in_parallel(pack, enumerate(image_sides(index)), shape[0], "pack"):
             pass
+        # Before the store itself appears, so that a store has its checksums.
+        with atomic_stream(_checksums(path)) as sums:
+            np.save(sums, checksums)

@@ -168,6 +168,8 @@ def _slope_reason(y: npt.NDArray[np.int64], z: Floats) -> str:
     """The reason for an undefined calibration slope."""
     if y.min() == y.max():
         return BOTH_CLASSES
+    if z.min() == z.max():
+        return "all logits are equal: no slope"
     if are_separated(y, z):
         return "the logits separate the classes: no finite slope"
     return "Newton's method did not converge"

@@ -231,11 +231,11 @@ def calibration_intercept(label: npt.ArrayLike, logit: npt.ArrayLike) -> float |
 def calibration_slope(label: npt.ArrayLike, logit: npt.ArrayLike) -> float | None:
     """Calibration slope: b in P(ALL) = sigmoid(a + b·logit), fitted with a; 1 is perfect.
 
-    Cox 1958. None with one class, with logits that separate the classes (no finite b), or if
-    Newton's method does not converge.
+    Cox 1958. None with one class, with equal logits, with logits that separate the classes (no
+    finite b), or if Newton's method does not converge.
     """
     y, z = checked_labels(label), np.asarray(logit, dtype=np.float64)
-    if y.min() == y.max() or are_separated(y, z):
+    if y.min() == y.max() or z.min() == z.max() or are_separated(y, z):
         return None
     scale = float(z.std())
     design = np.column_stack([np.ones_like(z), (z - z.mean()) / scale])
@@ -263,9 +263,13 @@ def calibration_slope(label: npt.ArrayLike, logit: npt.ArrayLike) -> float | Non
 
 
 def are_separated(y: npt.NDArray[np.int64], z: Floats) -> bool:
-    """Whether a threshold on the logits z [n] separates the classes y [n], in either direction."""
+    """Whether a threshold on the logits z [n] separates the classes y [n], in either direction.
+
+    Equal logits separate nothing.
+    """
     z_all, z_hem = z[y == 1], z[y == 0]
-    return bool(z_hem.max() <= z_all.min() or z_all.max() <= z_hem.min())
+    apart = z_hem.max() <= z_all.min() or z_all.max() <= z_hem.min()
+    return bool(apart and z.min() < z.max())
 
 
 def checked_labels(label: npt.ArrayLike) -> npt.NDArray[np.int64]:

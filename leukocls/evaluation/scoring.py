@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from leukocls.artifacts import predictions
-from leukocls.artifacts.marks import Mark
 from leukocls.artifacts.predictions import sigmoid
-from leukocls.artifacts.record import read_record
+from leukocls.artifacts.record import heading, read_record
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.tables import listing
 from leukocls.evaluation import cell_metrics, prediction_files
@@ -50,28 +50,6 @@ class ScoredPart:
         return columns | {"threshold": self.origin["threshold"]}
 
 
-def heading(record: dict[str, Any], split: str | None, as_selected: bool) -> str:
-    """The heading of the numbers of a split: `training`, `selection`, `test` or `unknown`.
-
-    `test` requires that the run selected on another split, and that nothing was changed since: an
-    epoch, threshold or set of views from the command line may have been chosen on this split.
-
-    Args:
-        record: the run's run.json; empty for files from elsewhere.
-        as_selected: whether epoch, threshold and views are the run's own.
-    """
-    if not record or split is None:
-        return "unknown"
-    if split == "train":
-        return "training"
-    chosen_on = (record.get("selection") or {}).get("set")
-    if split == chosen_on:
-        return "selection"
-    # A split that shares subjects with training or selection is no test, whatever its name.
-    clean = chosen_on and as_selected and Mark.LEAKY not in (record.get("marks") or [])
-    return "test" if clean else "unknown"
-
-
 def scored_parts(
     source: Path, options: ScoringOptions, truth: Truth | None = None
 ) -> list[ScoredPart]:
@@ -96,7 +74,7 @@ def scored_parts(
         rows = frame[frame["split"] == split] if "split" in frame else frame
         for epoch in _epochs(rows, source, options.epoch, selected.get("epoch")):
             cells = rows[rows["epoch"] == epoch] if epoch is not None else rows
-            cells = _with_views(cells, source, options.views)
+            cells = _with_views(cells, source, options.views, record.get("view_weights"))
             if truth is not None:
                 cells = prediction_files.join(cells, truth, str(source))
             stored = record.get("threshold")
@@ -213,12 +191,18 @@ def _epochs(
     )
 
 
-def _with_views(frame: pd.DataFrame, source: Path, views: tuple[int, ...] | None) -> pd.DataFrame:
-    """The predictions with the mean logit of these views instead of the run's own."""
+def _with_views(
+    frame: pd.DataFrame,
+    source: Path,
+    views: tuple[int, ...] | None,
+    weights: list[float] | None,
+) -> pd.DataFrame:
+    """The predictions with the mean logit of these views, by the run's weights of views."""
     if views is None:
         return frame
     names = [f"view_{view}" for view in views]
     if absent := [name for name in names if name not in frame]:
         raise LeukoclsError(f"{source}: has no column {', '.join(absent)}; --views cannot use it")
-    logit = frame[names].to_numpy("float64").mean(axis=1)
+    chosen = [weights[view] for view in views] if weights else None
+    logit = np.average(frame[names].to_numpy("float64"), axis=1, weights=chosen)
     return frame.assign(logit=logit, prob=sigmoid(logit))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 DDOF = 0  # of every SD over seeds, as in Prellberg & Kramer 2019, Table 2
 FEWEST = 2  # number of values in each arm that a test needs
@@ -16,14 +17,15 @@ FEWEST = 2  # number of values in each arm that a test needs
 def describe(values: Sequence[float]) -> dict[str, float | None]:
     """`mean`, `sd` (ddof 0), `min`, `max` and `expected_max` of n fractions; all None if n = 0.
 
-    `expected_max` is the expected maximum of n independent normal values with this mean and SD. A
-    best seed near it is explained by picking the best of n seeds. None if it is above 1, where the
-    normal distribution is no model for fractions.
+    `expected_max` is the expected maximum of n independent normal values: mean + e_n · SD₁ / c₄(n),
+    with SD₁ the SD of ddof 1 and c₄ its bias factor. A best seed near it is explained by picking
+    the best of n seeds. None if it is above 1, where the normal distribution is no model for
+    fractions.
     """
     if not values:
         return dict.fromkeys(("mean", "sd", "min", "max", "expected_max"))
     mean, sd = float(np.mean(values)), float(np.std(values, ddof=DDOF))
-    best = mean + sd * expected_normal_maximum(len(values))
+    best = mean + unbiased_sd(values) * expected_normal_maximum(len(values))
     return {
         "mean": mean,
         "sd": sd,
@@ -31,6 +33,18 @@ def describe(values: Sequence[float]) -> dict[str, float | None]:
         "max": max(values),
         "expected_max": best if best <= 1 else None,
     }
+
+
+def unbiased_sd(values: Sequence[float]) -> float:
+    """The SD of ddof 1 over c₄(n), unbiased for normal values; 0 for a single value.
+
+    c₄(n) = √(2/(n−1)) Γ(n/2) / Γ((n−1)/2) (Holtzman 1950).
+    """
+    n = len(values)
+    if n == 1:
+        return 0.0
+    c4 = math.sqrt(2 / (n - 1)) * math.exp(math.lgamma(n / 2) - math.lgamma((n - 1) / 2))
+    return float(np.std(values, ddof=1)) / c4
 
 
 def expected_normal_maximum(n: int) -> float:
@@ -48,7 +62,8 @@ def expected_normal_maximum(n: int) -> float:
 def mann_whitney(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
     """One-sided Mann-Whitney U test whether independent `a` [n] tends to be greater than `b` [m].
 
-    `statistic` is U of `a`; SciPy decides whether `p` is exact. `effect` is the rank-biserial
+    `statistic` is U of `a`, with ½ for ties; `p` is the exact permutation probability of so large a
+    U, ties and all: three against three cannot give less than .05. `effect` is the rank-biserial
     correlation 2U/(nm) − 1 in [−1, 1] (Wendt 1972), positive if `a` is greater.
     """
     row = _row("Mann-Whitney U", "rank-biserial correlation")
@@ -56,40 +71,66 @@ def mann_whitney(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
         return row | {"reason": f"fewer than {FEWEST} runs in an arm"}
     if len({*a, *b}) == 1:
         return row | {"reason": "every value is the same"}
-    from scipy.stats import mannwhitneyu
-
-    u, p = mannwhitneyu(a, b, alternative="greater")
+    ranks = _doubled_ranks([*a, *b])
+    doubled_sum = int(ranks[: len(a)].sum())
+    u = doubled_sum / 2 - len(a) * (len(a) + 1) / 2
     return row | {
-        "statistic": float(u),
-        "p": float(p),
-        "effect": float(2 * u / (len(a) * len(b)) - 1),
+        "statistic": u,
+        "p": _upper_tail(_subset_sums(ranks, len(a)), doubled_sum),
+        "effect": 2 * u / (len(a) * len(b)) - 1,
     }
 
 
 def signed_rank(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
-    """One-sided Wilcoxon signed-rank test whether `a` [n] is greater than its pairs in `b` [n].
+    """One-sided Wilcoxon signed-rank test whether `a` [n] is greater than its partners in `b` [n].
 
-    `statistic` is W⁺ without pairs of equal values (Wilcoxon 1945); SciPy decides whether `p` is
-    exact. `effect` is the matched-pairs rank-biserial correlation (W⁺ − W⁻) / (W⁺ + W⁻) in [−1, 1]
-    (Kerby 2014), positive if `a` is greater.
+    `statistic` is W⁺ without the pairs that do not differ (Wilcoxon 1945); `p` is the exact
+    probability of so large a W⁺ over all signs, ties and all. `effect` is the matched-pairs
+    rank-biserial correlation (W⁺ − W⁻) / (W⁺ + W⁻) in [−1, 1] (Kerby 2014), positive if `a` is
+    greater.
     """
     row = _row("Wilcoxon signed-rank", "matched-pairs rank-biserial correlation")
     if len(a) < FEWEST:
         return row | {"reason": f"fewer than {FEWEST} shared seeds"}
-    # Rounded, because equal differences of fractions must tie even if their last bits differ.
+    # Rounded, so that equal differences of ratios tie in spite of their last bits.
     difference = np.round(np.subtract(a, b), 12)
     row["hodges_lehmann"] = hodges_lehmann(difference.tolist())
-    unequal = np.count_nonzero(difference)
-    if not unequal:
+    unequal = difference[difference != 0]
+    if not unequal.size:
         return row | {"reason": "all differences are zero"}
-    from scipy.stats import wilcoxon
-
-    w, p = wilcoxon(difference, alternative="greater")
+    ranks = _doubled_ranks(np.abs(unequal))
+    doubled_sum = int(ranks[unequal > 0].sum())
     return row | {
-        "statistic": float(w),
-        "p": float(p),
-        "effect": float(4 * w / (unequal * (unequal + 1)) - 1),
+        "statistic": doubled_sum / 2,
+        "p": _upper_tail(_subset_sums(ranks), doubled_sum),
+        "effect": 2 * doubled_sum / int(ranks.sum()) - 1,
     }
+
+
+def _doubled_ranks(values: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """Twice the midranks of n values, whole numbers also where values tie."""
+    _, group, size = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
+    return (2 * np.cumsum(size) - size + 1)[group]
+
+
+def _subset_sums(ranks: npt.NDArray[np.int64], size: int | None = None) -> npt.NDArray[np.float64]:
+    """Probability of each sum 0, 1, … over all subsets of ranks, or over all those of `size`.
+
+    Adds one rank at a time to the counts of subsets by size and sum (the shift algorithm of
+    Streitberg & Röhmel 1986).
+    """
+    most = len(ranks) if size is None else size
+    counts = np.zeros((most + 1, int(np.sort(ranks)[-most:].sum()) + 1))
+    counts[0, 0] = 1.0
+    for rank in ranks:
+        counts[1:, rank:] += counts[:-1, : counts.shape[1] - rank].copy()
+    sums = counts.sum(0) if size is None else counts[size]
+    return sums / sums.sum()
+
+
+def _upper_tail(probability: npt.NDArray[np.float64], value: int) -> float:
+    """Probability of a sum of at least `value`."""
+    return min(1.0, float(probability[value:].sum()))
 
 
 def hodges_lehmann(differences: Sequence[float]) -> float:

@@ -21,6 +21,8 @@ def slots(configs: Sequence[DictConfig]) -> list[str | None]:
         value = config[name]
         if value is not None and not (isinstance(value, kind) and value > 0):
             raise LeukoclsError(f"{name}={value}: choose more than 0.")
+        if any(other[name] != value for other in configs):
+            raise LeukoclsError(f"{name}: must be equal for all jobs of a sweep.")
     for other in configs:
         if not (isinstance(other.threads, int) and other.threads > 0):
             raise LeukoclsError(f"threads={other.threads}: choose a whole number of at least 1.")

@@ -9,8 +9,7 @@ from contextlib import closing
 from multiprocessing.connection import wait
 from pathlib import Path
 
-from leukocls.artifacts.record import RunState
-from leukocls.artifacts.run_dir import is_locked
+from leukocls.artifacts.record import RunState, is_running_here
 from leukocls.common.errors import DataFault
 from leukocls.common.processes import Interrupted, fork_server
 from leukocls.launch.job import are_done
@@ -92,7 +91,7 @@ def _next(waiting: Sequence[SweepJob], workers: Sequence[Worker]) -> SweepJob | 
     for job in waiting:
         if job.result.source in unfinished or job.waits_until > time.monotonic():
             continue
-        if is_locked(job.directory):
+        if is_running_here(job.directory):
             job.waits_until = time.monotonic() + RETRY_S
             continue
         return job

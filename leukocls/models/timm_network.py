@@ -171,7 +171,16 @@ class TimmNetwork(nn.Module):
                     parameter.requires_grad_(False)
 
 
+# Options of timm's that would bring weights which neither lineage nor digests know.
+HIDDEN_WEIGHTS = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay")
+
+
 def _create(backbone: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    if hidden := [name for name in HIDDEN_WEIGHTS if name in options]:
+        raise LeukoclsError(
+            f"model.options.{hidden[0]}: not available, since a run records the weights that it"
+            " starts from; use model.weights=FILE or model.pretrained."
+        )
     if not timm.is_model(backbone.split(".")[0]):
         close = difflib.get_close_matches(backbone, timm.list_models(), n=3)
         hint = f" Did you mean {', '.join(close)}?" if close else ""

@@ -10,7 +10,7 @@ from leukocls.evaluation.cell_metrics import SUBJECT_KEYS
 from leukocls.evaluation.comparison import METRICS
 from leukocls.evaluation.metrics import HEADLINE
 
-NOISE = "These tests measure training noise (seeds), not generalisation to new subjects."
+NOISE = "Training noise, not patients: these tests ask what other seeds would change."
 
 
 def result_text(result: dict[str, Any], per_subject: bool = False) -> str:
@@ -70,8 +70,8 @@ def comparison_text(document: dict[str, Any]) -> str:
     if any(arm[HEADLINE]["paper"] for arm in document["arms"]):
         lines.append(f"Paper's: {published_results.SOURCE}.")
     if document["tests"]:
-        lines += ["", f"Reference arm: {document['reference']}", ""]
-        lines += [*_comparisons(document["tests"]), NOISE]
+        lines += ["", NOISE, f"Reference arm: {document['reference']}", ""]
+        lines += _comparisons(document["tests"])
     return "\n".join(lines)
 
 
@@ -144,9 +144,13 @@ def _comparisons(tests: list[dict[str, Any]]) -> list[str]:
             ]
         )
     lines = _blocks(blocks)
-    lines.append(
-        "p_holm: over the family weighted_f1; effect: rank-biserial correlation; difference:"
-        " Hodges-Lehmann, in points, of shared seeds."
+    family = [row["b"] for row in tests if row["family"] == HEADLINE]
+    lines += textwrap.wrap(
+        f"p: exact, one-sided. p_holm: adjusted over the {len(family)} tests of {HEADLINE} above"
+        f" ({', '.join(family)}), all arms of this command line; other metrics are exploratory."
+        " effect: rank-biserial correlation. difference: Hodges-Lehmann, in points, of shared"
+        " seeds.",
+        98,
     )
     if any(row["paper"] for row in tests):
         lines.append(f"Paper: {published_results.TEST}.")

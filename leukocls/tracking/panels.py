@@ -190,8 +190,9 @@ def figures(
 
 
 def _cells(wandb: Any, cells: pd.DataFrame, picture: Picture | None) -> Any:
-    """A table of cells, the most confident errors first."""
-    wrongness = np.where(cells["label"] == 1, 1 - cells["prob"], cells["prob"])
+    """A table of cells: the most confident errors first; unlabelled cells last, by doubt."""
+    prob, label = cells["prob"].to_numpy(), cells["label"].to_numpy()
+    wrongness = np.where(label < 0, -abs(prob - 0.5), np.where(label == 1, 1 - prob, prob))
     rows = []
     for cell in cells.iloc[np.argsort(-wrongness, kind="stable")[:THUMBNAILS]].itertuples():
         row = [cell.cell, cell.subject, cell.label, float(cell.prob)]

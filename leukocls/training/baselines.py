@@ -161,7 +161,7 @@ def start(baseline: Baseline) -> None:
         selection={"rule": "last", "set": split.selection, "epoch": None},
         threshold=0.5,
         view_weights=[1.0],
-        marks=run_marks(data_marks(index), leaky=split.leaky),
+        marks=run_marks(data_marks(index, ("train", "prelim")), leaky=split.leaky),
         metrics={},
         predictions_sha256=None,
         weights_sha256=None,

@@ -2,12 +2,14 @@
 
 import contextlib
 import os
+import uuid
 from pathlib import Path
 
 import pytorch_lightning as pl
 from safetensors.torch import save
 from torch import Tensor
 
+from leukocls.common.errors import DataFault
 from leukocls.common.files import atomic_write
 
 KEPT = 2  # resume points; the older one serves when the newer one is damaged
@@ -17,6 +19,9 @@ State = dict[str, Tensor]
 
 class Checkpoints:
     """Writes and lists the checkpoints of one run; every file appears whole or not at all.
+
+    The weights of a selected epoch are kept under the epoch's number until a resume point holds
+    that epoch: a run that is killed in between still has those that its older point selected.
 
     Args:
         directory: the run directory.
@@ -28,8 +33,42 @@ class Checkpoints:
         self.best, self.last = self.folder / "best.safetensors", self.folder / "last.safetensors"
         self._metadata = metadata
 
-    def save_weights(self, path: Path, state: State) -> None:
-        """Write `state` to `best` or `last`."""
+    def save_selected(self, state: State, epoch: int) -> None:
+        """Write the weights of an epoch that the rule selects."""
+        self._save(self._selected(epoch), state)
+
+    def save_last(self, state: State) -> None:
+        """Write the newest weights."""
+        self._save(self.last, state)
+
+    def publish_best(self, epoch: int) -> None:
+        """Make the selected `epoch` the one of `best`; those of older points are kept.
+
+        Raises:
+            DataFault: the weights of that epoch are gone.
+        """
+        selected = self._selected(epoch)
+        if not selected.is_file():
+            raise DataFault(
+                f"{selected}: the weights of the selected epoch are missing; force=true starts the"
+                " run again"
+            )
+        link = self.folder / f".{uuid.uuid4().hex}.tmp"
+        os.link(selected, link)
+        os.replace(link, self.best)
+        older = sorted(path for path in self.folder.glob("selected-*") if path < selected)
+        for path in older[: -KEPT + 1]:
+            path.unlink()
+
+    def discard_others(self) -> None:
+        """Remove the weights of selected epochs but for `best`, once the run is over."""
+        for path in self.folder.glob("selected-*"):
+            path.unlink()
+
+    def _selected(self, epoch: int) -> Path:
+        return self.folder / f"selected-epoch{epoch:04d}.safetensors"
+
+    def _save(self, path: Path, state: State) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         atomic_write(path, save(state, self._metadata))
 

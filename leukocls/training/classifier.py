@@ -119,8 +119,10 @@ class CellClassifier(pl.LightningModule):
         # Three dimensions are features, computed beforehand for every view.
         copies = given.unbind(1) if given.ndim == 3 else image_views(given, self.views)
         found = [self._propose(view) for view in copies]
-        logits = torch.stack([logit for logit, _ in found], 1)
-        logit, label = logits @ logits.new_tensor(view_weights(self.views)), batch["label"]
+        logits, label = torch.stack([logit for logit, _ in found], 1), batch["label"]
+        # In single precision, whatever the network computes in: autocast would halve the product.
+        with torch.autocast(logits.device.type, enabled=False):
+            logit = logits @ logits.new_tensor(view_weights(self.views))
         if (box := found[0][1]) is not None:
             self.ious[dataloader_idx].update(iou(box.float(), batch["box"]))
         self._collected[dataloader_idx].append(

@@ -21,7 +21,7 @@ from leukocls.data.store import boxes, open_store
 from leukocls.models.frozen import FrozenFeatures
 from leukocls.models.weights import load_weights
 from leukocls.training.build import build
-from leukocls.training.checkpoints import epoch_of
+from leukocls.training.checkpoints import Checkpoints, epoch_of
 from leukocls.training.classifier import CellClassifier
 from leukocls.training.ddp import Rank, rank_zero_first, spawn_ranks
 from leukocls.training.feature_cache import cached_features
@@ -57,6 +57,7 @@ def _run(inputs: Inputs, run: RunDir, work: Any) -> None:
     else:
         _images(inputs)  # written once, before several processes want it
         results = spawn_ranks(devices, work)
+    Checkpoints(run.directory).discard_others()
     run.end(RunState.DONE, **run.stored_hashes(), **results)
 
 

@@ -67,6 +67,7 @@ class Recorder(pl.Callback):
         self._best: dict[str, Tensor] | None = None
         self._rates: dict[str, float] = {}
         self._norms: list[Tensor] = []
+        self._losses: list[Tensor] = []
         self._clock, self._seconds, self._images = 0.0, 0.0, 0
 
     @property
@@ -99,16 +100,22 @@ class Recorder(pl.Callback):
         return by_split(frame[frame["epoch"] == self.selected_epoch], self.threshold)
 
     def reload(self, epoch: int) -> None:
-        """Read back what a stopped run had recorded, up to and including `epoch`."""
+        """Read back what a stopped run had recorded, up to and including `epoch`.
+
+        Raises:
+            DataFault: the weights of the epoch selected among them are gone.
+        """
         rows = read_history(self.directory)
         self.metrics = [row for row in rows if row["epoch"] <= epoch]
         frame = predictions.read(self.directory / "predictions.parquet")
         self.predictions = [frame[frame["epoch"] <= epoch]]
+        if any(self.checkpoints.folder.glob("selected-*")):  # versions before 0.2 wrote none
+            self.checkpoints.publish_best(self.selected_epoch)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         # Before the step: Lightning advances the schedule before it evaluates.
         self._rates = {f"lr_{g['name']}": g["lr"] for g in trainer.optimizers[0].param_groups}
-        self._norms, self._images, self._seconds = [], 0, 0.0
+        self._norms, self._losses, self._images, self._seconds = [], [], 0, 0.0
         self._clock = time.perf_counter()
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
@@ -120,9 +127,27 @@ class Recorder(pl.Callback):
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, n: int
     ) -> None:
         self._images += len(batch["row"]) * trainer.world_size
+        # Kept on the device, as above; looked at when the epoch ends.
+        self._losses.append(outputs["loss"].detach())
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._seconds = time.perf_counter() - self._clock
+        if trainer.state.fn == "fit":
+            self._refuse_infinite_loss(trainer)
+
+    def _refuse_infinite_loss(self, trainer: pl.Trainer) -> None:
+        losses = torch.stack(self._losses).float().cpu()
+        bad = (~torch.isfinite(losses)).nonzero().flatten()
+        if not len(bad):
+            return
+        first = int(bad[0])
+        before = f"the one before was {losses[first - 1]:.4g}" if first else "it was the first"
+        rates = ", ".join(f"{name} {rate:.3g}" for name, rate in self._rates.items())
+        raise DataFault(
+            f"{self.directory}: the training loss is {losses[first]} in batch {first + 1} of epoch"
+            f" {trainer.current_epoch + 1} ({before}; {rates}). Lower optim.lr or loss.pos_weight;"
+            " checkpoints/best.safetensors is untouched."
+        )
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         # The scored weights; an average of weights is swapped back before the next hook.
@@ -147,6 +172,8 @@ class Recorder(pl.Callback):
             self._best = self._scored
         if not fitting or self._due(trainer):
             self._write()
+        if not fitting:
+            self.checkpoints.publish_best(self.selected_epoch)
         tqdm.write(_line(row, pl_module.scored, self.selected_epoch))
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -163,8 +190,10 @@ class Recorder(pl.Callback):
         if not self._due(trainer):
             return
         if trainer.is_global_zero:
-            self.checkpoints.save_weights(self.checkpoints.last, self._scored)
+            self.checkpoints.save_last(self._scored)
         self.checkpoints.save_resume_point(trainer, trainer.current_epoch + 1)
+        if trainer.is_global_zero:
+            self.checkpoints.publish_best(self.selected_epoch)
 
     def _due(self, trainer: pl.Trainer) -> bool:
         epoch = trainer.current_epoch + 1
@@ -174,7 +203,7 @@ class Recorder(pl.Callback):
     def _write(self) -> None:
         """Write the best weights, predictions and metrics together: all are of one epoch."""
         if self._best is not None:
-            self.checkpoints.save_weights(self.checkpoints.best, self._best)
+            self.checkpoints.save_selected(self._best, self.selected_epoch)
             self._best = None
         predictions.write(self.directory / "predictions.parquet", pd.concat(self.predictions))
         write_history(self.directory, self.metrics)

@@ -66,7 +66,6 @@ def epochs(module, count=2):
     loader = module.train_dataloader()
     for epoch in range(count):
         module.trainer.current_epoch = epoch
-        loader.sampler.set_epoch(epoch)
         yield [transferred(module, batch) for batch in loader]
 
 

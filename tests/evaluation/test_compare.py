@@ -169,10 +169,9 @@ def test_reductions_over_seeds_are_recomputed(made):
         assert found["mean"] == pytest.approx(np.mean(known))
         assert found["sd"] == pytest.approx(np.std(known, ddof=0))
         assert (found["min"], found["max"]) == pytest.approx((min(known), max(known)))
-        # 1.02938 is the expected maximum of four standard normal values.
-        assert found["expected_max"] == pytest.approx(
-            np.mean(known) + 1.02938 * np.std(known), abs=1e-6
-        )
+        # 1.02938 is the expected maximum of four standard normal values, 0.921318 c₄ of four.
+        spread = np.std(known, ddof=1) / 0.921318
+        assert found["expected_max"] == pytest.approx(np.mean(known) + 1.02938 * spread, abs=1e-6)
         assert (arm["n"], arm["planned"], arm["seeds"]) == (4, 4, [0, 1, 2, 3])
         assert found["interval"] is None
     assert document["ddof"] == 0

@@ -68,7 +68,9 @@ def test_one_command_runs_every_phase_and_the_last_is_the_arms_own_run(chained) 
 def test_each_phase_starts_from_the_last_weights_of_the_one_before(chained) -> None:
     outputs = chained[0] / "outputs"
     runs = [directory(outputs, phase) for phase in [*PHASES[:3], None]]
-    for before, after in pairwise(runs):
+    # I and II start anew; III continues II, and IV III.
+    assert [record(run)["inputs"]["weights"] for run in runs[:2]] == [None, None]
+    for before, after in pairwise(runs[1:]):
         last = before / "checkpoints" / "last.safetensors"
         assert record(after)["inputs"]["weights"] == sha256_file(last)
 
