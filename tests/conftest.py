@@ -1,4 +1,4 @@
-"""What tests share: genuine data where present, one synthetic tree, one run, warm processes."""
+"""Shared by all tests: genuine data if present, a synthetic tree, one run, warm processes."""
 
 import fcntl
 import hashlib

@@ -175,7 +175,7 @@ def headline(record: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def headline_text(headline: dict[str, Any] | None) -> str:
-    """What `headline` gives, for a table; a dash for None."""
+    """The result of `headline` for a table; a dash for None."""
     if not headline:
         return "–"
     return f"{headline['weighted_f1']:.4f} {headline['heading']} ({headline['set']})"

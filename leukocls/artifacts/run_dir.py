@@ -72,7 +72,7 @@ class RunDir:
         return differences(record, {"identity": self.settings, "inputs": self.inputs})
 
     def state(self, force: bool, since: str = "") -> RunState:
-        """What the directory holds: MISSING (start), DONE (complete) or INTERRUPTED (resumable).
+        """State of the directory: MISSING (start), DONE (complete) or INTERRUPTED (resumable).
 
         Args:
             force: ignore runs that were started before `since` (UTC, ISO 8601), or any without it.

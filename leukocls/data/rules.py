@@ -25,7 +25,7 @@ from leukocls.data.published import (
 
 
 class DataRules:
-    """How one kind of data set is read and checked.
+    """Rules for reading and checking one kind of data set.
 
     Attributes:
         cnmc_names: whether cells have C-NMC's names, which state subject and class.

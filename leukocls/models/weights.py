@@ -145,7 +145,7 @@ def load_weights(
 
 
 class _Fit(NamedTuple):
-    """How a state dict fits a network.
+    """The fit of a state dict to a network.
 
     `state` is what the network loads, `fresh` names what stays random, `faults` what does not fit.
     """

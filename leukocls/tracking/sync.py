@@ -96,7 +96,7 @@ class Server:
         return "sent"
 
     def _held(self, path: str) -> Any:
-        """What the server holds of a run; None if it has none, or does not answer."""
+        """The server's copy of a run; None if it has none, or does not answer."""
         self.api.flush()
         try:
             return self.api.run(path)

@@ -73,7 +73,7 @@ class _Parts:
     ready: float
 
     def results(self, run: RunDir) -> dict[str, Any]:
-        """What the record says once the run has ended."""
+        """The entries that the record gets when the run ends."""
         prepare, seconds = self.ready - self.started, time.perf_counter() - self.ready
         return {
             "device": device_name(self.trainer),

@@ -47,7 +47,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What one run reads.
+    """Everything that one run reads, with the decisions that follow from it.
 
     Attributes:
         config: the composed configuration; of a scored checkpoint with its training's recipe.
@@ -104,7 +104,7 @@ class Inputs:
         return continued_seed(self.config.seed, len(self.lineage))
 
     def facts(self) -> dict[str, Any]:
-        """What run.json records when the run starts; results are empty until it ends."""
+        """The entries of run.json at the start of the run; results are empty until it ends."""
         return {
             "device": None,
             "threads": self.config.threads,

@@ -37,7 +37,7 @@ def test_the_headline_is_the_tests_if_there_is_one(chosen_on, splits, marks, exp
 
 
 def test_asking_whether_a_run_is_written_leaves_its_lock_alone(tmp_path: Path) -> None:
-    """Who asked by taking the lock made a run fail that started in that moment."""
+    """A question that takes the lock makes a run fail that starts in the same moment."""
     run = RunDir(tmp_path / "demo" / "proposal" / "seed_000", OmegaConf.create({"seed": 0}), {})
     assert not is_running_here(run.directory)
     with run.locked():
