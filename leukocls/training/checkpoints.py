@@ -53,9 +53,11 @@ class Checkpoints:
                 f"{selected}: the weights of the selected epoch are missing; force=true starts the"
                 " run again"
             )
-        link = self.folder / f".{uuid.uuid4().hex}.tmp"
-        os.link(selected, link)
-        os.replace(link, self.best)
+        # Two names of one file: to rename one over the other would do nothing.
+        if not (self.best.exists() and self.best.samefile(selected)):
+            link = self.folder / f".{uuid.uuid4().hex}.tmp"
+            os.link(selected, link)
+            os.replace(link, self.best)
         older = sorted(path for path in self.folder.glob("selected-*") if path < selected)
         for path in older[: -KEPT + 1]:
             path.unlink()

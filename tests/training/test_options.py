@@ -1,7 +1,6 @@
 """What a recipe may ask of training: losses, samplers, averages, accumulation, patience, views."""
 
 import json
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from torchvision.ops import box_iou
 from leukocls.data.store import open_store
 from leukocls.data.verify import checked_index
 from leukocls.training.build import build
+from leukocls.training.checkpoints import Checkpoints
 
 
 @pytest.fixture
@@ -95,17 +95,23 @@ FROZEN = ["model=frozen_vgg16", "model.backbone=test_resnet", "optim.lr=1e-2"]
     ],
 )
 def test_a_stopped_run_ends_as_if_it_had_not_been(
-    more: list[str], run, kept, tmp_path: Path
+    more: list[str], run, kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = kept(*more)
-    directory = tmp_path.joinpath("run", *source.parts[-4:])
-    shutil.copytree(source, directory)
-    whole = record(directory)
-    # As if it had been killed before the last epoch's checkpoint.
-    sorted((directory / "checkpoints").glob("resume-*"))[-1].unlink()
-    (directory / "run.json").write_text(json.dumps(whole | {"status": "interrupted"}))
-    metrics = pd.read_csv(directory / "metrics.csv").drop(columns="images_per_s")
-    run("run", *more)
+    whole = record(source)
+    metrics = pd.read_csv(source / "metrics.csv").drop(columns="images_per_s")
+    save, last = Checkpoints.save_resume_point, int(metrics["epoch"].max())
+
+    def ended_before_the_last(self: Checkpoints, trainer: object, epoch: int) -> None:
+        if epoch == last:
+            raise RuntimeError("pulled the plug")
+        save(self, trainer, epoch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save_resume_point", ended_before_the_last)
+        with pytest.raises(AssertionError, match="pulled the plug"):
+            run("run", *more)
+    directory = run("run", *more)
     again = record(directory)
     for key in ("predictions_sha256", "weights_sha256", "metrics"):
         assert again[key] == whole[key]

@@ -16,9 +16,19 @@ from leukocls.data.splits import SplitOptions, make_split
 from leukocls.evaluation import scoring
 
 
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("arms") / "outputs"
+def words_of(tree: Path, outputs: Path) -> list[str]:
+    """The demo's recipe with its own number of views."""
+    return [word for word in small(tree, outputs) if word != "views=4"]
+
+
+@pytest.fixture
+def outputs(once, small_tree: Path, tmp_path: Path, train: Train) -> Path:
+    """A copy of a folder with the proposal's finished run."""
+
+    def make(folder: Path) -> None:
+        assert train(*words_of(small_tree, folder / "outputs"), "ablation=proposal").code == 0
+
+    return Path(shutil.copytree(once("proposal", make) / "outputs", tmp_path / "arms" / "outputs"))
 
 
 def run_of(outputs: Path, arm: str) -> Path:
@@ -30,9 +40,7 @@ def test_rescore_from_a_run_is_the_run_with_one_view(
     small_tree: Path, outputs: Path, train: Train
 ) -> None:
     """To the bit in what it predicts, with an epoch of its own; and it costs no training."""
-    words = [word for word in small(small_tree, outputs) if word != "views=4"]
-    proposal = train(*words, "ablation=proposal")
-    assert proposal.code == 0, proposal.err
+    words = words_of(small_tree, outputs)
     derived = train(*words, "ablation=norot")
     assert derived.code == 0, derived.err
     assert "train loss" not in derived.out
@@ -68,7 +76,7 @@ def rows(directory: Path) -> list[dict[str, float | None]]:
 def test_a_run_that_is_not_there_or_was_trained_otherwise_is_refused(
     small_tree: Path, outputs: Path, tmp_path: Path, train: Train
 ) -> None:
-    words = [word for word in small(small_tree, tmp_path / "outputs") if word != "views=4"]
+    words = words_of(small_tree, tmp_path / "outputs")
     told = train(*words, "ablation=norot")
     assert told.code == 2
     assert "rescore_from=null" in told.err
@@ -92,7 +100,7 @@ def test_a_run_that_is_not_there_or_was_trained_otherwise_is_refused(
 def test_a_test_that_another_epoch_scored_is_not_view_0s(
     small_tree: Path, tmp_path: Path, train: Train
 ) -> None:
-    words = [word for word in small(small_tree, tmp_path / "outputs") if word != "views=4"]
+    words = words_of(small_tree, tmp_path / "outputs")
     words += ["split_scheme=honest", "selection=last"]
     assert train(*words, "ablation=proposal").code == 0
     assert train(*words, "ablation=norot").code == 0
@@ -184,7 +192,8 @@ def test_rescore_from_what_was_trained_again_is_not_called_done(
 ) -> None:
     """The proposal gave other predictions meanwhile, as after force=true with another version."""
     shutil.copytree(outputs, tmp_path / "outputs")
-    words = [word for word in small(small_tree, tmp_path / "outputs") if word != "views=4"]
+    words = words_of(small_tree, tmp_path / "outputs")
+    assert train(*words, "ablation=norot").code == 0
     proposal = run_of(tmp_path / "outputs", "proposal")
     frame = predictions.read(proposal / "predictions.parquet")
     predictions.write(proposal / "predictions.parquet", frame.assign(view_0=frame["view_0"] + 1))

@@ -49,7 +49,7 @@ def test_a_run_is_one_row(tmp_path, capsys):
                 "seed": 3,
                 "status": "done",
                 "epoch": 4,
-                "headline": {"heading": "selection", "set": "val", "weighted_f1": 0.8981},
+                "headline": {"heading": "test", "set": "prelim", "weighted_f1": 0.7},
                 "marks": ["SYNTHETIC"],
             }
         ],
@@ -63,7 +63,7 @@ def test_the_table_says_what_it_shows(tmp_path, capsys):
     header, norot, proposal = capsys.readouterr().out.splitlines()
     assert header.split()[:4] == ["experiment", "arm", "seed", "status"]
     assert norot.split()[:6] == ["prellberg2019", "norot", "12", "running", "–", "–"]
-    assert "0.8981 selection (val)" in proposal
+    assert "0.7000 test (prelim)" in proposal
     assert "SYNTHETIC" in proposal
     assert proposal.index("done") == norot.index("running") == header.index("status")
 
