@@ -43,7 +43,7 @@ def key_of(override: str) -> str:
 
 
 def is_neutral(key: str) -> bool:
-    """Whether a configuration key is left out of the arm's name. Secrets are."""
+    """Whether a key is left out of the arm's name: it changes no result, or is a secret."""
     return (
         key in IN_PATH
         or SECRET.search(key) is not None

@@ -104,9 +104,9 @@ def state_of(record: dict[str, Any]) -> RunState:
 
 
 def is_running_here(directory: Path) -> bool:
-    """Whether a process of this host is writing the run, by its record: the lock is left alone.
+    """Whether the record says that a live process of this host is writing the run.
 
-    To ask for the lock would be to hold it for a moment, in which a starting run fails.
+    The lock is not tried: holding it for a moment would make a starting run fail.
     """
     try:
         record = read_record(directory)

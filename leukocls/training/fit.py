@@ -93,7 +93,8 @@ def _fit_rank(
     points = recorder.checkpoints.resume_points() if resume else []
     if points:
         epoch = epoch_of(points[0])
-        recorder.reload(epoch)
+        with rank_zero_first():  # it puts the best weights back in their place
+            recorder.reload(epoch)
         print(f"resumed after epoch {epoch} from {points[0]}")
     else:
         trainer.validate(classifier, parts.datamodule, verbose=False)
