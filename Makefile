@@ -10,11 +10,12 @@ help: ## list the targets
 
 env: $(VENV)/.done ## build .venv once: exact versions, this checkout, wandb and the test tools
 
+# Python compiles the modules that are imported, when they are; all of them take a minute and a half.
 $(VENV)/.done: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is older than 3.11; name a newer one: make env PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[wandb,lite,slurm,test]'
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[wandb,lite,slurm,test]'
 	@touch $@
 
 demo: env ## train a small network on synthetic cells, print its metrics (a minute or two)

@@ -46,7 +46,6 @@ if submitit is not None:
         def launch(self: Any, job_overrides: Any, initial_job_idx: int) -> Sequence[JobReturn]:
             from submitit.core.utils import FailedJobError, UncompletedJobError
 
-            from leukocls.artifacts.identity import SECRET, key_of
             from leukocls.artifacts.record import now
             from leukocls.common.errors import LeukoclsError
             from leukocls.common.processes import Interrupted
@@ -63,12 +62,6 @@ if submitit is not None:
                     "jobs=, time_limit=: options of launcher=processes; a queue has"
                     " hydra.launcher.array_parallelism and hydra.launcher.timeout_min."
                 )
-            for override in jobs[0].result.overrides:
-                if SECRET.search(key_of(override)):
-                    raise LeukoclsError(
-                        f"{key_of(override)}: a job in the queue is kept in a file that others may"
-                        " read; set it in the environment instead (WANDB_API_KEY)."
-                    )
             try:
                 for group in unfinished(jobs):
                     if group:

@@ -10,23 +10,22 @@ import shutil
 import sys
 import tempfile
 import warnings
-from pathlib import Path
+from functools import wraps
+from typing import Any
 
 import hydra
+from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from leukocls.artifacts.record import now
 from leukocls.common.processes import INTERRUPTS, Interrupted, interruptible
 from leukocls.launch.job import composed, exit_code_of, message_of, run_jobs
+from leukocls.launch.settings import CONF, check_hydra, check_secrets
 
 # Read when torch is loaded. OpenMP threads that spin while they wait train a small network ten
 # times slower as soon as another process wants a core; sleeping ones cost a third when none does.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-PACKAGE = Path(__file__).parent
-# Inside an installed package, beside it in a checkout.
-CONF = next(p for p in (PACKAGE / "conf", PACKAGE.parent / "conf") if p.is_dir())
 
 
 def _private_directory() -> str:
@@ -39,9 +38,27 @@ def _private_directory() -> str:
 def quoted_path(argument: str) -> str:
     """Quote the value of an override that is an existing path: run directories hold `,` and `=`."""
     key, equals, value = argument.partition("=")
-    if equals and re.search(r"[=,\s()\[\]{}]", value) and '"' not in value and Path(value).exists():
+    if (
+        equals
+        and re.search(r"[=,\s()\[\]{}]", value)
+        and '"' not in value
+        and os.path.exists(value)
+    ):
         return f'{key}="{value}"'
     return argument
+
+
+def _checked(compose: Any) -> Any:
+    """Hydra's composition, followed by our checks; Hydra has no place for them before it acts."""
+
+    @wraps(compose)
+    def compose_and_check(*args: Any, overrides: list[str], **options: Any) -> DictConfig:
+        config = compose(*args, overrides=overrides, **{**options, "with_log_configuration": False})
+        check_hydra(config.hydra, overrides)
+        check_secrets(OmegaConf.masked_copy(config, [k for k in config if k != "hydra"]), overrides)
+        return config
+
+    return compose_and_check
 
 
 def run_once(config: DictConfig) -> int:
@@ -75,6 +92,8 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     warnings.filterwarnings("ignore", module="hydra")
     entry = hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(task)
+    composes = Hydra.compose_config
+    Hydra.compose_config = _checked(composes)
     try:
         with interruptible(*INTERRUPTS):
             entry()
@@ -84,6 +103,8 @@ def main() -> None:
     except Exception as error:
         print(f"error: {message_of(error)}", file=sys.stderr)
         sys.exit(exit_code_of(error))
+    finally:
+        Hydra.compose_config = composes
     sys.exit(max(codes, default=0))
 
 

@@ -208,14 +208,14 @@ def record(directory: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def trained(small_tree: Path, once: Callable[..., Path]) -> Path:
-    """A finished run directory, logged to W&B offline, with a secret on its command line."""
+    """A finished run directory, logged to W&B offline, with a secret in its environment."""
     from leukocls.train import main
 
     def make(folder: Path) -> None:
         command = [*small(small_tree, folder / "outputs"), "logger=wandb"]
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("WANDB_API_KEY", CANARY)
-            patch.setattr(sys, "argv", ["leukocls.train", *command, f"+logger.api_key={CANARY}"])
+            patch.setattr(sys, "argv", ["leukocls.train", *command])
             with pytest.raises(SystemExit) as stop:
                 main()
         assert not stop.value.code

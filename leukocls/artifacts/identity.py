@@ -20,7 +20,6 @@ BY_CONTENT = {"continue_from", "model.weights"}
 IN_PATH = {"ablation", "seed", "experiment", "score", "last_phase"}
 # The overlays of a run's phases are merged into its other settings.
 MERGED = {"phases", "last_phase"}
-SECRET = re.compile(r"(^|[._-])(api[_-]?key|token|secret|password|passwd)$", re.IGNORECASE)
 
 
 def arm_name(ablation: str, overrides: list[str]) -> str:
@@ -43,12 +42,8 @@ def key_of(override: str) -> str:
 
 
 def is_neutral(key: str) -> bool:
-    """Whether a key is left out of the arm's name: it changes no result, or is a secret."""
-    return (
-        key in IN_PATH
-        or SECRET.search(key) is not None
-        or any(key == k or key.startswith(f"{k}.") for k in NEUTRAL)
-    )
+    """Whether a key is left out of the arm's name: it changes no result, or stands in the path."""
+    return key in IN_PATH or any(key == k or key.startswith(f"{k}.") for k in NEUTRAL)
 
 
 def settings_of(config: DictConfig) -> dict[str, Any]:
@@ -85,20 +80,3 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[
     )
     keys = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
     return {key: (a.get(key), b.get(key)) for key in keys}
-
-
-def redacted(config: DictConfig) -> str:
-    """The resolved configuration as YAML, with the values of secret keys replaced by `***`."""
-    return OmegaConf.to_yaml(
-        OmegaConf.create(starred(OmegaConf.to_container(config, resolve=True)))
-    )
-
-
-def starred(node: Any) -> Any:
-    """A copy of nested dicts and lists with the values of secret keys replaced by `***`."""
-    if isinstance(node, dict):
-        return {
-            key: "***" if value and SECRET.search(str(key)) else starred(value)
-            for key, value in node.items()
-        }
-    return [starred(v) for v in node] if isinstance(node, list) else node

@@ -10,14 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from leukocls.artifacts import predictions
 from leukocls.artifacts.environment import git_state, versions
-from leukocls.artifacts.identity import config_hash, differences, redacted, settings_of, starred
+from leukocls.artifacts.identity import config_hash, differences, settings_of
 from leukocls.artifacts.record import RunState, now, read_record, write_record
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.files import atomic_write, sha256_file
+from leukocls.common.secrets import starred, without_secrets
 
 # The files whose digests a finished run records.
 STORED = {
@@ -122,7 +123,8 @@ class RunDir:
             (self.directory / name).unlink(missing_ok=True)
         for name in ("checkpoints", "wandb"):
             shutil.rmtree(self.directory / name, ignore_errors=True)
-        atomic_write(self.directory / "config.yaml", redacted(self.config))
+        resolved = OmegaConf.to_container(self.config, resolve=True)
+        atomic_write(self.directory / "config.yaml", OmegaConf.to_yaml(starred(resolved)))
         self.resume(**facts)
 
     def resume(self, **facts: Any) -> None:
@@ -146,7 +148,8 @@ class RunDir:
 
     def end(self, state: RunState, error: str | None = None, **facts: Any) -> None:
         """Write the last record, with status `done`, `failed` or `interrupted`."""
-        self.record |= {"status": state, "finished": now(), "error": error, **facts}
+        told = without_secrets(error) if error else None
+        self.record |= {"status": state, "finished": now(), "error": told, **facts}
         write_record(self.directory, self.record)
 
     def stored_hashes(self) -> dict[str, str]:
@@ -188,14 +191,14 @@ def run_weights(run: str, key: str = "checkpoint", which: str = "best") -> Path:
 
 
 class _Tee:
-    """A text stream that also writes a log, without what a progress bar draws."""
+    """A text stream that also writes a log, without secrets and what a progress bar draws."""
 
     def __init__(self, stream: TextIO, log: TextIO) -> None:
         self.stream, self.log = stream, log
 
     def write(self, text: str) -> int:
         if "\r" not in text and "\x1b" not in text:
-            self.log.write(text)
+            self.log.write(without_secrets(text))
             self.log.flush()
         return self.stream.write(text)
 

@@ -80,8 +80,21 @@ def open_store(
             keeps it.
 
     Raises:
-        LeukoclsError: crop or size out of range.
+        LeukoclsError: as `stored_side`.
         DataFault: a file cannot be read; the store was damaged after it was packed.
+    """
+    side = stored_side(index, crop, size)
+    path = store_path(digest, cache, crop, side)
+    if not (path.is_file() and _checksums(path).is_file()):
+        _pack(index, path, crop, side)
+    return _checked(path, (len(index.table), side, side, 3))
+
+
+def stored_side(index: Index, crop: int | str, size: int | None) -> int:
+    """Side in px of the images of a store, as `open_store` takes `crop` and `size`.
+
+    Raises:
+        LeukoclsError: crop or size out of range.
     """
     most = index.rules.largest_crop
     if crop != "box" and not (isinstance(crop, int) and 1 <= crop <= most):
@@ -91,10 +104,7 @@ def open_store(
     size = int(crop) if size is None else size
     if not isinstance(size, int) or not 1 <= size <= LARGEST:
         raise LeukoclsError(f"data.size={size}: choose a side of 1 to {LARGEST} pixels.")
-    path = store_path(digest, cache, crop, size)
-    if not (path.is_file() and _checksums(path).is_file()):
-        _pack(index, path, crop, size)
-    return _checked(path, (len(index.table), size, size, 3))
+    return size
 
 
 def _checksums(store: Path) -> Path:

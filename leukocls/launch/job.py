@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -23,6 +23,7 @@ from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.common.files import sha256_file
 from leukocls.common.processes import Interrupted
 from leukocls.launch.phases import phase_configs
+from leukocls.launch.settings import check_settings, is_free, no_such_setting
 from leukocls.tracking.follow import check_logger, followed
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def composed(config: DictConfig, hydra_node: Any, since: str) -> list[Job]:
     """
     if not isinstance(config.seed, int) or not 0 <= config.seed < 2**32:
         raise LeukoclsError(f"seed={config.seed}: choose a whole number from 0 to 2**32 - 1.")
+    check_settings(config)
     choices, overrides = hydra_node.runtime.choices, _canonical(hydra_node.overrides.task)
     if config.checkpoint:
         return [_scoring_job(config, overrides, since)]
@@ -89,6 +91,7 @@ def composed(config: DictConfig, hydra_node: Any, since: str) -> list[Job]:
         return [job]
     jobs: list[Job] = []
     for name, of_phase in configs.items():
+        check_settings(of_phase)
         if jobs and "continue_from" not in config.phases[name]:
             of_phase.continue_from = str(jobs[-1].directory)
         final = name == list(config.phases)[-1]
@@ -169,6 +172,7 @@ def run_job(job: Job) -> None:
         LeukoclsError: a refusal, before anything is written, or a fault; the record says `failed`.
     """
     # Torch and Lightning are imported here, so that mistakes in the command are reported at once.
+    from leukocls.training.fit import check_recipe
     from leukocls.training.inputs import inputs_of
 
     config = job.config
@@ -181,7 +185,10 @@ def run_job(job: Job) -> None:
             print(f"{run.directory}: done already, nothing to do (force=true runs it again)")
             print_result(run.directory)
             return
-        _execute(job, inputs, run, resume=state == RunState.INTERRUPTED and config.resume)
+        resume = state == RunState.INTERRUPTED and config.resume
+        if not (job.source or resume):
+            check_recipe(inputs)
+        _execute(job, inputs, run, resume)
 
 
 def are_done(jobs: list[Job]) -> bool:
@@ -255,6 +262,9 @@ def message_of(error: Exception) -> str:
     if os.environ.get("LEUKOCLS_TRACEBACK") == "1":
         traceback.print_exception(error)
     if isinstance(error, LeukoclsError | HydraException | OmegaConfBaseException):
+        unknown = getattr(error.__cause__, "full_key", None)
+        if isinstance(error, ConfigCompositionException) and unknown and not is_free(unknown):
+            return no_such_setting(unknown)
         # Hydra's search path does not help somebody who mistyped a name.
         message = re.split(r"\nConfig search path|\nSee https", str(error))[0].strip()
         if isinstance(error, OverrideParseException):

@@ -70,6 +70,8 @@ class TimmNetwork(nn.Module):
         self.mean: Tensor
         self.std: Tensor
         for name, channels in (("mean", mean or [0.0] * 3), ("std", std or [1.0] * 3)):
+            if len(channels) != 3:
+                raise LeukoclsError(f"model.{name}={channels}: give three numbers, red first.")
             self.register_buffer(name, torch.tensor(channels).view(1, 3, 1, 1), False)
         self.normalises = mean is not None or std is not None
 

@@ -1,6 +1,8 @@
 """Build objects from configurations: only what an allowlist in Python names, through Hydra."""
 
 import importlib
+import inspect
+from collections.abc import Collection
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -29,12 +31,7 @@ def build(config: Any) -> Any:
     """
     config = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
     for target in _targets(config):
-        if target not in ALLOWED and not _is_network(target):
-            raise LeukoclsError(
-                f"_target_={target}: not allowed in a configuration. Networks live in"
-                " leukocls/models/; anything else is added to ALLOWED in"
-                " leukocls/training/build.py."
-            )
+        check_target(target)
     try:
         return instantiate(config, _convert_="all")
     except InstantiationException as error:
@@ -42,6 +39,31 @@ def build(config: Any) -> Any:
         if isinstance(cause, LeukoclsError):
             raise cause from None
         raise LeukoclsError(f"{config['_target_']}: {cause or error}") from error
+
+
+def parameters_of(target: str) -> Collection[str]:
+    """Names of the parameters that a `_target_` takes.
+
+    Raises:
+        LeukoclsError: the target is not allowed.
+    """
+    check_target(target)
+    module, _, name = target.rpartition(".")
+    return inspect.signature(getattr(importlib.import_module(module), name)).parameters
+
+
+def check_target(target: str) -> None:
+    """Refuse a `_target_` that is neither in ALLOWED nor a network of leukocls.models.
+
+    Raises:
+        LeukoclsError: naming the target.
+    """
+    if target not in ALLOWED and not _is_network(target):
+        raise LeukoclsError(
+            f"_target_={target}: not allowed in a configuration. Networks live in"
+            " leukocls/models/; anything else is added to ALLOWED in"
+            " leukocls/training/build.py."
+        )
 
 
 def _targets(node: Any) -> list[str]:

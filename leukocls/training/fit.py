@@ -17,7 +17,7 @@ from leukocls.artifacts.record import RunState
 from leukocls.artifacts.run_dir import RunDir
 from leukocls.common.files import atomic_write
 from leukocls.data.datamodule import CellDataModule
-from leukocls.data.store import boxes, open_store
+from leukocls.data.store import boxes, open_store, stored_side
 from leukocls.models.frozen import FrozenFeatures
 from leukocls.models.weights import load_weights
 from leukocls.training.build import build
@@ -27,9 +27,26 @@ from leukocls.training.ddp import Rank, rank_zero_first, spawn_ranks
 from leukocls.training.feature_cache import cached_features
 from leukocls.training.inputs import Inputs, ScoreInputs, TrainInputs
 from leukocls.training.losses import CellLoss
-from leukocls.training.optim import parameter_groups
+from leukocls.training.optim import configure
 from leukocls.training.recorder import Recorder
 from leukocls.training.trainer import device_name, make_trainer
+
+
+def check_recipe(inputs: Inputs) -> None:
+    """Build what the recipe describes once, without images or weights, before anything is written.
+
+    Raises:
+        LeukoclsError: an option of data, augmentation, network, loss, optimiser, schedule or
+            Trainer that does not exist or is out of range.
+    """
+    config, data = inputs.config, inputs.config.data
+    side = stored_side(inputs.index, data.crop, data.size)
+    no_images = np.broadcast_to(np.uint8(0), (len(inputs.index.table), side, side, 3))
+    _datamodule(inputs, no_images, make_trainer(config, Path(), []).num_devices)
+    _loss(inputs)
+    if isinstance(inputs, TrainInputs):
+        # Any number of steps that a schedule can be spread over.
+        configure(_untrained(config.model), _plain(config.optim), steps=100)
 
 
 def fit(inputs: TrainInputs, run: RunDir, resume: bool) -> None:
@@ -144,7 +161,7 @@ def _images(inputs: Inputs) -> np.memmap:
     return open_store(inputs.index, inputs.data_digest, Path(data.cache), data.crop, data.size)
 
 
-def _datamodule(inputs: Inputs, images: np.memmap, devices: int) -> CellDataModule:
+def _datamodule(inputs: Inputs, images: np.ndarray, devices: int) -> CellDataModule:
     config, data = inputs.config, inputs.config.data
     return CellDataModule(
         inputs.index,
@@ -179,26 +196,31 @@ def _prepare_batches(
 
 def _classifier(inputs: Inputs) -> CellClassifier:
     config, training = inputs.config, isinstance(inputs, TrainInputs)
-    loss = CellLoss(**{**_plain(config.loss), "pos_weight": inputs.pos_weight})
     if inputs.weights and (config.continue_from or not training):
         # A whole network, head included, and no weights of the backbone's own.
-        fresh = {"pretrained": False, "weights": None}
-        network = build({k: fresh.get(k, v) for k, v in _plain(config.model).items()})
+        network = _untrained(config.model)
         key = "continue_from" if training else "checkpoint"
         load_weights(network, inputs.weights, (), key)
     else:
         network = build(config.model)
-    optim = _plain(config.optim)
-    if training:  # refuses rates that do not fit before anything is scored
-        parameter_groups(network, optim["lr"], optim.get("layer_decay"))
     return CellClassifier(
         network,
-        optim,
-        loss=loss,
+        _plain(config.optim),
+        loss=_loss(inputs),
         views=config.views,
         seed=inputs.draws_seed,
         scored=inputs.split.scored,
     )
+
+
+def _untrained(model: DictConfig) -> nn.Module:
+    """The configured network with random weights."""
+    random = {"pretrained": False, "weights": None}
+    return build({key: random.get(key, value) for key, value in _plain(model).items()})
+
+
+def _loss(inputs: Inputs) -> CellLoss:
+    return CellLoss(**{**_plain(inputs.config.loss), "pos_weight": inputs.pos_weight})
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from leukocls.data.splits import Split, SplitOptions, as_csv, make_split, part_r
 from leukocls.data.store import data_digest
 from leukocls.data.verify import checked_index
 from leukocls.data.views import view_weights
-from leukocls.evaluation.selection import BEST_THRESHOLD
+from leukocls.evaluation.selection import BEST_THRESHOLD, RULES
 from leukocls.models.weights import weights_file
 from leukocls.synthetic.tree import SyntheticSpec, write_tree
 
@@ -260,6 +260,8 @@ def _check_numbers(config: DictConfig) -> None:
         raise LeukoclsError(
             f"threshold={threshold}: choose a probability between 0 and 1, or {BEST_THRESHOLD}."
         )
+    if config.selection not in RULES:
+        raise LeukoclsError(f"selection={config.selection}: choose one of {', '.join(RULES)}.")
     for name in ("threads", "save_every", "patience"):
         value = config[name]
         absent = value is None and name == "patience"

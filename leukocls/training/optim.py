@@ -74,12 +74,18 @@ def configure(
         optim: `optimizer` and `schedule` (each with a `_target_`), `lr`, `weight_decay`, and maybe
             `layer_decay`. OneCycleLR is stepped at each optimiser step, others once an epoch.
         steps: of the optimiser, in the whole run.
+
+    Raises:
+        LeukoclsError: as `parameter_groups`; an option that does not exist or is out of range.
     """
     groups = parameter_groups(network, optim["lr"], optim.get("layer_decay"))
     # Hydra copies what it is given, so the parameters are handed over after the build.
     make_optimizer = build({**optim["optimizer"], "_partial_": True})
-    optimizer = make_optimizer(groups, weight_decay=optim["weight_decay"])
     schedule = {**optim["schedule"], "_partial_": True}
     if schedule["_target_"] == f"{OneCycleLR.__module__}.{OneCycleLR.__name__}":
         schedule |= {"max_lr": [group["lr"] for group in groups], "total_steps": steps}
-    return optimizer, build(schedule)(optimizer)
+    try:
+        optimizer = make_optimizer(groups, weight_decay=optim["weight_decay"])
+        return optimizer, build(schedule)(optimizer)
+    except (TypeError, ValueError) as error:
+        raise LeukoclsError(f"optim: optimiser or schedule cannot be made ({error}).") from error

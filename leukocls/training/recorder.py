@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from leukocls.artifacts import predictions
 from leukocls.artifacts.predictions import sigmoid
-from leukocls.common.errors import DataFault, LeukoclsError
+from leukocls.common.errors import DataFault
 from leukocls.data.index import Index
 from leukocls.evaluation.cell_metrics import by_split
 from leukocls.evaluation.history import Row, read_history, split_columns, write_history
@@ -39,9 +39,6 @@ class Recorder(pl.Callback):
             to the end.
         save_every: epochs between two checkpoints; the last epoch is always one.
         metadata: stored in the header of the weights files.
-
-    Raises:
-        LeukoclsError: no such rule.
     """
 
     def __init__(
@@ -55,8 +52,6 @@ class Recorder(pl.Callback):
         save_every: int = 1,
         metadata: dict[str, str] | None = None,
     ) -> None:
-        if rule not in RULES:
-            raise LeukoclsError(f"selection={rule}: choose one of {', '.join(RULES)}.")
         self.directory, self.index = directory, index
         self.rule, self.selection_set = rule, selection_set
         self._threshold, self.patience, self.save_every = threshold, patience, save_every
