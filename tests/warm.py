@@ -9,7 +9,7 @@ import runpy
 import signal
 import sys
 import time
-from multiprocessing import forkserver, get_context
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ VERBS = ("leukocls.train", "hydra.core.override_parser.overrides_parser", "leuko
 
 # Whoever starts the server of this process first, it is warm: PyTorch's loaders would start one
 # that has imported nothing, from which each later job had to import everything.
-get_context("forkserver").set_forkserver_preload([*PRELOADED, *VERBS])
+forkserver.set_forkserver_preload([*PRELOADED, *VERBS])
+forkserver.set_forkserver_preload = lambda modules: None
 
 
 def server() -> ForkServerContext:

@@ -21,7 +21,10 @@ def _report(pipe, names: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_a_child_finds_the_preloaded_modules_imported() -> None:
+def test_a_child_finds_the_preloaded_modules_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The real one, in place of that which keeps every server of the tests warm (tests/warm.py).
+    real = forkserver._forkserver.set_forkserver_preload
+    monkeypatch.setattr(forkserver, "set_forkserver_preload", real)
     forkserver._forkserver._stop()  # another test's, which imported other modules
     context = fork_server(PRELOADED)
     ours, theirs = context.Pipe(duplex=False)

@@ -2,37 +2,15 @@
 
 import os
 import signal
-import subprocess
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Train, copied, record, small
+from conftest import ROOT, Train, only_run, record, small
 from hydra import compose, initialize_config_dir
+from warm import Command
 
 pytest.importorskip("submitit")
-
-# A network that waits, once its run has something to go on from, to be taken off its node.
-PATIENT = """
-import os, time
-from pathlib import Path
-from torch import nn
-
-class Patient(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.head = nn.Linear(3, 1)
-
-    def forward(self, images):
-        outputs = os.environ["PATIENT"]
-        if list(Path(outputs).rglob("resume-epoch0001.ckpt")):
-            taken = Path(outputs, "taken")
-            if not taken.exists():
-                taken.touch()
-                time.sleep(600)
-        return self.head(images.mean((2, 3)))
-"""
 
 
 def test_a_sweep_through_submitit_is_the_same_sweep(
@@ -53,39 +31,25 @@ def test_a_sweep_through_submitit_is_the_same_sweep(
     assert len(list((outputs / ".submitit").iterdir())) == jobs  # nothing was submitted
 
 
-def test_a_job_that_is_taken_back_goes_on_where_it_was(small_tree: Path, tmp_path: Path) -> None:
-    copied(tmp_path)
-    (tmp_path / "leukocls/models/patient.py").write_text(PATIENT)
-    (tmp_path / "conf/model/patient.yaml").write_text("_target_: leukocls.models.patient.Patient\n")
-    digests = []
-    for name, words in (("taken", ["launcher=submitit", "force=true", "-m"]), ("left", [])):
-        outputs = tmp_path / name
-        outputs.mkdir()
-        if name == "left":
-            (outputs / "taken").touch()
-        overrides = [w for w in small(small_tree, outputs) if not w.startswith("model")]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "leukocls.train", *overrides, "model=patient", "optim.lr=1e-2",
-             "data.batch_size=16", *words],
-            cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env=os.environ | {"PYTHONPATH": str(tmp_path), "PATIENT": str(outputs)},
-        )  # fmt: skip
-        if name == "taken":
-            deadline = time.monotonic() + 180
-            while not (outputs / "taken").exists():
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-            (run,) = outputs.rglob("run.json")
-            os.kill(record(run.parent)["pid"], signal.SIGUSR2)
-        printed, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, printed
-        (run,) = outputs.rglob("run.json")
-        assert record(run.parent)["status"] == "done"
-        assert ("resumed after epoch 1" in (run.parent / "log.txt").read_text()) is (
-            name == "taken"
-        )
-        digests.append(record(run.parent)["predictions_sha256"])
-    assert len(set(digests)) == 1
+def test_a_job_that_is_taken_back_goes_on_where_it_was(
+    small_tree: Path, tmp_path: Path, train: Train, command: Callable[..., Command]
+) -> None:
+    """As before a time limit, or when another job has the node first: by submitit's signal."""
+
+    def words(name: str) -> list[str]:
+        return [*small(small_tree, tmp_path / name), "trainer.max_epochs=12"]
+
+    sweep = command("train", *words("taken"), "launcher=submitit", "force=true", "-m")
+    saved = "checkpoints/resume-epoch0001.ckpt"
+    assert sweep.until(lambda: list(tmp_path.rglob(saved)), 180), sweep.err
+    run = only_run(tmp_path / "taken")
+    os.kill(record(run)["pid"], signal.SIGUSR2)
+    assert sweep.wait(300) == 0, sweep.out + sweep.err
+    assert "resumed after epoch" in (run / "log.txt").read_text()
+    assert train(*words("left")).code == 0
+    left = only_run(tmp_path / "left")
+    assert record(run)["status"] == record(left)["status"] == "done"
+    assert record(run)["predictions_sha256"] == record(left)["predictions_sha256"]
 
 
 def test_what_is_asked_of_slurm() -> None:

@@ -3,6 +3,7 @@
 import pytest
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
+from omegaconf import open_dict
 
 from leukocls.common.errors import LeukoclsError
 from leukocls.launch.job import composed
@@ -22,10 +23,18 @@ def test_options_of_the_sweep_cannot_be_swept(key: str) -> None:
     assert len(slots([config(f"{key}=1"), config(f"{key}=1")])) >= 1
 
 
+def hydra_of(whole):
+    """Take the node `hydra` out of a composed configuration, as Hydra does."""
+    node = whole.hydra
+    with open_dict(whole):
+        del whole.hydra
+    return node
+
+
 def test_georgievs_second_stage_starts_anew() -> None:
     """II, III and IV are 500 + 800 + 700 = 2,000 epochs in all: I is not among them."""
     whole = config("experiment=georgiev_vgg16")
-    node = whole.hydra
+    node = hydra_of(whole)
     node.runtime.choices = {"experiment": "georgiev_vgg16", "ablation": "proposal"}
     jobs = composed(whole, node, "")
     starts = [job.config.continue_from for job in jobs]
@@ -40,7 +49,8 @@ def test_phases_that_continue_a_run_are_named_by_their_own_command(trained) -> N
     for seed in (0, 1):
         words = ["experiment=georgiev_vgg16", f"seed={seed}", f"continue_from='{trained}'"]
         whole = config(*words)
-        whole.hydra.runtime.choices = {"experiment": "georgiev_vgg16", "ablation": "proposal"}
-        whole.hydra.overrides.task = words
-        arms |= {job.directory.parent for job in composed(whole, whole.hydra, "")}
+        node = hydra_of(whole)
+        node.runtime.choices = {"experiment": "georgiev_vgg16", "ablation": "proposal"}
+        node.overrides.task = words
+        arms |= {job.directory.parent for job in composed(whole, node, "")}
     assert len(arms) == 4
