@@ -92,8 +92,8 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     warnings.filterwarnings("ignore", module="hydra")
     entry = hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(task)
-    composes = Hydra.compose_config
-    Hydra.compose_config = _checked(composes)
+    composes: Any = Hydra.compose_config
+    setattr(Hydra, "compose_config", _checked(composes))  # noqa: B010
     try:
         with interruptible(*INTERRUPTS):
             entry()
@@ -104,7 +104,7 @@ def main() -> None:
         print(f"error: {message_of(error)}", file=sys.stderr)
         sys.exit(exit_code_of(error))
     finally:
-        Hydra.compose_config = composes
+        setattr(Hydra, "compose_config", composes)  # noqa: B010
     sys.exit(max(codes, default=0))
 
 

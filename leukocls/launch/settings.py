@@ -173,7 +173,7 @@ def known_defaults() -> dict[str, list[Any]]:
 @cache
 def _configurations() -> list[dict[str, Any]]:
     """Every file of conf/ that sets keys of its own, as nested dicts from the root."""
-    files = [(CONF / "train.yaml", None)]
+    files: list[tuple[Path, str | None]] = [(CONF / "train.yaml", None)]
     files += [(path, group) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
     nodes = []
     for path, group in files:
