@@ -59,7 +59,7 @@ def text(examination: Examination) -> str:
         lines += ["", "Images that are known to be there more than once:", aligned(copies)]
         lines += [SCHEMES_ON_COPIES]
     unknown = int((index.table["subject"] == "").sum())
-    if unknown and not index.rules.cnmc_names:
+    if unknown and not index.rules.cnmc_tree:
         lines += ["", f"{unknown:,} cells without a subject: only split_scheme=cell can split them"]
     if faults:
         lines += ["", f"{len(faults)} fault(s):", *sorted(map(str, faults))]

@@ -11,6 +11,7 @@ import pandas as pd
 
 from leukocls.common.errors import DataFault, Fault, report
 from leukocls.data.cnmc import scan_tree
+from leukocls.data.names import subject_of
 from leukocls.data.rules import DataRules, TableRules
 from leukocls.data.table import table_rows
 
@@ -50,7 +51,7 @@ class Index:
     @property
     def source(self) -> Path:
         """The path by which users name the data: the root, or the CSV of another data set."""
-        return self.labels if self.labels and not self.rules.cnmc_names else self.root
+        return self.labels if self.labels and not self.rules.cnmc_tree else self.root
 
     @property
     def synthetic(self) -> bool:
@@ -129,7 +130,8 @@ def scan(root: str | Path, layout: str = "auto") -> tuple[Index, list[Fault]]:
     if path.is_file():
         rows, missing = table_rows(path, faults)
         table = _ordered(rows)
-        return Index(path.parent, TABLE, table, tuple(missing), path, TableRules()), faults
+        rules = TableRules(cnmc_subjects=bool(table["cell"].map(subject_of).any()))
+        return Index(path.parent, TABLE, table, tuple(missing), path, rules), faults
     tree = scan_tree(path, layout, faults)
     index = Index(path, tree.layout, _ordered(tree.rows), tree.absent, tree.labels, tree.rules)
     return index, faults

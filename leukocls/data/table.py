@@ -14,7 +14,8 @@ from collections import Counter
 from pathlib import Path
 
 from leukocls.common.errors import Fault, LeukoclsError
-from leukocls.data.names import LABEL_WORDS, UNKNOWN, cell_key
+from leukocls.data.names import LABEL_WORDS, UNKNOWN, cell_key, subject_of
+from leukocls.data.published import merged_subject
 from leukocls.data.text_tables import read_words
 
 REQUIRED = ("cell", "subject", "label", "path")
@@ -69,5 +70,7 @@ def table_rows(path: Path, faults: list[Fault]) -> tuple[list[tuple], list[str]]
             missing.append(row.cell)
         else:
             group = LEADING_ZEROS.sub("", row.subject.upper())
+            if group == subject_of(row.cell):  # C-NMC's own, some of which are one person
+                group = merged_subject(group)
             rows.append((row.cell, row.path, part, -1, row.subject, label, -1, -1, group))
     return rows, missing

@@ -181,7 +181,7 @@ def _label_file_faults(index: Index, faults: list[Fault]) -> list[Fault]:
     The digest cannot name the wrong line, so it is only compared if there is no fault yet in
     prelim's images or in the label file.
     """
-    if index.labels is None or not index.rules.cnmc_names:
+    if index.labels is None or not index.rules.cnmc_tree:
         return []
     files = {index.root / f for f in index.table["file"][index.table["part"] == "prelim"]}
     name = index.labels.name
@@ -296,7 +296,7 @@ def _two_class_faults(index: Index) -> list[Fault]:
     C-NMC's file names are checked for this when they are read.
     """
     faults: list[Fault] = []
-    if index.rules.cnmc_names:
+    if index.rules.cnmc_tree:
         return faults
     known = index.table[(index.table["group"] != "") & (index.table["label"] != UNKNOWN)]
     for group, cells in known.groupby("group"):

@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from leukocls.artifacts.lineage import as_metadata, lineage_of
+from leukocls.artifacts.lineage import as_metadata
 from leukocls.artifacts.record import RunState
 from leukocls.artifacts.run_dir import RunDir
 from leukocls.common.files import atomic_write
@@ -129,7 +129,7 @@ def _parts(inputs: Inputs, run: RunDir, rank: Rank | None) -> _Parts:
         inputs.threshold,
         patience=config.patience,
         save_every=config.save_every,
-        metadata=as_metadata(lineage_of(inputs.cells, inputs.split.selection, inputs.lineage)),
+        metadata=as_metadata(inputs.lineage_after),
     )
     trainer = make_trainer(config, run.directory, [recorder], rank)
     if rank:
