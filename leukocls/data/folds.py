@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from leukocls.common.errors import LeukoclsError
+from leukocls.data.names import CLASSES
 from leukocls.data.random import FOLD_STREAM, SUBSET_STREAM, random_numbers
 
 CANDIDATES = 200
@@ -37,8 +38,10 @@ def balanced_folds(group: pd.Series, label: pd.Series, folds: int, seed: int) ->
     np.add.at(cells, (code, label.to_numpy()), 1)
     fewest = int((cells > 0).sum(0).min())
     if fewest < folds:
+        few = CLASSES[(cells > 0).sum(0).argmin()]
         raise LeukoclsError(
-            f"folds={folds}: the smaller class has {fewest} to divide. Choose fewer folds."
+            f"folds={folds}: {few} has cells of {fewest} subjects only. Choose folds={fewest} or"
+            " fewer."
         )
     shares = np.hstack([cells / cells.sum(0), (cells > 0) / (cells > 0).sum(0)])
     rng = random_numbers(seed, FOLD_STREAM)

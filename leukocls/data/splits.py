@@ -16,7 +16,7 @@ from leukocls.common.errors import LeukoclsError
 from leukocls.common.tables import listing
 from leukocls.data.folds import balanced_folds, home_folds, nested
 from leukocls.data.index import Index
-from leukocls.data.names import UNKNOWN
+from leukocls.data.names import CLASSES, UNKNOWN
 from leukocls.data.random import FOLD_STREAM, random_numbers
 from leukocls.data.text_tables import read_words
 
@@ -89,14 +89,14 @@ def challenge(index: Index, options: SplitOptions) -> Split:
     """Train on folds 0-2 and select on prelim, as Prellberg & Kramer 2019. There is no test set."""
     if options.fold is not None:
         raise LeukoclsError("split_scheme=challenge has no folds: leave fold= out.")
-    rows = {part: part_rows(index, part) for part in ("train", "prelim")}
+    rows = {"train": part_rows(index, "train"), "prelim": _prelim_rows(index, "challenge")}
     _need_subjects(index, np.concatenate([*rows.values()]))
     return Split("challenge", rows, "prelim")
 
 
 def honest(index: Index, options: SplitOptions) -> Split:
     """Select on a subject-disjoint fold inside train, and score prelim once, as the test set."""
-    prelim = part_rows(index, "prelim")
+    prelim = _prelim_rows(index, "honest")
     _need_subjects(index, prelim)
     inner = subject(index, options)
     return Split("honest", {**inner.rows, "prelim": prelim}, "val", ("prelim",))
@@ -107,8 +107,37 @@ def subject(index: Index, options: SplitOptions) -> Split:
     rows = part_rows(index, "train")
     table = index.table.iloc[rows]
     _need_subjects(index, rows)
+    for label, name in enumerate(CLASSES):
+        subjects = set(table["group"][table["label"] == label])
+        if not subjects:
+            raise LeukoclsError(f"{index.source}: no cell of the part train is {name}. Add some.")
+        if len(subjects) == 1:
+            raise LeukoclsError(
+                f"{index.source}: all {name} cells are of one subject, {min(subjects)}, so no split"
+                " by subject can train on that class and score it. Add subjects, or use"
+                " split_scheme=cell (LEAKY)."
+            )
     fold = balanced_folds(table["group"], table["label"], options.folds, options.seed)
     return _held_out("subject", rows, fold, options.fold, options.folds)
+
+
+def scheme_without_prelim(index: Index) -> str:
+    """The split scheme that fits data without the part prelim: subject, or else cell (LEAKY)."""
+    train = index.table[index.table["part"] == "train"]
+    subjects = train.groupby("label")["group"].nunique()
+    return "cell" if "" in set(train["group"]) or subjects.min() < 2 else "subject"
+
+
+def _prelim_rows(index: Index, scheme: str) -> np.ndarray:
+    """`part_rows` of prelim; the error names a scheme that needs none."""
+    if "prelim" not in set(index.table["part"]):
+        fitting = scheme_without_prelim(index)
+        leaky = " (LEAKY)" if fitting == "cell" else ""
+        raise LeukoclsError(
+            f"{index.source}: split_scheme={scheme} needs cells of the part prelim, and there are"
+            f" none. split_scheme={fitting}{leaky} fits this data."
+        )
+    return part_rows(index, "prelim")
 
 
 def _need_subjects(index: Index, rows: np.ndarray) -> None:
@@ -130,7 +159,8 @@ def lofo(index: Index, options: SplitOptions) -> Split:
     table = index.table.iloc[rows]
     if (table["fold"] < 0).any():
         raise LeukoclsError(
-            f"{index.source}: split_scheme=lofo needs C-NMC's official folds. Use subject."
+            f"{index.source}: has no official folds, which split_scheme=lofo leaves out one at a"
+            " time. Use subject."
         )
     home = home_folds(table)
     at_home = (table["group"].map(home) == table["fold"]).to_numpy()
@@ -142,7 +172,7 @@ def everything(index: Index, options: SplitOptions) -> Split:
     """Train on all labelled cells, for a submission on final; nothing is left to select on."""
     if options.fold is not None:
         raise LeukoclsError("split_scheme=all has no folds: leave fold= out.")
-    rows = np.concatenate([part_rows(index, part) for part in ("train", "prelim")])
+    rows = np.flatnonzero(index.table["part"].isin(["train", "prelim"]))
     return Split("all", {"train": rows}, "train")
 
 
@@ -179,6 +209,14 @@ def make_split(index: Index, scheme: str, options: SplitOptions | None = None) -
             on two sides of a scheme that is not LEAKY.
     """
     options = options or SplitOptions()
+    classes = set(index.table["label"]) - {UNKNOWN}
+    if len(classes) == 1:
+        (only,) = classes
+        raise LeukoclsError(
+            f"{index.source}: all {(index.table['label'] == only).sum():,} labelled cells are"
+            f" {CLASSES[only]}, and a classifier needs both classes. Add cells that are"
+            f" {CLASSES[1 - only]}."
+        )
     if scheme in SCHEMES:
         split = SCHEMES[scheme](index, options)
     elif Path(str(scheme)).suffix in (".csv", ".parquet"):

@@ -18,6 +18,7 @@ from leukocls.artifacts.run_dir import RunDir
 from leukocls.common.files import atomic_write
 from leukocls.data.datamodule import CellDataModule
 from leukocls.data.store import boxes, open_store
+from leukocls.data.summary import image_notes
 from leukocls.models.frozen import FrozenFeatures
 from leukocls.models.weights import load_weights
 from leukocls.training.build import build
@@ -50,6 +51,8 @@ def score(inputs: ScoreInputs, run: RunDir) -> None:
 
 def _run(inputs: Inputs, run: RunDir, work: Any) -> None:
     """Call `work` in this process, or in one process a device; record what it returns."""
+    for note in image_notes(inputs.index, inputs.config.data.crop):
+        print(note)
     devices = make_trainer(inputs.config, run.directory, []).num_devices
     atomic_write(run.directory / "split.csv", inputs.split_csv)
     if devices == 1:

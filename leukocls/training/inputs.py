@@ -305,7 +305,7 @@ def load_index(data: DictConfig) -> Index:
             " 'leukemia-classification'), unpack it, and set data.root=FOLDER;\n"
             "  2. data=synthetic, synthetic cells that need no download."
         )
-    return checked_index(root, data.layout, data.partial, Path(data.cache))
+    return checked_index(root, data.layout, data.partial, Path(data.cache), data.outside)
 
 
 def split_options(config: DictConfig) -> SplitOptions:
