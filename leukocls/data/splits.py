@@ -14,7 +14,14 @@ import pandas as pd
 
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.tables import listing
-from leukocls.data.folds import balanced_folds, home_folds, nested
+from leukocls.data.folds import (
+    balanced_folds,
+    home_folds,
+    need_subjects,
+    need_two_subjects,
+    nested,
+    scheme_without_prelim,
+)
 from leukocls.data.index import Index
 from leukocls.data.names import CLASSES, UNKNOWN
 from leukocls.data.random import FOLD_STREAM, random_numbers
@@ -90,14 +97,14 @@ def challenge(index: Index, options: SplitOptions) -> Split:
     if options.fold is not None:
         raise LeukoclsError("split_scheme=challenge has no folds: leave fold= out.")
     rows = {"train": part_rows(index, "train"), "prelim": _prelim_rows(index, "challenge")}
-    _need_subjects(index, np.concatenate([*rows.values()]))
+    need_subjects(index.table.iloc[np.concatenate([*rows.values()])], index.source)
     return Split("challenge", rows, "prelim")
 
 
 def honest(index: Index, options: SplitOptions) -> Split:
     """Select on a subject-disjoint fold inside train, and score prelim once, as the test set."""
     prelim = _prelim_rows(index, "honest")
-    _need_subjects(index, prelim)
+    need_subjects(index.table.iloc[prelim], index.source)
     inner = subject(index, options)
     return Split("honest", {**inner.rows, "prelim": prelim}, "val", ("prelim",))
 
@@ -106,47 +113,20 @@ def subject(index: Index, options: SplitOptions) -> Split:
     """k-fold cross-validation by merged subjects of train, balanced in cells and subjects."""
     rows = part_rows(index, "train")
     table = index.table.iloc[rows]
-    _need_subjects(index, rows)
-    for label, name in enumerate(CLASSES):
-        subjects = set(table["group"][table["label"] == label])
-        if not subjects:
-            raise LeukoclsError(f"{index.source}: no cell of the part train is {name}. Add some.")
-        if len(subjects) == 1:
-            raise LeukoclsError(
-                f"{index.source}: all {name} cells are of one subject, {min(subjects)}, so no split"
-                " by subject can train on that class and score it. Add subjects, or use"
-                " split_scheme=cell (LEAKY)."
-            )
+    need_subjects(table, index.source)
+    need_two_subjects(table, index.source)
     fold = balanced_folds(table["group"], table["label"], options.folds, options.seed)
     return _held_out("subject", rows, fold, options.fold, options.folds)
-
-
-def scheme_without_prelim(index: Index) -> str:
-    """The split scheme that fits data without the part prelim: subject, or else cell (LEAKY)."""
-    train = index.table[index.table["part"] == "train"]
-    subjects = train.groupby("label")["group"].nunique()
-    return "cell" if "" in set(train["group"]) or subjects.min() < 2 else "subject"
 
 
 def _prelim_rows(index: Index, scheme: str) -> np.ndarray:
     """`part_rows` of prelim; the error names a scheme that needs none."""
     if "prelim" not in set(index.table["part"]):
-        fitting = scheme_without_prelim(index)
-        leaky = " (LEAKY)" if fitting == "cell" else ""
         raise LeukoclsError(
-            f"{index.source}: split_scheme={scheme} needs cells of the part prelim, and there are"
-            f" none. split_scheme={fitting}{leaky} fits this data."
+            f"{index.source}: split_scheme={scheme} needs the part prelim, and no cell is of it."
+            f" What fits this data is {scheme_without_prelim(index.table)}."
         )
     return part_rows(index, "prelim")
-
-
-def _need_subjects(index: Index, rows: np.ndarray) -> None:
-    unknown = int((index.table["group"].iloc[rows] == "").sum())
-    if unknown:
-        raise LeukoclsError(
-            f"{index.source}: {unknown:,} cells have no subject, so no split can keep subjects"
-            " apart. Add the subjects, or use split_scheme=cell (LEAKY)."
-        )
 
 
 def lofo(index: Index, options: SplitOptions) -> Split:

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 
 from leukocls.common.tables import listing
+from leukocls.data.folds import scheme_without_prelim
 from leukocls.data.index import BOX, Index
 from leukocls.data.names import CLASSES, UNKNOWN
-from leukocls.data.splits import scheme_without_prelim
 from leukocls.data.store import windows
 
 
@@ -79,12 +79,9 @@ def subject_notes(index: Index) -> list[str]:
                 f"all {name} cells are of one subject, {min(subjects)}: no split by subject is"
                 " possible"
             )
-    if "prelim" not in set(table["part"]) and "train" in set(table["part"]):
-        scheme = scheme_without_prelim(index)
-        notes.append(
-            f"no cell is of the part prelim: train with split_scheme={scheme}"
-            + (" (LEAKY)" if scheme == "cell" else "")
-        )
+    parts, classes = set(table["part"]), set(table["label"])
+    if "prelim" not in parts and "train" in parts and len(classes) == len(CLASSES):
+        notes.append(f"no cell is of the part prelim: train with {scheme_without_prelim(table)}")
     return notes
 
 

@@ -405,7 +405,7 @@ def test_a_part_without_images_is_named_with_what_is_there(index, part):
     present = ", ".join(others)
     message = rf"part '{part}' holds no image \(present: {present}\)\. Add it"
     if part == "prelim":
-        message = r"split_scheme=subject fits this data"
+        message = r"needs the part prelim, .*split_scheme=subject"
     for scheme in ("challenge", "honest"):
         with pytest.raises(LeukoclsError, match=message) as caught:
             make_split(keep(index, index.table["part"] != part), scheme)
