@@ -221,9 +221,9 @@ def _subject_metrics(
     }
     notes = {}
     if both.any():
-        who = f"{both.sum()} subjects with cells of both classes"
-        voting = f"{who} count: their cells vote, each right or wrong by its own label"
-        notes = dict.fromkeys(SUBJECT_KEYS, voting) | {"subject.auroc": f"{who} are left out"}
+        who = f"{both.sum()} two-class subjects"
+        voting = f"{who} vote with all their cells"
+        notes = dict.fromkeys(SUBJECT_KEYS, voting) | {"subject.auroc": f"{who} left out"}
     if area is not None:
         return values, {}, notes
     reason = HARD_LABELS if z is None else "needs subjects of both classes"

@@ -302,7 +302,7 @@ def test_a_subject_of_two_classes_votes_and_has_no_place_in_the_subject_auroc():
     assert (both["label"], both["n"], both["correct"]) == (None, 3, 2)
     assert of_subjects["auroc"] == alone["subject"]["auroc"] == 1.0
     assert set(result["notes"]) == {"subject.accuracy", "subject.undecided", "subject.auroc"}
-    assert all("1 subjects" in note for note in result["notes"].values())
+    assert all("1 two-class" in note for note in result["notes"].values())
     assert alone["notes"] == {}
     only = cell_metrics([1, 0], logit=[1.0, 1.0], subject=["both", "both"])
     assert only["subject"]["auroc"] is None
