@@ -1041,13 +1041,13 @@ def test_a_part_alone_is_recognised(genuine, told, lines, kept):
 @pytest.fixture
 def read_files(monkeypatch):
     """Names of the images that are read."""
-    names, read = [], verify.read_image
+    names, read = [], verify.read_with_form
 
     def counted(path, side=None):
         names.append(path.name)
         return read(path, side)
 
-    monkeypatch.setattr(verify, "read_image", counted)
+    monkeypatch.setattr(verify, "read_with_form", counted)
     return names
 
 
@@ -1103,10 +1103,10 @@ def memory(cache):
 @pytest.mark.parametrize(
     "damage",
     [
-        b"", b"{", b"null", b"[]", b"\xff\xfe\0", b'{"version": 3}',
-        b'{"version": 3, "files": null}', b'{"version": 3, "files": []}',
-        b'{"version": 3, "files": {"fold_0/all/UID_1_1_1_all.bmp": null}}',
-        b'{"version": 3, "files": {"fold_0/all/UID_1_1_1_all.bmp": 3}}',
+        b"", b"{", b"null", b"[]", b"\xff\xfe\0", b'{"version": 4}',
+        b'{"version": 4, "files": null}', b'{"version": 4, "files": []}',
+        b'{"version": 4, "files": {"fold_0/all/UID_1_1_1_all.bmp": null}}',
+        b'{"version": 4, "files": {"fold_0/all/UID_1_1_1_all.bmp": 3}}',
     ],
 )  # fmt: skip
 def test_a_damaged_memory_is_ignored(tree, tmp_path, read_files, damage):
