@@ -5,6 +5,7 @@ import sys
 
 VERBS = {
     "train": "train a network, or with -m a sweep of runs",
+    "index": "write the CSV of a data set from one folder of images per class",
     "verify": "check a data set: counts, subjects, labels, digests, duplicates",
     "pack": "decode every image once, into the store that training reads",
     "split": "write a split as a table",

@@ -20,6 +20,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--split", type=Path, help="CSV or parquet with cell,split (or fold) and perhaps subject"
         " (default for a run: its split.csv)")  # fmt: skip
     add("--data", type=Path, metavar="ROOT", help="the data set, to compare pixels")
+    add("--outside", action="store_true", help="its images may lie outside the CSV's folder")
     add("--cache", type=Path, default=Path("outputs/store"), help="what is known of each file")
     add("--json", action="store_true", help="print one JSON document")
     return parser
@@ -50,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         split = read_split(arguments.split)
         if sha256_file(arguments.split) != (record.get("inputs") or {}).get("split"):
             record = {"marks": marks}  # the run's selection does not refer to this split
-    images = image_groups(arguments.data, arguments.cache) if arguments.data else None
+    images = None
+    if arguments.data:
+        images = image_groups(arguments.data, arguments.cache, arguments.outside)
     result = audit(predictions, split, record, images)
     if arguments.json:
         print(json.dumps({"source": str(source), "marks": marks, **result}, indent=2))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from leukocls.common.arguments import add_split_options
+from leukocls.common.arguments import add_data_options, add_split_options
 from leukocls.common.errors import run_verb
 from leukocls.data.names import FEATURE_KINDS
 
@@ -24,12 +24,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("root", type=Path, metavar="ROOT", help="C-NMC 2019, or the CSV of a data set")
+    add_data_options(parser)
     add("--features", required=True, choices=FEATURE_KINDS, help="features of a cell")
     add_split_options(parser, scheme="challenge")
-    add("--partial", action="store_true", help="accept missing files (marked PARTIAL)")
     add("--outputs", type=Path, default=Path("outputs"), help="directory of runs")
-    add("--cache", type=Path, default=Path("outputs/store"), help="folder of cached features")
     add("--force", action="store_true", help="run again if the run is done already")
     add("--json", action="store_true", help="print one JSON document")
     return parser
@@ -66,7 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from leukocls.data.verify import checked_index
     from leukocls.training import baselines
 
-    index = checked_index(arguments.root, partial=arguments.partial, cache=arguments.cache)
+    index = checked_index(
+        arguments.root,
+        partial=arguments.partial,
+        cache=arguments.cache,
+        outside=arguments.outside,
+    )
     # The parts that a network is trained on, so that both have the same data digest.
     index = index.only(("train", "prelim"))
     options = SplitOptions(

@@ -3,8 +3,8 @@
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
+from leukocls.common.arguments import add_data_options
 from leukocls.common.errors import run_verb
 
 
@@ -15,13 +15,11 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("root", type=Path, metavar="ROOT", help="C-NMC 2019, or the CSV of a data set")
+    add_data_options(parser)
     side = "side in px of the central square to keep, or box for the cell's own box"
     add("--crop", type=lambda text: text if text == "box" else int(text), default=300, help=side)
     add("--size", type=int, help="side in px to which the crop is resized (default: no resizing)")
     add("--final", action="store_true", help="pack the final part, for runs with score=final")
-    add("--partial", action="store_true", help="accept missing files (data.partial=true)")
-    add("--cache", type=Path, default=Path("outputs/store"), help="folder of stores (data.cache)")
     add("--json", action="store_true", help="print one JSON document")
     return parser
 
@@ -36,9 +34,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     from leukocls.artifacts.marks import banner, data_marks
     from leukocls.data.store import data_digest, open_store
+    from leukocls.data.summary import image_notes
     from leukocls.data.verify import checked_index
 
-    index = checked_index(arguments.root, partial=arguments.partial, cache=arguments.cache)
+    index = checked_index(
+        arguments.root,
+        partial=arguments.partial,
+        cache=arguments.cache,
+        outside=arguments.outside,
+    )
     # As for a run that trains, whose store holds the labelled parts alone.
     parts = ("final",) if arguments.final else ("train", "prelim")
     index = index.only(parts)
@@ -51,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "counts": index.counts(),
         "incomplete": index.incomplete(parts),
         "marks": data_marks(index, parts),
+        "notes": image_notes(index, arguments.crop),
     }
     if arguments.json:
         print(json.dumps(packed, indent=2))
@@ -59,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{packed['store']}: {number:,} images of {side}×{side} pixels")
         if packed["incomplete"]:
             print(packed["incomplete"])
-        for line in banner(packed["marks"]):
+        for line in [*packed["notes"], *banner(packed["marks"])]:
             print(line)
     return 0
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from leukocls.common.arguments import add_split_options
+from leukocls.common.arguments import add_data_options, add_split_options
 from leukocls.common.errors import run_verb
 from leukocls.common.files import atomic_write
-from leukocls.common.tables import aligned
+from leukocls.common.tables import aligned, listing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,11 +24,9 @@ def _parser() -> argparse.ArgumentParser:
         " split. Training takes the file as split_scheme=FILE.",
     )
     add = parser.add_argument
-    add("root", type=Path, metavar="ROOT", help="C-NMC 2019, or the CSV of a data set")
+    add_data_options(parser)
     add_split_options(parser, scheme="honest")
     add("--out", type=Path, required=True, metavar="FILE.csv", help="file to write")
-    add("--partial", action="store_true", help="accept missing files (data.partial=true)")
-    add("--cache", type=Path, default=Path("outputs/store"), help="what is known of each file")
     add("--json", action="store_true", help="print one JSON document")
     return parser
 
@@ -59,10 +57,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     from leukocls.artifacts.marks import banner, data_marks, run_marks
     from leukocls.data.splits import SplitOptions, as_csv, make_split
+    from leukocls.data.summary import two_class_subjects
     from leukocls.data.verify import checked_index
 
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    index = checked_index(arguments.root, partial=arguments.partial, cache=arguments.cache)
+    index = checked_index(
+        arguments.root,
+        partial=arguments.partial,
+        cache=arguments.cache,
+        outside=arguments.outside,
+    )
     index = index.only(("train", "prelim"))
     options = SplitOptions(
         arguments.fold,
@@ -92,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(line)
     rows = [[name, *numbers.values()] for name, numbers in by_split.items()]
     print(aligned([["split", *next(iter(by_split.values()))], *rows]))
+    if both := two_class_subjects(index):
+        print(f"counted in both columns, with cells of both classes: {listing(both)}")
     return 0
 
 

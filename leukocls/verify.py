@@ -6,21 +6,25 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from leukocls.common.errors import DataFault, run_verb
+from leukocls.common.arguments import add_data_options
+from leukocls.common.errors import DataFault, fault_lines, run_verb
 from leukocls.common.tables import aligned
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from leukocls.data.verify import Examination
 
-SCHEMES_ON_COPIES = (
-    "  honest, subject: all copies on one side (subjects that share an image count as one)\n"
-    "  lofo: kept in the official fold with most cells of the merged subject, left out elsewhere\n"
-    "  challenge: trains on every copy; none is in prelim\n"
-    "  cell: may put copies on both sides, and is marked LEAKY"
-)
+SCHEMES_ON_COPIES = [
+    "  honest, subject: all copies on one side (subjects that share an image count as one)",
+    "  cell: may put copies on both sides, and is marked LEAKY",
+]
+CNMC_SCHEMES_ON_COPIES = [
+    "  lofo: kept in the official fold with most cells of the merged subject, left out elsewhere",
+    "  challenge: trains on every copy; none is in prelim",
+]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -31,43 +35,54 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add(
-        "root", type=Path, metavar="ROOT", help="C-NMC 2019 in any layout, or the CSV of a data set"
-    )
+    add_data_options(parser)
     add("--layout", default="auto", help="tcia, kaggle, challenge, or auto")
-    add("--partial", action="store_true", help="missing files are no fault (data.partial=true)")
-    add("--cache", type=Path, default=Path("outputs/store"), help="what is known of each file")
     add("--json", action="store_true", help="print one JSON document")
     return parser
 
 
 def text(examination: Examination) -> str:
-    """The report as text: parts, expected duplicates, faults."""
+    """The report as text: parts, expected duplicates, notes, faults."""
     from leukocls.artifacts.marks import banner, data_marks
     from leukocls.data.index import PARTS
 
     index, faults = examination.index, examination.faults
     document, marks = examination.document(), data_marks(index, PARTS)
+    parts = _cnmc_parts(document) if index.rules.cnmc_tree else _parts(index.table)
+    lines = [f"{document['root']} ({document['layout']} layout)", *banner(marks), aligned(parts)]
+    if copies := _expected_copies(examination):
+        lines += ["", "Images that are known to be there more than once:", aligned(copies)]
+        lines += SCHEMES_ON_COPIES + CNMC_SCHEMES_ON_COPIES * index.rules.cnmc_tree
+    if document["notes"]:
+        lines += ["", *document["notes"]]
+    if faults:
+        lines += ["", f"{len(faults)} fault(s):", *fault_lines(faults)]
+    else:
+        present = [part for part in document["parts"].values() if part["cells"]]
+        as_published = all(part["as_published"] for part in present) and not marks
+        lines += ["", "As published." if as_published else "No fault found in what is there."]
+    return "\n".join(lines)
+
+
+def _cnmc_parts(document: dict[str, Any]) -> list[Sequence[object]]:
+    """A row for each part, beside what was published."""
     words = {True: "yes", False: "no", None: "–"}
     rows: list[Sequence[object]] = [("part", "images", "expected", "subjects", "as published")]
     for name, part in document["parts"].items():
         expected = "–" if part["expected"] is None else f"{part['expected']:,}"
         subjects = part["subjects"] or "–"
         rows.append((name, f"{part['cells']:,}", expected, subjects, words[part["as_published"]]))
-    lines = [f"{document['root']} ({document['layout']} layout)", *banner(marks), aligned(rows)]
-    if copies := _expected_copies(examination):
-        lines += ["", "Images that are known to be there more than once:", aligned(copies)]
-        lines += [SCHEMES_ON_COPIES]
-    unknown = int((index.table["subject"] == "").sum())
-    if unknown and not index.rules.cnmc_names:
-        lines += ["", f"{unknown:,} cells without a subject: only split_scheme=cell can split them"]
-    if faults:
-        lines += ["", f"{len(faults)} fault(s):", *sorted(map(str, faults))]
-    else:
-        present = [part for part in document["parts"].values() if part["cells"]]
-        as_published = all(part["as_published"] for part in present) and not marks
-        lines += ["", "As published." if as_published else "No fault found in what is there."]
-    return "\n".join(lines)
+    return rows
+
+
+def _parts(table: pd.DataFrame) -> list[Sequence[object]]:
+    """A row for each part of a data set of which nothing is published."""
+    rows: list[Sequence[object]] = [("part", "images", "ALL", "HEM", "subjects")]
+    for name, cells in table.groupby("part", sort=False):
+        classes = [f"{(cells['label'] == label).sum():,}" for label in (1, 0)]
+        subjects = cells["group"][cells["group"] != ""].nunique()
+        rows.append((name, f"{len(cells):,}", *classes, subjects or "–"))
+    return rows
 
 
 def _expected_copies(examination: Examination) -> list[tuple[str, ...]]:
@@ -106,7 +121,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from leukocls.data.index import PARTS
     from leukocls.data.verify import examine
 
-    examination = examine(arguments.root, arguments.layout, arguments.partial, arguments.cache)
+    examination = examine(
+        arguments.root, arguments.layout, arguments.partial, arguments.cache, arguments.outside
+    )
     if arguments.json:
         document = examination.document() | {"marks": data_marks(examination.index, PARTS)}
         print(json.dumps(document, indent=2))

@@ -175,7 +175,7 @@ def desk(trained: Path, small_tree: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 def others_files(tree: Path, folder: Path) -> None:
-    """`my_cells.csv` with its images, and predictions with the split that they come from."""
+    """`my_cells.csv` with its images, class folders, predictions and the split they come from."""
     index = build_index(tree)
     cells = index.table[index.table["part"].isin(["train", "final"])]
     own = [["cell", "subject", "label", "path", "split"]]
@@ -191,6 +191,9 @@ def others_files(tree: Path, folder: Path) -> None:
             side = "test" if cell.subject in last else "train"
             split.append([cell.cell, side, cell.subject])
             predicted += [[cell.cell, "0.5"]] if side == "test" else []
+    for place in ("my_images/all", "my_images/hem", "my_slides/blasts", "my_slides/normal"):
+        (folder / place).mkdir(parents=True)
+        (folder / place / "a.png").hardlink_to(folder / path)
     files = {"my_cells": own, "their_split": split, "their_predictions": predicted}
     for name, rows in files.items():
         with open(folder / f"{name}.csv", "w", newline="") as stream:

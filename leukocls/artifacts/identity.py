@@ -11,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 NEUTRAL = {
     "outputs", "logger", "launcher", "jobs", "jobs_per_gpu", "time_limit", "plan", "force",
     "resume", "checkpoint",
-    "data.root", "data.layout", "data.cache", "data.partial", "data.workers", "data.residence",
+    "data.root", "data.layout", "data.cache", "data.partial", "data.outside", "data.workers",
+    "data.residence",
     "save_every", "trainer.enable_progress_bar",
 }  # fmt: skip
 # Weights to start from: identified by their digest among the inputs, not by their path.

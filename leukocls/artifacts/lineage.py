@@ -7,12 +7,12 @@ from typing import Any
 import pandas as pd
 from safetensors import SafetensorError, safe_open
 
-from leukocls.data.names import members, subject_of
+from leukocls.data.names import members
 
 KEY = "lineage"  # in the metadata of the weights file, so that copies of the file keep it
 
-# One entry a run, the latest first: `named` (whether its cells have C-NMC's names) and, of the
-# cells it `trained` on and of those that `chose` its epoch, `groups` and `pixels`.
+# One entry a run, the latest first: `named` (whether its subject IDs are C-NMC's) and, of the cells
+# it `trained` on and of those that `chose` its epoch, `groups` and `pixels`.
 Lineage = list[dict[str, Any]]
 
 
@@ -27,12 +27,15 @@ def read_lineage(weights: Path | None) -> Lineage:
         return []
 
 
-def lineage_of(cells: pd.DataFrame, selection: str, before: Lineage) -> Lineage:
+def lineage_of(
+    cells: pd.DataFrame, selection: str, cnmc_subjects: bool, before: Lineage
+) -> Lineage:
     """The lineage of a run's weights.
 
     Args:
         cells: the cells of its split, as `Split.table` gives them.
         selection: the split that chooses the epoch.
+        cnmc_subjects: as in `leukocls.data.rules.DataRules`.
         before: the lineage of the weights that it starts from.
     """
 
@@ -41,10 +44,9 @@ def lineage_of(cells: pd.DataFrame, selection: str, before: Lineage) -> Lineage:
         return {name: sorted(set(of_split[name])) for name in ("groups", "pixels")}
 
     cells = cells.rename(columns={"group": "groups"})
-    named = bool(cells["cell"].map(subject_of).any())
     # Without a held-out set nothing is chosen.
     chose = known(selection if selection != "train" else "")
-    return [{"named": named, "trained": known("train"), "chose": chose}, *before]
+    return [{"named": cnmc_subjects, "trained": known("train"), "chose": chose}, *before]
 
 
 def as_metadata(lineage: Lineage) -> dict[str, str]:
@@ -52,21 +54,21 @@ def as_metadata(lineage: Lineage) -> dict[str, str]:
     return {KEY: json.dumps(lineage)}
 
 
-def has_seen(lineage: Lineage, role: str, cells: pd.DataFrame, published: bool) -> bool:
+def has_seen(lineage: Lineage, role: str, cells: pd.DataFrame, cnmc_subjects: bool) -> bool:
     """Whether `cells`, their subjects or their images, are among the cells of a lineage.
 
     Unknown subjects are treated as overlapping. Subjects of one name are one subject, unless only
-    one side's cells have C-NMC's names.
+    one side's IDs are C-NMC's.
 
     Args:
         role: "trained" or "chose".
         cells: as `Split.table` gives them.
-        published: whether they have C-NMC's names.
+        cnmc_subjects: of their data, as in `leukocls.data.rules.DataRules`.
     """
     labelled = cells[cells["label"] >= 0]
     for run in lineage:
         groups = run[role]["groups"]
-        if run["named"] == published and (members(groups) & members(labelled["group"])) - {""}:
+        if run["named"] == cnmc_subjects and (members(groups) & members(labelled["group"])) - {""}:
             return True
         if len(labelled) and groups and "" in {*groups, *labelled["group"]}:
             return True

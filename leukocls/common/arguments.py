@@ -1,6 +1,16 @@
 """Command-line options that several verbs share."""
 
 import argparse
+from pathlib import Path
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Add the data set and how it is read; the options mirror the keys `data.*` of training."""
+    add = parser.add_argument
+    add("root", type=Path, metavar="ROOT", help="C-NMC 2019, or the CSV of a data set")
+    add("--partial", action="store_true", help="missing files are no fault; marked PARTIAL")
+    add("--outside", action="store_true", help="images may lie outside the CSV's folder")
+    add("--cache", type=Path, default=Path("outputs/store"), help="what is known of each file")
 
 
 def add_split_options(parser: argparse.ArgumentParser, scheme: str) -> None:

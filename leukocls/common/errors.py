@@ -3,7 +3,7 @@
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -35,11 +35,29 @@ class Fault(NamedTuple):
         return f"{self.path}: {self.cause}; {self.remedy}"
 
 
-def report(root: Path, faults: Iterable[Fault], most: int = 20) -> str:
-    """One message with the faults below `root`, sorted by path, a line each, at most `most`."""
-    lines = sorted(map(str, faults))
-    more = f"\n  … and {len(lines) - most} more" if len(lines) > most else ""
-    return f"{root}: {len(lines)} fault(s) in the data\n  " + "\n  ".join(lines[:most]) + more
+def fault_lines(faults: Iterable[Fault]) -> list[str]:
+    """The faults as lines, sorted by path; more than three of one cause share a line.
+
+    Such a line holds the first three paths and the number of all.
+    """
+    alike: dict[tuple[str, str], list[Path]] = {}
+    for path, cause, remedy in faults:
+        alike.setdefault((cause, remedy), []).append(path)
+    lines = []
+    for (cause, remedy), paths in alike.items():
+        if len(paths) > 3:
+            first = " · ".join([str(paths[0]), *(path.name for path in paths[1:3])])
+            lines.append(f"{first} · … ({len(paths):,} in all): {cause}; {remedy}")
+        else:
+            lines += [str(Fault(path, cause, remedy)) for path in paths]
+    return sorted(lines)
+
+
+def report(root: Path, faults: Sequence[Fault], most: int = 20) -> str:
+    """One message with the faults below `root`: at most `most` of their lines."""
+    lines = fault_lines(faults)
+    more = f"\n  … and {len(lines) - most} more lines" if len(lines) > most else ""
+    return f"{root}: {len(faults)} fault(s) in the data\n  " + "\n  ".join(lines[:most]) + more
 
 
 def run_verb(main: Callable[[], int]) -> NoReturn:

@@ -15,6 +15,7 @@ from leukocls.common.errors import DataFault, Fault
 # BITMAPFILEHEADER + the head of BITMAPINFOHEADER (Microsoft, Windows GDI reference).
 _HEADER = struct.Struct("<2sIHHI IiiHHII")
 _REMEDY = "fetch the file again from the original archive"
+_OWN_REMEDY = "restore the file or leave it out"  # of data sets other than C-NMC
 
 
 @dataclass(frozen=True)
@@ -32,17 +33,18 @@ class BmpHeader:
 
 
 def read_header(path: Path, side: int | None) -> BmpHeader:
-    """The header of a BMP, checked to be an untruncated 24-bit RGB image; no pixel is decoded.
+    """The header of a BMP, checked to be uncompressed and untruncated; no pixel is decoded.
 
     Args:
-        side: width and height in px that the image must have; None: any.
+        side: width and height in px that the image must have, with 24 bits a pixel; None: any
+            size, and 8, 24 or 32 bits.
 
     Raises:
         DataFault: the file is not such a BMP.
     """
 
     def fault(cause: str) -> DataFault:
-        return DataFault(Fault(path, cause, _REMEDY))
+        return DataFault(Fault(path, cause, _OWN_REMEDY if side is None else _REMEDY))
 
     try:
         size = path.stat().st_size
@@ -55,13 +57,14 @@ def read_header(path: Path, side: int | None) -> BmpHeader:
     if len(head) < _HEADER.size or head[:2] != b"BM":
         raise fault(f"is not a BMP image (starts with {head[:8]!r})")
     _, stated, _, _, offset, _, width, height, _, bits, compression, _ = _HEADER.unpack(head)
-    if bits != 24 or compression != 0:
+    # 3 names the order of the channels in 32 bits, and compresses nothing.
+    if bits not in ((24,) if side else (8, 24, 32)) or compression not in (0, 3 * (bits == 32)):
         raise fault(
             f"is not an uncompressed 8-bit RGB BMP ({bits} bits a pixel, compression {compression})"
         )
     if side is not None and (width, abs(height)) != (side, side):
         raise fault(f"is {width}×{abs(height)} pixels, not {side}×{side}")
-    stride = (3 * width + 3) // 4 * 4
+    stride = (bits // 8 * width + 3) // 4 * 4
     whole = offset + stride * abs(height)
     if not size == stated == whole:
         raise fault(

@@ -69,8 +69,8 @@ def scan_tree(root: Path, layout: str, faults: list[Fault]) -> CnmcTree:
     """
     if not root.is_dir():
         raise LeukoclsError(
-            f"{root}: no such folder. Set data.root (or LEUKOCLS_DATA) to your copy of C-NMC 2019"
-            " or to the CSV file of other cells, or use data=synthetic."
+            f"{root}: no such folder or file. Set data.root (or LEUKOCLS_DATA) to your copy of"
+            " C-NMC 2019 or to the CSV file of other cells, or use data=synthetic."
         )
     base, name = _find_layout(root, layout)
     paths = LAYOUTS[name]
@@ -108,11 +108,12 @@ def _find_layout(root: Path, layout: str) -> tuple[Path, str]:
             raise LeukoclsError(f"{root}: holds several copies of the data: {bases}. Name one.")
         if trees:
             return trees[0]
-        level = sorted(p for base in level for p in base.iterdir() if p.is_dir() and _is_data(p))
+        level = sorted(p for base in level for p in base.iterdir() if p.is_dir() and is_data(p))
     looked = " or ".join(f"{LAYOUTS[n].train}/fold_0 ({n})".removeprefix("./") for n in names)
     raise LeukoclsError(
         f"{root}: no C-NMC 2019 data here; looked for {looked}, here and two levels down."
-        " Set data.root to the unpacked data set, or use data=synthetic."
+        " Set data.root to the unpacked data set, or use data=synthetic. For a folder of other"
+        " cells write a CSV first: python -m leukocls.index."
     )
 
 
@@ -122,7 +123,7 @@ def _holds(base: Path, layout: Layout) -> bool:
     return any(p.is_dir() for p in (*folds, base / layout.prelim, base / layout.final))
 
 
-def _is_data(path: Path) -> bool:
+def is_data(path: Path) -> bool:
     """Whether the path is neither hidden nor a leftover."""
     return not path.name.startswith(".") and path.name.lower() not in LEFTOVERS
 
@@ -136,7 +137,7 @@ def _strays(train: Path) -> list[Fault]:
     strays = [path for path in like_folds if path.name not in folds]
     for fold in folds:
         inside = (train / fold).iterdir() if (train / fold).is_dir() else ()
-        strays += [path for path in inside if _is_data(path) and path.name not in LABELS]
+        strays += [path for path in inside if is_data(path) and path.name not in LABELS]
     remedy = "name folders fold_0 to fold_2, each with all/ and hem/; move anything else out"
     return [Fault(path, "does not belong here", remedy) for path in strays]
 
@@ -148,7 +149,7 @@ def _images(folder: Path, faults: list[Fault]) -> list[Path]:
     images: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         name = path.name.lower()
-        if not _is_data(path):
+        if not is_data(path):
             continue
         if not (name.endswith(".bmp") and path.is_file()):
             faults.append(Fault(path, "not a .bmp image", "move it out of the data tree"))

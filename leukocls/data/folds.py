@@ -1,11 +1,13 @@
 """Assignment of groups of cells to balanced folds, and nested subsets of a training set."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from leukocls.common.errors import LeukoclsError
+from leukocls.data.names import CLASSES
 from leukocls.data.random import FOLD_STREAM, SUBSET_STREAM, random_numbers
 
 CANDIDATES = 200
@@ -37,8 +39,10 @@ def balanced_folds(group: pd.Series, label: pd.Series, folds: int, seed: int) ->
     np.add.at(cells, (code, label.to_numpy()), 1)
     fewest = int((cells > 0).sum(0).min())
     if fewest < folds:
+        few = CLASSES[(cells > 0).sum(0).argmin()]
         raise LeukoclsError(
-            f"folds={folds}: the smaller class has {fewest} to divide. Choose fewer folds."
+            f"folds={folds}: {few} has cells of {fewest} subjects only. Choose folds={fewest} or"
+            " fewer."
         )
     shares = np.hstack([cells / cells.sum(0), (cells > 0) / (cells > 0).sum(0)])
     rng = random_numbers(seed, FOLD_STREAM)
@@ -54,6 +58,61 @@ def balanced_folds(group: pd.Series, label: pd.Series, folds: int, seed: int) ->
         if uneven < least:
             best, least = rng.permutation(folds)[assigned], uneven
     return best[code]
+
+
+def need_subjects(table: pd.DataFrame, source: Path) -> None:
+    """Refuse cells without a subject, which no split can keep apart.
+
+    Args:
+        table: column `group`.
+        source: the name of the data in the message.
+
+    Raises:
+        LeukoclsError: a subject is unknown.
+    """
+    if unknown := int((table["group"] == "").sum()):
+        raise LeukoclsError(
+            f"{source}: {unknown:,} cells have no subject, so no split can keep subjects apart. Add"
+            " the subjects, or use split_scheme=cell (LEAKY)."
+        )
+
+
+def need_two_subjects(table: pd.DataFrame, source: Path) -> None:
+    """Refuse training cells of which a class has fewer than two subjects.
+
+    Args:
+        table: columns `group` and `label`.
+        source: the name of the data in the message.
+
+    Raises:
+        LeukoclsError: a class has no cell, or cells of one subject only.
+    """
+    for label, name in enumerate(CLASSES):
+        subjects = set(table["group"][table["label"] == label])
+        if not subjects:
+            raise LeukoclsError(f"{source}: no cell of the part train is {name}. Add some.")
+        if len(subjects) == 1:
+            raise LeukoclsError(
+                f"{source}: all {name} cells are of one subject, {min(subjects)}, so no split by"
+                " subject can train on that class and score it. Add subjects, or use"
+                " split_scheme=cell (LEAKY)."
+            )
+
+
+def scheme_without_prelim(table: pd.DataFrame) -> str:
+    """The `split_scheme=` that fits data without the part prelim, with the reason if it is LEAKY.
+
+    Args:
+        table: columns `part`, `group` and `label`.
+    """
+    train = table[table["part"] == "train"]
+    if unknown := int((train["group"] == "").sum()):
+        return f"split_scheme=cell (LEAKY, because {unknown:,} cells have no subject)"
+    subjects = train.groupby("label")["group"].nunique()
+    if subjects.min() < 2:
+        few = CLASSES[int(subjects.idxmin())]
+        return f"split_scheme=cell (LEAKY, because {few} has only one subject)"
+    return "split_scheme=subject"
 
 
 def nested(names: Iterable[str], label: Iterable[int], n: int, seed: int, key: str) -> set[str]:

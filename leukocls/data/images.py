@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from leukocls.common.errors import DataFault, Fault
 from leukocls.data.bmp import read_crop, read_header
@@ -12,6 +12,11 @@ from leukocls.data.index import Index
 
 FORMATS = {"BMP": {".bmp"}, "PNG": {".png"}, "TIFF": {".tif", ".tiff"}, "JPEG": {".jpg", ".jpeg"}}
 LARGEST = 8192  # px; a larger image shows a slide, not a cell, and is refused before decoding
+# Pillow's modes that are read, in words. Those of 16 bits a channel become 8-bit by their upper
+# byte, as Pillow reads 16-bit RGB.
+MODES = {"RGB": "RGB", "RGBA": "RGB with alpha", "L": "grey", "LA": "grey with alpha"}
+GREY_16 = ("I;16", "I;16B", "I;16L", "I;16N")
+DIMMEST = 64  # of 255: 16-bit files with 14 bits or fewer in use stay below it
 
 
 def image_sides(index: Index) -> Iterator[tuple[Path, int | None]]:
@@ -21,16 +26,29 @@ def image_sides(index: Index) -> Iterator[tuple[Path, int | None]]:
 
 
 def read_image(path: Path, side: int | None = None) -> np.ndarray:
-    """All pixels of an 8-bit RGB image as uint8 [H, W, 3], top row first.
+    """All pixels of an image as uint8 [H, W, 3], top row first: see `read_with_form`."""
+    return read_with_form(path, side)[0]
+
+
+def read_with_form(path: Path, side: int | None = None) -> tuple[np.ndarray, str]:
+    """All pixels of an image as uint8 [H, W, 3], top row first, and the form they had before.
+
+    Grey values are repeated in the three channels, an opaque alpha channel is dropped, and of 16
+    bits the upper 8 are kept (value // 256).
 
     Args:
-        side: the file must be a BMP of side × side pixels; None: any size and any of FORMATS.
+        side: the file must be an 8-bit RGB BMP of side × side pixels; None: any size, any of
+            FORMATS and MODES.
+
+    Returns:
+        The pixels, and "" or the form that was converted to 8-bit RGB, such as "16-bit grey".
 
     Raises:
-        DataFault: the file is damaged, or has another format, pixel mode or size.
+        DataFault: the file is damaged, or has another format, pixel mode or size; transparent
+            pixels; or 16 bits of which the upper two are not used.
     """
     if side is not None:
-        return read_crop(path, side, side)
+        return read_crop(path, side, side), ""
 
     def fault(cause: str, remedy: str = "restore the file or leave it out") -> DataFault:
         return DataFault(Fault(path, cause, remedy))
@@ -48,16 +66,35 @@ def read_image(path: Path, side: int | None = None) -> np.ndarray:
                     f"is {image.width}×{image.height} pixels, {pages} page(s)",
                     f"use one image per cell, at most {LARGEST} pixels wide",
                 )
-            # Pillow also opens 16 bits a channel as RGB, and cuts them to 8.
             deep = any(";16" in str(tile[-1]) for tile in image.tile)
-            if image.mode != "RGB" or deep:
-                mode = "RGB;16" if image.mode == "RGB" else image.mode
-                raise fault(f"has the pixel mode {mode}", "save it as 8-bit RGB")
+            mode = "L" if image.mode in GREY_16 else image.mode
+            # Pillow does not invert 16-bit TIFF files in which white is 0 (tag 262).
+            inverted = deep and getattr(image, "tag_v2", {}).get(262) == 0
+            if mode not in MODES or inverted:
+                kind = "values in which white is 0" if inverted else f"the pixel mode {mode}"
+                raise fault(f"has {kind}", "save it as 8-bit RGB")
             if image.format == "BMP":
                 read_header(path, None)  # Pillow accepts a truncated BMP
-            return np.asarray(image)
+            form = "16-bit " * deep + MODES[mode]
+            pixels = np.asarray(image)
+            if image.mode in GREY_16:
+                pixels = (pixels >> 8).astype(np.uint8)
+            if mode in ("RGBA", "LA"):
+                if pixels[..., -1].min() < 255:
+                    raise fault("has transparent pixels", "put it on black and save it as RGB")
+                pixels = pixels[..., :-1]
+            if deep and pixels.max() < DIMMEST:
+                raise fault(
+                    f"is 16-bit, and no value reaches {256 * DIMMEST:,} of 65,535",
+                    "scale it to all 16 bits, or save it as 8-bit RGB",
+                )
+            if mode in ("L", "LA"):
+                pixels = np.repeat(pixels.reshape(*pixels.shape[:2], 1), 3, axis=2)
+            return np.ascontiguousarray(pixels), "" if form == "RGB" else form
     except DataFault:
         raise
+    except UnidentifiedImageError as error:  # whose text would repeat the path
+        raise fault("does not decode (no image of a known format)") from error
     except Exception as error:  # Pillow's readers raise many kinds of errors on damaged files
         raise fault(f"does not decode ({error})") from error
 

@@ -11,13 +11,14 @@ import pandas as pd
 
 from leukocls.common.errors import DataFault, Fault, report
 from leukocls.data.cnmc import scan_tree
+from leukocls.data.names import subject_of
 from leukocls.data.rules import DataRules, TableRules
 from leukocls.data.table import table_rows
 
 PARTS = ("train", "prelim", "final")
 NAMED = ["cell", "file", "part", "fold", "subject", "label", "image", "number", "group"]
 BOX = ["top", "left", "bottom", "right"]
-COLUMNS = [*NAMED, "sha256", "pixels", *BOX, "height", "width"]
+COLUMNS = [*NAMED, "sha256", "pixels", *BOX, "height", "width", "converted"]
 TABLE = "table"  # the layout of a data set that one CSV describes
 
 
@@ -34,7 +35,8 @@ class Index:
             `group` (what splits keep together: a subject, or merged subjects; "" if unknown).
             `leukocls.data.verify` fills in the rest ("" or 0 before): `sha256` of the file,
             `pixels` (equal for copies of an image), BOX (tight extent of the pixels that are not
-            black, half open, px), and the image's `height` and `width` in px.
+            black, half open, px), the image's `height` and `width` in px, and the form that was
+            `converted` to 8-bit RGB, such as "16-bit grey" ("" if none was).
         absent: names of the cells that the label file lists and whose images are missing.
         labels: C-NMC's label file, or the CSV of another data set.
         rules: how data of this kind is read and checked.
@@ -50,7 +52,7 @@ class Index:
     @property
     def source(self) -> Path:
         """The path by which users name the data: the root, or the CSV of another data set."""
-        return self.labels if self.labels and not self.rules.cnmc_names else self.root
+        return self.labels if self.labels and not self.rules.cnmc_tree else self.root
 
     @property
     def synthetic(self) -> bool:
@@ -111,13 +113,16 @@ class Index:
         )
 
 
-def scan(root: str | Path, layout: str = "auto") -> tuple[Index, list[Fault]]:
+def scan(
+    root: str | Path, layout: str = "auto", outside: bool = False
+) -> tuple[Index, list[Fault]]:
     """Read the names below `root` into one table; no image is opened.
 
     Args:
         root: a folder that holds one of the three layouts, itself or one or two levels down; or
             the CSV file of another data set (see `leukocls.data.table`).
         layout: "auto" or a key of `leukocls.data.cnmc.LAYOUTS`.
+        outside: whether the images of a CSV may lie outside its folder.
 
     Returns:
         The index, and a fault for each name, folder and label that does not parse or disagrees.
@@ -127,9 +132,10 @@ def scan(root: str | Path, layout: str = "auto") -> tuple[Index, list[Fault]]:
     """
     path, faults = Path(root), list[Fault]()
     if path.is_file():
-        rows, missing = table_rows(path, faults)
+        rows, missing = table_rows(path, outside, faults)
         table = _ordered(rows)
-        return Index(path.parent, TABLE, table, tuple(missing), path, TableRules()), faults
+        rules = TableRules(cnmc_subjects=bool(table["cell"].map(subject_of).any()))
+        return Index(path.parent, TABLE, table, tuple(missing), path, rules), faults
     tree = scan_tree(path, layout, faults)
     index = Index(path, tree.layout, _ordered(tree.rows), tree.absent, tree.labels, tree.rules)
     return index, faults
@@ -150,8 +156,9 @@ def build_index(root: str | Path, layout: str = "auto") -> Index:
 
 def _ordered(rows: list[tuple]) -> pd.DataFrame:
     """Rows as a table with COLUMNS, sorted; what only the images tell is still empty."""
-    unread = {"sha256": "", "pixels": "", **dict.fromkeys([*BOX, "height", "width"], 0)}
-    table = pd.DataFrame(rows, columns=NAMED).assign(**unread)
+    texts = dict.fromkeys(["sha256", "pixels", "converted"], "")
+    unread = texts | dict.fromkeys([*BOX, "height", "width"], 0)
+    table = pd.DataFrame(rows, columns=NAMED).assign(**unread)[COLUMNS]
     table["part"] = pd.Categorical(table["part"], categories=PARTS)
     table = table.sort_values(["part", "fold", "subject", "image", "number", "cell"])
     table = table.reset_index(drop=True)

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 UID = re.compile(r"UID_(H?\d+)_\d+_\d+_(all|hem)", re.IGNORECASE)
 UNKNOWN = -1  # the label of a cell whose class is not known
+CLASSES = ("HEM", "ALL")  # by label
 # Spellings of a class in a column `label`, in lower case.
 LABEL_WORDS = {"1": 1, "1.0": 1, "all": 1, "0": 0, "0.0": 0, "hem": 0}
 

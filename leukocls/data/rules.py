@@ -28,7 +28,8 @@ class DataRules:
     """Rules for reading and checking one kind of data set.
 
     Attributes:
-        cnmc_names: whether cells have C-NMC's names, which state subject and class.
+        cnmc_tree: whether the data is a folder tree in C-NMC's layout, with its names of files.
+        cnmc_subjects: whether subject IDs are C-NMC's; those of other data sets are other people.
         published: whether the data must be C-NMC 2019 as published.
         synthetic: whether the cells are synthetic, so that no number holds for people.
         sides: side in px of the square images, by part; empty if images may have any size.
@@ -36,7 +37,8 @@ class DataRules:
         listed_parts: parts whose cells the label file lists.
     """
 
-    cnmc_names: ClassVar[bool] = False
+    cnmc_tree: ClassVar[bool] = False
+    cnmc_subjects: bool = False
     published: ClassVar[bool] = False
     synthetic: ClassVar[bool] = False
     sides: ClassVar[Mapping[str, int]] = {}
@@ -65,11 +67,13 @@ class DataRules:
         raise NotImplementedError
 
 
+@dataclass(frozen=True)
 class TableRules(DataRules):
     """Rules for a data set that one CSV describes: images of any size, no published counts."""
 
-    largest_crop = 2048
-    listed_parts = ("train", "prelim", "final")
+    cnmc_subjects: bool
+    largest_crop: ClassVar[int] = 2048
+    listed_parts: ClassVar[tuple[str, ...]] = ("train", "prelim", "final")
 
     def expects_copies(self, cells: pd.DataFrame, kind: str) -> bool:
         """Whether part and class of the copies agree; their subjects are merged, so none leaks."""
@@ -79,7 +83,8 @@ class TableRules(DataRules):
 class CnmcRules(DataRules):
     """Rules for a tree with C-NMC's folders and names."""
 
-    cnmc_names = True
+    cnmc_tree = True
+    cnmc_subjects = True
     sides: ClassVar[Mapping[str, int]] = {"train": SIDE, "prelim": SIDE, "final": FINAL_SIDE}
     largest_crop = SIDE
     listed_parts = ("prelim",)

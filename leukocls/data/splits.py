@@ -14,9 +14,16 @@ import pandas as pd
 
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.tables import listing
-from leukocls.data.folds import balanced_folds, home_folds, nested
+from leukocls.data.folds import (
+    balanced_folds,
+    home_folds,
+    need_subjects,
+    need_two_subjects,
+    nested,
+    scheme_without_prelim,
+)
 from leukocls.data.index import Index
-from leukocls.data.names import UNKNOWN
+from leukocls.data.names import CLASSES, UNKNOWN
 from leukocls.data.random import FOLD_STREAM, random_numbers
 from leukocls.data.text_tables import read_words
 
@@ -89,15 +96,15 @@ def challenge(index: Index, options: SplitOptions) -> Split:
     """Train on folds 0-2 and select on prelim, as Prellberg & Kramer 2019. There is no test set."""
     if options.fold is not None:
         raise LeukoclsError("split_scheme=challenge has no folds: leave fold= out.")
-    rows = {part: part_rows(index, part) for part in ("train", "prelim")}
-    _need_subjects(index, np.concatenate([*rows.values()]))
+    rows = {"train": part_rows(index, "train"), "prelim": _prelim_rows(index, "challenge")}
+    need_subjects(index.table.iloc[np.concatenate([*rows.values()])], index.source)
     return Split("challenge", rows, "prelim")
 
 
 def honest(index: Index, options: SplitOptions) -> Split:
     """Select on a subject-disjoint fold inside train, and score prelim once, as the test set."""
-    prelim = part_rows(index, "prelim")
-    _need_subjects(index, prelim)
+    prelim = _prelim_rows(index, "honest")
+    need_subjects(index.table.iloc[prelim], index.source)
     inner = subject(index, options)
     return Split("honest", {**inner.rows, "prelim": prelim}, "val", ("prelim",))
 
@@ -106,18 +113,20 @@ def subject(index: Index, options: SplitOptions) -> Split:
     """k-fold cross-validation by merged subjects of train, balanced in cells and subjects."""
     rows = part_rows(index, "train")
     table = index.table.iloc[rows]
-    _need_subjects(index, rows)
+    need_subjects(table, index.source)
+    need_two_subjects(table, index.source)
     fold = balanced_folds(table["group"], table["label"], options.folds, options.seed)
     return _held_out("subject", rows, fold, options.fold, options.folds)
 
 
-def _need_subjects(index: Index, rows: np.ndarray) -> None:
-    unknown = int((index.table["group"].iloc[rows] == "").sum())
-    if unknown:
+def _prelim_rows(index: Index, scheme: str) -> np.ndarray:
+    """`part_rows` of prelim; the error names a scheme that needs none."""
+    if "prelim" not in set(index.table["part"]):
         raise LeukoclsError(
-            f"{index.source}: {unknown:,} cells have no subject, so no split can keep subjects"
-            " apart. Add the subjects, or use split_scheme=cell (LEAKY)."
+            f"{index.source}: split_scheme={scheme} needs the part prelim, and no cell is of it."
+            f" What fits this data is {scheme_without_prelim(index.table)}."
         )
+    return part_rows(index, "prelim")
 
 
 def lofo(index: Index, options: SplitOptions) -> Split:
@@ -130,7 +139,8 @@ def lofo(index: Index, options: SplitOptions) -> Split:
     table = index.table.iloc[rows]
     if (table["fold"] < 0).any():
         raise LeukoclsError(
-            f"{index.source}: split_scheme=lofo needs C-NMC's official folds. Use subject."
+            f"{index.source}: has no official folds, which split_scheme=lofo leaves out one at a"
+            " time. Use subject."
         )
     home = home_folds(table)
     at_home = (table["group"].map(home) == table["fold"]).to_numpy()
@@ -142,7 +152,7 @@ def everything(index: Index, options: SplitOptions) -> Split:
     """Train on all labelled cells, for a submission on final; nothing is left to select on."""
     if options.fold is not None:
         raise LeukoclsError("split_scheme=all has no folds: leave fold= out.")
-    rows = np.concatenate([part_rows(index, part) for part in ("train", "prelim")])
+    rows = np.flatnonzero(index.table["part"].isin(["train", "prelim"]))
     return Split("all", {"train": rows}, "train")
 
 
@@ -179,6 +189,14 @@ def make_split(index: Index, scheme: str, options: SplitOptions | None = None) -
             on two sides of a scheme that is not LEAKY.
     """
     options = options or SplitOptions()
+    classes = set(index.table["label"]) - {UNKNOWN}
+    if len(classes) == 1:
+        (only,) = classes
+        raise LeukoclsError(
+            f"{index.source}: all {(index.table['label'] == only).sum():,} labelled cells are"
+            f" {CLASSES[only]}, and a classifier needs both classes. Add cells that are"
+            f" {CLASSES[1 - only]}."
+        )
     if scheme in SCHEMES:
         split = SCHEMES[scheme](index, options)
     elif Path(str(scheme)).suffix in (".csv", ".parquet"):

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from leukocls.common.errors import DataFault, Fault, LeukoclsError
@@ -20,6 +21,7 @@ from leukocls.data.images import central, cut, image_sides, read_image
 from leukocls.data.index import BOX, Index
 
 LARGEST = 2048  # px, of a stored image
+DEFAULT_CROP = 300  # px: data.crop of conf/data/cnmc.yaml
 
 
 def data_digest(index: Index) -> str:
@@ -34,13 +36,13 @@ def data_digest(index: Index) -> str:
     return digest.hexdigest()
 
 
-def windows(index: Index, crop: int | str) -> np.ndarray:
+def windows(table: pd.DataFrame, crop: int | str) -> np.ndarray:
     """The square of each image that `open_store` keeps: top, left, side in px, int64 [N, 3].
 
     Args:
+        table: rows of an index, with its columns BOX, `height` and `width` filled in.
         crop: as `open_store`.
     """
-    table = index.table
     if crop == "box":
         box = table[BOX].to_numpy()
         side = (box[:, 2:] - box[:, :2]).max(1)
@@ -55,7 +57,7 @@ def boxes(index: Index, crop: int | str) -> np.ndarray:
 
     The tight box of the index, cut off at the edges of the crop.
     """
-    window = windows(index, crop)
+    window = windows(index.table, crop)
     first = np.tile(window[:, :2], 2)
     box = 2 * (index.table[BOX].to_numpy() - first) / window[:, 2:] - 1
     return box.clip(-1, 1).astype(np.float32)
@@ -146,7 +148,7 @@ def _pack(index: Index, path: Path, crop: int | str, size: int) -> None:
         descriptor, start = stream.fileno(), stream.tell()
         # A full disk fails here, before the images are read.
         os.posix_fallocate(descriptor, 0, start + int(np.prod(shape)))
-        squares = windows(index, crop) if crop == "box" else None
+        squares = windows(index.table, crop) if crop == "box" else None
         checksums = np.zeros(shape[0], np.uint32)
 
         def pack(item: tuple[int, tuple[Path, int | None]]) -> None:

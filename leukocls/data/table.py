@@ -1,22 +1,30 @@
 """Data sets other than C-NMC: one CSV with `cell,subject,label,path` and, optionally, `split`.
 
+Commas, semicolons or tabs separate the columns, whose names may have any case.
+
 | column | holds |
 |---|---|
 | `cell` | a unique name for each image |
 | `subject` | the person; empty if unknown, which leaves only the split scheme `cell` (LEAKY) |
 | `label` | 1 or ALL, 0 or HEM; empty only in final |
-| `path` | the image, below the CSV's folder: 8-bit RGB as BMP, PNG, TIFF or JPEG |
+| `path` | the image (`leukocls.data.images`), below the CSV's folder; backslashes count as / |
 | `split` | train (default), val, prelim, final; only split_scheme=FILE tells val from train |
 """
 
 import re
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
 from leukocls.common.errors import Fault, LeukoclsError
-from leukocls.data.names import LABEL_WORDS, UNKNOWN, cell_key
+from leukocls.data.names import LABEL_WORDS, UNKNOWN, cell_key, subject_of
+from leukocls.data.published import merged_subject
 from leukocls.data.text_tables import read_words
 
+INSIDE = (
+    "write it relative to that folder and keep the image below it, or accept it: --outside,"
+    " data.outside=true"
+)
 REQUIRED = ("cell", "subject", "label", "path")
 # P07 and p7 count as one person: treating one person as two would leak.
 LEADING_ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
@@ -29,10 +37,13 @@ PART_OF_SPLIT = {
 }
 
 
-def table_rows(path: Path, faults: list[Fault]) -> tuple[list[tuple], list[str]]:
+def table_rows(path: Path, outside: bool, faults: list[Fault]) -> tuple[list[tuple], list[str]]:
     """Rows of the index (columns NAMED), and the names of cells whose image is missing.
 
     Rows that do not parse are appended to `faults`.
+
+    Args:
+        outside: whether images may lie outside the CSV's folder.
 
     Raises:
         LeukoclsError: the file is not a CSV or parquet file with the columns REQUIRED.
@@ -65,9 +76,28 @@ def table_rows(path: Path, faults: list[Fault]) -> tuple[list[tuple], list[str]]
             cause = "the path is empty"
         if cause:
             faults.append(Fault(place, cause, "correct the row"))
-        elif not (path.parent / row.path).is_file():
+            continue
+        file = _located(path.parent, row.path)
+        if not (outside or _is_below(path.parent, file)):
+            faults.append(Fault(place, "the path leads out of the CSV's folder", INSIDE))
+        elif not (path.parent / file).is_file():
             missing.append(row.cell)
         else:
             group = LEADING_ZEROS.sub("", row.subject.upper())
-            rows.append((row.cell, row.path, part, -1, row.subject, label, -1, -1, group))
+            if group == subject_of(row.cell):  # C-NMC's own, some of which are one person
+                group = merged_subject(group)
+            rows.append((row.cell, file, part, -1, row.subject, label, -1, -1, group))
     return rows, missing
+
+
+def _located(folder: Path, text: str) -> str:
+    """The path of a row as it is on disk: with `/`, and accents as one character or as two."""
+    file = text.replace("\\", "/")
+    parted = unicodedata.normalize("NFD", file)
+    return file if (folder / file).is_file() or not (folder / parted).is_file() else parted
+
+
+def _is_below(folder: Path, file: str) -> bool:
+    """Whether the file lies below the folder, links followed; no drive of Windows does."""
+    inside = (folder / file).resolve().is_relative_to(folder.resolve())
+    return inside and not re.match("[A-Za-z]:", file)

@@ -1,13 +1,17 @@
 """CSV and parquet files from users, read as text; every error names the file."""
 
+import codecs
 import csv
 import io
+import unicodedata
 from pathlib import Path
 
 import pandas as pd
 
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.tables import listing
+
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
 def read_bytes(path: Path) -> bytes:
@@ -27,7 +31,7 @@ def read_bytes(path: Path) -> bytes:
 def decoded(data: bytes, path: Path) -> str | pd.DataFrame:
     """The content of a file: parquet as a table, any other as text.
 
-    The first bytes decide, not the file's name.
+    The first bytes decide, not the file's name. Text is UTF-8, or UTF-16 with its mark (BOM).
 
     Raises:
         LeukoclsError: a damaged parquet file, binary data, or an empty file.
@@ -37,13 +41,15 @@ def decoded(data: bytes, path: Path) -> str | pd.DataFrame:
             return pd.read_parquet(io.BytesIO(data))
         except (OSError, ValueError) as error:
             raise LeukoclsError(f"{path}: damaged parquet ({error}); write it again") from error
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:
         raise LeukoclsError(
-            f"{path}: neither CSV (UTF-8), parquet nor a challenge file; check what it is"
+            f"{path}: neither CSV in UTF-8, parquet nor a challenge file; check what it is, or save"
+            " it again (in Excel: CSV UTF-8)"
         )
     if not text.strip():
         raise LeukoclsError(f"{path}: is empty; write it again")
@@ -53,11 +59,15 @@ def decoded(data: bytes, path: Path) -> str | pd.DataFrame:
 def parse_csv(text: str, path: Path) -> pd.DataFrame:
     """Parse a CSV with a header; columns stay text, so that a cell named 1 does not become 1.0.
 
+    Its first line decides whether commas, semicolons or tabs separate the columns.
+
     Raises:
         LeukoclsError: not CSV, a duplicate column name, or rows of different lengths.
     """
+    separator = max(SEPARATORS, key=text.lstrip().partition("\n")[0].count)
+    lines = io.StringIO(text, newline="")
     try:
-        rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
+        rows = [row for row in csv.reader(lines, delimiter=separator, strict=True) if row]
     except csv.Error as error:
         raise LeukoclsError(f"{path}: not a CSV file ({error}); check what it is") from error
     header, body = [name.strip() for name in rows[0]], rows[1:]
@@ -67,7 +77,7 @@ def parse_csv(text: str, path: Path) -> pd.DataFrame:
     if ragged:
         raise LeukoclsError(
             f"{path}: the header has {len(header)} columns, row {listing(ragged)} another number;"
-            " separate columns by commas"
+            f" separate all columns by {SEPARATORS[separator]}, as in the header"
         )
     return pd.DataFrame(body, columns=header, dtype=str)
 
@@ -83,11 +93,20 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def read_words(path: Path) -> pd.DataFrame:
-    """Read a CSV or parquet file as stripped text; missing values are "".
+    """Read a CSV or parquet file as text, with the names of columns in lower case.
+
+    Values are stripped, missing ones are "", and letters with accents are single characters (NFC):
+    macOS writes them as two.
 
     Raises:
-        LeukoclsError: as `read_table`.
+        LeukoclsError: as `read_table`, or names of columns that differ in case only.
     """
-    table = read_table(path)
+    table = read_table(path).rename(columns=lambda name: str(name).strip().lower())
+    if not table.columns.is_unique:
+        raise LeukoclsError(f"{path}: duplicate column name in {', '.join(table)}; drop one")
     table = table.astype(object).where(table.notna(), "").astype(str)
-    return table.apply(lambda column: column.str.strip())
+    return table.apply(lambda column: column.str.strip().map(_composed))
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)

@@ -13,13 +13,14 @@ from leukocls.common.files import atomic_write, in_parallel, sha256_file
 from leukocls.common.tables import listing
 from leukocls.data.cnmc import read_official_labels
 from leukocls.data.duplicates import Duplicates, find_duplicates, merged_groups, pixel_digest
-from leukocls.data.images import extent, image_sides, read_image
+from leukocls.data.images import extent, image_sides, read_with_form
 from leukocls.data.index import COLUMNS, NAMED, Index, scan
-from leukocls.data.names import UNKNOWN
 from leukocls.data.published import PART_DIGESTS, labels_digest
+from leukocls.data.store import DEFAULT_CROP
+from leukocls.data.summary import image_notes, subject_notes
 
 CONTENT_COLUMNS = COLUMNS[len(NAMED) :]  # columns of the index that come from a file's content
-CACHE_VERSION = 3  # raise it when an entry means something else
+CACHE_VERSION = 4  # raise it when an entry means something else
 AGAIN = "fetch the part again from the original archive"
 ACCEPT = "fetch what is missing, or accept it: verify --partial, data.partial=true (marked PARTIAL)"
 
@@ -69,21 +70,24 @@ class Examination:
                 }
                 for copies in self.duplicates
             ],
+            "notes": image_notes(self.index, DEFAULT_CROP) + subject_notes(self.index),
         }
 
 
-def examine(root: str | Path, layout: str, partial: bool, cache: Path) -> Examination:
+def examine(
+    root: str | Path, layout: str, partial: bool, cache: Path, outside: bool = False
+) -> Examination:
     """Check names, labels, counts, subjects, digests, duplicates; decode every image.
 
     Args:
-        root, layout: as `leukocls.data.index.scan`.
+        root, layout, outside: as `leukocls.data.index.scan`.
         partial: whether missing files are no fault.
         cache: folder that keeps digest, box and size of each file until the file changes.
 
     Raises:
         LeukoclsError: `root` is missing or holds no known layout.
     """
-    index, faults = scan(root, layout)
+    index, faults = scan(root, layout, outside)
     cache.mkdir(parents=True, exist_ok=True)
     index, damaged = _with_contents(index, cache)
     faults += damaged
@@ -100,7 +104,7 @@ def examine(root: str | Path, layout: str, partial: bool, cache: Path) -> Examin
             faults.append(Fault(_folder(index, part), cause, AGAIN))
     duplicates = find_duplicates(index, genuine)
     faults += _copy_faults(index, duplicates)
-    faults += _shared_subject_faults(index) + _two_class_faults(index)
+    faults += _shared_subject_faults(index)
     faults += _label_file_faults(index, faults)
     index = replace(index, table=index.table.assign(group=merged_groups(index.table, duplicates)))
     return Examination(index, faults, duplicates, genuine)
@@ -111,19 +115,20 @@ def checked_index(
     layout: str = "auto",
     partial: bool = False,
     cache: Path = Path("outputs/store"),
+    outside: bool = False,
 ) -> Index:
     """The index of data in which `examine` finds no fault.
 
     Args:
-        root, layout, partial, cache: as `examine`.
+        root, layout, partial, cache, outside: as `examine`.
 
     Raises:
         LeukoclsError: `root` is missing or holds no known layout.
         DataFault: the faults, in one message.
     """
-    examination = examine(root, layout, partial, cache)
+    examination = examine(root, layout, partial, cache, outside)
     if faults := examination.faults:
-        more = "\n`python -m leukocls.verify` lists them all" if len(faults) > 20 else ""
+        more = "\n`python -m leukocls.verify --json` names each" if len(faults) > 20 else ""
         raise DataFault(report(examination.index.source, faults) + more)
     return examination.index
 
@@ -151,13 +156,13 @@ def _with_contents(index: Index, cache: Path) -> tuple[Index, list[Fault]]:
             length = len(stamp) + len(CONTENT_COLUMNS)
             if isinstance(before, list) and before[:3] == stamp and len(before) == length:
                 return before
-            image = read_image(path, side)
+            image, form = read_with_form(path, side)
             pixels = pixel_digest(image)
-            return [*stamp, sha256_file(path), pixels, *extent(image), *image.shape[:2]]
+            return [*stamp, sha256_file(path), pixels, *extent(image), *image.shape[:2], form]
         except DataFault as error:
             return error.args[0]
         except (OSError, ValueError) as error:
-            return Fault(path, str(error), "restore the file from the original archive")
+            return Fault(path, str(error), "restore the file or leave it out")
 
     items = zip(index.table["file"], image_sides(index), strict=True)
     results = list(in_parallel(entry, items, len(index.table), "verify"))
@@ -170,7 +175,7 @@ def _with_contents(index: Index, cache: Path) -> tuple[Index, list[Fault]]:
         atomic_write(cache_file, json.dumps({"version": CACHE_VERSION, "files": entries}))
     table = index.table.copy()
     read = [not isinstance(result, Fault) for result in results]
-    for place, name in enumerate(CONTENT_COLUMNS, start=3):
+    for place, name in enumerate(CONTENT_COLUMNS if any(read) else (), start=3):
         table.loc[read, name] = [entries[file][place] for file in table["file"][read]]
     return replace(index, table=table), [fault for fault in results if isinstance(fault, Fault)]
 
@@ -181,7 +186,7 @@ def _label_file_faults(index: Index, faults: list[Fault]) -> list[Fault]:
     The digest cannot name the wrong line, so it is only compared if there is no fault yet in
     prelim's images or in the label file.
     """
-    if index.labels is None or not index.rules.cnmc_names:
+    if index.labels is None or not index.rules.cnmc_tree:
         return []
     files = {index.root / f for f in index.table["file"][index.table["part"] == "prelim"]}
     name = index.labels.name
@@ -286,23 +291,6 @@ def _shared_subject_faults(index: Index) -> list[Fault]:
         if len(parts) > 1:
             path = index.root / cells["file"][cells["part"] == parts[-1]].iloc[0]
             cause = f"subject {group} is in {' and in '.join(parts)}"
-            faults.append(Fault(path, cause, "keep a subject in one part; restore the names"))
-    return faults
-
-
-def _two_class_faults(index: Index) -> list[Fault]:
-    """A fault for each subject with cells of both classes: a subject is scored as ALL or HEM.
-
-    C-NMC's file names are checked for this when they are read.
-    """
-    faults: list[Fault] = []
-    if index.rules.cnmc_names:
-        return faults
-    known = index.table[(index.table["group"] != "") & (index.table["label"] != UNKNOWN)]
-    for group, cells in known.groupby("group"):
-        if len(set(cells["label"])) > 1:
-            rarer = cells["label"].value_counts().idxmin()
-            path = index.root / cells["file"][cells["label"] == rarer].iloc[0]
-            cause = f"subject {group} has cells of both classes, and a subject is ALL or HEM"
-            faults.append(Fault(path, cause, "correct the label, or leave these cells out"))
+            how = "restore the names" if index.rules.cnmc_tree else "correct subject or split"
+            faults.append(Fault(path, cause, f"keep a subject in one part; {how}"))
     return faults

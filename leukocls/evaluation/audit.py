@@ -278,16 +278,16 @@ def _finding(
     return {"check": check, "ok": ok, "text": text, "cells": [str(c) for c in cells], **more}
 
 
-def image_groups(root: Path, cache: Path) -> dict[str, tuple[str, str]]:
+def image_groups(root: Path, cache: Path, outside: bool) -> dict[str, tuple[str, str]]:
     """Pixel digest and group of each labelled cell of a data set, by `cell_key`.
 
     Args:
-        root, cache: as `leukocls.data.verify.examine`.
+        root, cache, outside: as `leukocls.data.verify.examine`.
 
     Raises:
         LeukoclsError: `root` is missing or holds no known layout.
     """
-    table = examine(root, "auto", True, cache).index.table
+    table = examine(root, "auto", True, cache, outside).index.table
     # Final's cells may have the names of prelim's, and have no labels that could leak.
     table = table[table["part"] != "final"]
     known = zip(table["pixels"], table["group"], strict=True)

@@ -56,7 +56,8 @@ def cell_metrics(
 ) -> dict[str, Any]:
     """All metrics of n cells and of their subjects, as plain Python values for JSON.
 
-    Undefined metrics are None, with a reason under `missing`.
+    Undefined metrics are None, with a reason under `missing`. `notes` says of each metric by
+    subject how subjects with cells of both classes count; it is empty without such subjects.
 
     Args:
         label: 0 or 1, [n].
@@ -68,7 +69,7 @@ def cell_metrics(
         threshold: probability in (0, 1) above which a cell is called ALL.
 
     Raises:
-        LeukoclsError: values out of range, or a subject with cells of both classes.
+        LeukoclsError: values out of range.
     """
     y = checked_labels(label)
     z = None if logit is None else _floats("logit", logit, y.size)
@@ -92,7 +93,7 @@ def cell_metrics(
         values |= _graded_metrics(y, order, z, p)
         reasons["calibration_slope"] = _slope_reason(y, z)
     missing = {name: reasons[name] for name, value in values.items() if value is None}
-    by_subject, subject_reasons = _subject_metrics(y, called, z, subject)
+    by_subject, subject_reasons, notes = _subject_metrics(y, called, z, subject)
     unknown = "n_subjects" in subject_reasons
     return {
         "n": y.size,
@@ -102,6 +103,7 @@ def cell_metrics(
         **values,
         "subject": by_subject,
         "missing": missing | subject_reasons,
+        "notes": notes,
     }
 
 
@@ -147,6 +149,7 @@ def unlabelled(n: int) -> dict[str, Any]:
         **dict.fromkeys(names),
         "subject": _no_subjects(),
         "missing": dict.fromkeys((*names, *SUBJECT_KEYS), "no labels"),
+        "notes": {},
     }
 
 
@@ -180,32 +183,29 @@ def _subject_metrics(
     called: npt.NDArray[np.bool_],
     z: Floats | None,
     subject: npt.ArrayLike | None,
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Metrics of subjects (majority vote, mean logit, AUROC), and reasons for undefined ones."""
+) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
+    """Metrics of subjects (majority vote, mean logit, AUROC), reasons for undefined ones, notes."""
     names = np.full(y.size, "") if subject is None else np.asarray(subject).astype(str)
     if names.shape != y.shape:
         raise LeukoclsError(f"subject has shape {names.shape}, the labels {y.shape}")
     unknown = int((names == "").sum())
     if unknown:
         reason = f"the subject of {unknown} of {y.size} cells is unknown"
-        return _no_subjects(), dict.fromkeys(("n_subjects", *SUBJECT_KEYS), reason)
+        return _no_subjects(), dict.fromkeys(("n_subjects", *SUBJECT_KEYS), reason), {}
 
     distinct, index, n = np.unique(names, return_inverse=True, return_counts=True)
     n_all = np.bincount(index, weights=y)
-    mixed = distinct[(n_all > 0) & (n_all < n)]
-    if mixed.size:
-        raise LeukoclsError(
-            f"a subject has one class, but these have cells of both: {', '.join(mixed[:10])}"
-            f" ({mixed.size} in all); check the labels and the subject column"
-        )
+    both = (n_all > 0) & (n_all < n)
     correct = np.bincount(index, weights=called == (y == 1)).astype(np.int64)
     label = (n_all > 0).astype(np.int64)
     mean_logit = None if z is None else np.bincount(index, weights=z) / n
-    area = None if mean_logit is None else auroc(label, mean_logit)
+    area = None
+    if mean_logit is not None and not both.all():
+        area = auroc(label[~both], mean_logit[~both])
     per_subject = [
         {
             "subject": str(distinct[i]),
-            "label": int(label[i]),
+            "label": None if both[i] else int(label[i]),
             "n": int(n[i]),
             "correct": int(correct[i]),
             "accuracy": float(correct[i] / n[i]),
@@ -219,7 +219,12 @@ def _subject_metrics(
         "undecided": int((2 * correct == n).sum()),
         "per_subject": per_subject,
     }
+    notes = {}
+    if both.any():
+        who = f"{both.sum()} two-class subjects"
+        voting = f"{who} vote with all their cells"
+        notes = dict.fromkeys(SUBJECT_KEYS, voting) | {"subject.auroc": f"{who} left out"}
     if area is not None:
-        return values, {}
+        return values, {}, notes
     reason = HARD_LABELS if z is None else "needs subjects of both classes"
-    return values, {"subject.auroc": reason}
+    return values, {"subject.auroc": reason}, notes

@@ -12,6 +12,7 @@ from leukocls.artifacts.predictions import sigmoid
 from leukocls.artifacts.record import heading, read_record
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.tables import listing
+from leukocls.data.names import subject_of
 from leukocls.evaluation import cell_metrics, prediction_files
 from leukocls.evaluation.prediction_files import Truth
 
@@ -113,6 +114,12 @@ def metrics_of(part: ScoredPart) -> dict[str, Any]:
         )
     except LeukoclsError as error:
         raise LeukoclsError(f"{source}: {error}") from error
+    both = [row["subject"] for row in values["subject"]["per_subject"] if row["label"] is None]
+    if both and frame["cell"].map(subject_of).any():
+        raise LeukoclsError(
+            f"{source}: a subject of C-NMC has one class, but these have cells of both:"
+            f" {listing(both)}; check the labels and the subject column"
+        )
     return part.origin | values
 
 

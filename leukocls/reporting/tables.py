@@ -37,7 +37,11 @@ def result_text(result: dict[str, Any], per_subject: bool = False) -> str:
         for name in ("prevalence", *metrics.RATES, *metrics.GRADED)
     ]
     rows += [
-        (name.replace(".", " "), _shown(by_subject[name[8:]]), result["missing"].get(name, ""))
+        (
+            name.replace(".", " "),
+            _shown(by_subject[name[8:]]),
+            "; ".join(result[kind][name] for kind in ("missing", "notes") if name in result[kind]),
+        )
         for name in SUBJECT_KEYS
     ]
     lines += ["", aligned(counts), "", f"{subjects or 'unknown'} subjects", aligned(rows)]

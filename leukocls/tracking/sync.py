@@ -197,7 +197,8 @@ def tracked_run(directory: Path, record: dict[str, Any]) -> TrackedRun:
 def _picture(config: dict[str, Any], record: dict[str, Any]) -> Picture | None:
     """The stored images of the run's cells; None if data and store are not at their place."""
     data, part = config["data"], config["score"]
-    index = _index(data["root"], data["layout"], data["partial"], data["cache"])
+    outside = data.get("outside", False)  # runs of 0.1.0 lack it
+    index = _index(data["root"], data["layout"], data["partial"], data["cache"], outside)
     if index is None:
         return None
     index = index.only((part,) if part else ("train", "prelim"))
@@ -211,9 +212,9 @@ def _picture(config: dict[str, Any], record: dict[str, Any]) -> Picture | None:
 
 
 @cache
-def _index(root: str | None, layout: str, partial: bool, cache: str) -> Index | None:
+def _index(root: str | None, layout: str, partial: bool, cache: str, outside: bool) -> Index | None:
     try:
-        return checked_index(root, layout, partial, Path(cache)) if root else None
+        return checked_index(root, layout, partial, Path(cache), outside) if root else None
     except LeukoclsError:
         return None
 

@@ -12,12 +12,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from leukocls.artifacts.lineage import as_metadata, lineage_of
+from leukocls.artifacts.lineage import as_metadata
 from leukocls.artifacts.record import RunState
 from leukocls.artifacts.run_dir import RunDir
 from leukocls.common.files import atomic_write
 from leukocls.data.datamodule import CellDataModule
 from leukocls.data.store import boxes, open_store, stored_side
+from leukocls.data.summary import image_notes
 from leukocls.models.frozen import FrozenFeatures
 from leukocls.models.weights import load_weights
 from leukocls.training.build import build
@@ -67,6 +68,8 @@ def score(inputs: ScoreInputs, run: RunDir) -> None:
 
 def _run(inputs: Inputs, run: RunDir, work: Any) -> None:
     """Call `work` in this process, or in one process a device; record what it returns."""
+    for note in image_notes(inputs.index, inputs.config.data.crop):
+        print(note)
     devices = make_trainer(inputs.config, run.directory, []).num_devices
     atomic_write(run.directory / "split.csv", inputs.split_csv)
     if devices == 1:
@@ -146,7 +149,7 @@ def _parts(inputs: Inputs, run: RunDir, rank: Rank | None) -> _Parts:
         inputs.threshold,
         patience=config.patience,
         save_every=config.save_every,
-        metadata=as_metadata(lineage_of(inputs.cells, inputs.split.selection, inputs.lineage)),
+        metadata=as_metadata(inputs.lineage_after),
     )
     trainer = make_trainer(config, run.directory, [recorder], rank)
     if rank:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from leukocls.artifacts.lineage import Lineage, has_seen, read_lineage
+from leukocls.artifacts.lineage import Lineage, has_seen, lineage_of, read_lineage
 from leukocls.artifacts.marks import data_marks, run_marks
 from leukocls.artifacts.record import read_record
 from leukocls.artifacts.run_dir import run_weights
@@ -99,6 +99,12 @@ class Inputs:
         }
 
     @property
+    def lineage_after(self) -> Lineage:
+        """The lineage of the weights that the run leaves."""
+        official = self.index.rules.cnmc_subjects
+        return lineage_of(self.cells, self.split.selection, official, self.lineage)
+
+    @property
     def draws_seed(self) -> int:
         """Seed of order, augmentation and dropout."""
         return continued_seed(self.config.seed, len(self.lineage))
@@ -162,10 +168,10 @@ def _train_inputs(config: DictConfig) -> TrainInputs:
             " so early stopping has nothing to judge by; leave patience out."
         )
     cells = split.table(index)
-    published = index.rules.cnmc_names
+    official = index.rules.cnmc_subjects
     evaluated = cells[cells["split"] != "train"]
     tests = cells[cells["split"].isin(split.tests)]
-    if has_seen(lineage, "chose", tests, published):
+    if has_seen(lineage, "chose", tests, official):
         raise LeukoclsError(
             f"{weights}: its epoch was chosen on cells that this split reports as its test;"
             " continue a run of the same split, or choose another split_scheme."
@@ -173,7 +179,7 @@ def _train_inputs(config: DictConfig) -> TrainInputs:
     marks = run_marks(
         of_data,
         limited=is_limited(config.trainer),
-        leaky=split.leaky or has_seen(lineage, "trained", evaluated, published),
+        leaky=split.leaky or has_seen(lineage, "trained", evaluated, official),
         reconstruction=config.reconstruction,
     )
     label = index.table["label"].to_numpy()[split.rows["train"]]
@@ -206,11 +212,11 @@ def _score_inputs(config: DictConfig) -> ScoreInputs:
     index, of_data = _index(config, (part,))
     # Scored cells choose nothing: the epoch was chosen where the checkpoint was trained.
     split = Split(config.split_scheme, {part: part_rows(index, part)}, part)
-    cells, published = split.table(index), index.rules.cnmc_names
+    cells, official = split.table(index), index.rules.cnmc_subjects
     trained_on = chose = False
     if part != "train":
-        trained_on = has_seen(lineage, "trained", cells, published)
-        chose = has_seen(lineage, "chose", cells, published)
+        trained_on = has_seen(lineage, "trained", cells, official)
+        chose = has_seen(lineage, "chose", cells, official)
     marks = run_marks(
         of_data,
         limited=is_limited(config.trainer),
@@ -301,7 +307,7 @@ def load_index(data: DictConfig) -> Index:
             " 'leukemia-classification'), unpack it, and set data.root=FOLDER;\n"
             "  2. data=synthetic, synthetic cells that need no download."
         )
-    return checked_index(root, data.layout, data.partial, Path(data.cache))
+    return checked_index(root, data.layout, data.partial, Path(data.cache), data.outside)
 
 
 def split_options(config: DictConfig) -> SplitOptions:

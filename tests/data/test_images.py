@@ -11,7 +11,7 @@ from PIL import Image, ImageFile
 from torchvision.transforms.functional import center_crop
 
 from leukocls.common.errors import DataFault, Fault
-from leukocls.data.images import LARGEST, central, read_image
+from leukocls.data.images import LARGEST, central, read_image, read_with_form
 from leukocls.synthetic.tree import encode_bmp
 
 
@@ -43,15 +43,21 @@ def deep_png(image):
     return png(image.shape[1], image.shape[0], 16, 2, rows)
 
 
-def deep_tiff(image, packed=False):
-    """16 bits a channel, RGB, one strip, little endian (TIFF 6.0), as it is or deflated."""
+def deep_tiff(image, packed=False, photometric=2):
+    """16 bits a channel, one strip, little endian (TIFF 6.0), as it is or deflated.
+
+    RGB (photometric 2), or one channel in which black (1) or white (0) is 0.
+    """
     height, width = image.shape[:2]
+    channels = 3 if photometric == 2 else 1
+    image = image[..., :channels]
     data = image.astype("<u2").tobytes()
     data = zlib.compress(data) if packed else data
     end = 8 + 2 + 12 * 9 + 4
+    bits = (258, 3, 3, end) if channels == 3 else (258, 3, 1, 16)
     tags = [
-        (256, 4, 1, width), (257, 4, 1, height), (258, 3, 3, end), (259, 3, 1, 8 if packed else 1),
-        (262, 3, 1, 2), (273, 4, 1, end + 6), (277, 3, 1, 3), (278, 4, 1, height),
+        (256, 4, 1, width), (257, 4, 1, height), bits, (259, 3, 1, 8 if packed else 1),
+        (262, 3, 1, photometric), (273, 4, 1, end + 6), (277, 3, 1, channels), (278, 4, 1, height),
         (279, 4, 1, len(data)),
     ]  # fmt: skip
     directory = b"".join(struct.pack("<HHII", *tag) for tag in tags)
@@ -128,22 +134,16 @@ FRAMES = io.BytesIO()
 Image.fromarray(IMAGE).save(
     FRAMES, "PNG", save_all=True, append_images=[Image.fromarray(IMAGE[::-1])]
 )
+DEEP = np.random.default_rng(0).integers(0, 2**16, (24, 20, 3))
 HTML = b"<!DOCTYPE html><html><body>404 Not Found</body></html>"
 GIF = saved(IMAGE, "GIF", "P")
 WRONG = {
-    "grey PNG": ("a.png", saved(IMAGE, "PNG", "L"), "pixel.* L$"),
-    "grey JPEG": ("a.jpg", saved(IMAGE, "JPEG", "L"), "pixel.* L$"),
-    "grey TIFF": ("a.tif", saved(IMAGE, "TIFF", "L"), "pixel.* L$"),
-    "grey BMP": ("a.bmp", saved(IMAGE, "BMP", "L"), "pixel.* L$"),
     "black and white": ("a.png", saved(IMAGE, "PNG", "1"), "pixel.* 1$"),
     "palette PNG": ("a.png", saved(IMAGE, "PNG", "P"), "pixel.* P$"),
     "palette BMP": ("a.bmp", saved(IMAGE, "BMP", "P"), "pixel.* P$"),
-    "RGBA PNG": ("a.png", saved(IMAGE, "PNG", "RGBA"), "pixel.* RGBA$"),
-    "RGBA TIFF": ("a.tif", saved(IMAGE, "TIFF", "RGBA"), "pixel.* RGBA$"),
-    "grey with alpha": ("a.png", saved(IMAGE, "PNG", "LA"), "pixel.* LA$"),
     "CMYK JPEG": ("a.jpg", saved(IMAGE, "JPEG", "CMYK"), "pixel.* CMYK$"),
-    "16-bit grey PNG": ("a.png", saved(IMAGE[..., 0].astype(np.uint16), "PNG", "I;16"), "16"),
-    "32-bit BMP": ("a.bmp", saved(IMAGE, "BMP", "RGBA"), "RGBA$|32 bits"),
+    "white is 0, 16-bit": ("a.tif", deep_tiff(DEEP, photometric=0), "white is 0"),
+    "32-bit grey": ("a.tif", saved(DEEP[..., 0].astype(np.int32), "TIFF", "I"), "pixel.* I$"),
     "16-bit BMP": (
         "a.bmp",
         (whole := encode_bmp(IMAGE))[:28] + struct.pack("<H", 16) + whole[30:],
@@ -192,6 +192,13 @@ WRONG = {
 }
 # Of these the header says enough.
 UNDECODED = {name: case for name, case in WRONG.items() if not case[2].startswith("does not")}
+CLEAR = np.dstack([IMAGE, np.full(IMAGE.shape[:2], 255, np.uint8)])
+CLEAR[3, 4, 3] = 254
+WRONG["transparent"] = ("a.png", saved(CLEAR, "PNG", "RGBA"), "transparent")
+WRONG["transparent grey"] = ("a.png", saved(CLEAR, "PNG", "LA"), "transparent")
+WRONG["14 of 16 bits, grey"] = ("a.png", saved(DEEP[..., 0].astype(np.uint16) >> 2, "PNG", "I;16"),
+                                "no value reaches 16,384")  # fmt: skip
+WRONG["12 of 16 bits"] = ("a.tif", deep_tiff(DEEP >> 4), "no value reaches 16,384")
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -218,12 +225,14 @@ def test_format_mode_and_size_are_checked_before_decoding(tmp_path, monkeypatch,
 
 def test_remedies_say_what_to_do(tmp_path):
     says = {
-        "grey PNG": "save it as 8-bit RGB",
+        "CMYK JPEG": "save it as 8-bit RGB",
+        "transparent": "save it as RGB",
+        "12 of 16 bits": "scale it",
         "several pages": "one image per cell",
         "too wide": f"at most {LARGEST} pixels",
         "PNG named .bmp": "with the suffix of that format",
         "JPEG cut": "restore the file or leave it out",
-        "BMP one byte short": "fetch the file again",
+        "BMP one byte short": "restore the file or leave it out",
     }
     for name, remedy in says.items():
         file, content, _ = WRONG[name]
@@ -235,15 +244,57 @@ def test_remedies_say_what_to_do(tmp_path):
     ("name", "write"),
     [("a.png", deep_png), ("a.tif", deep_tiff), ("a.tif", lambda image: deep_tiff(image, True))],
 )
-def test_16_bits_a_channel_are_refused_not_cut_to_8(tmp_path, name, write):
-    image = np.random.default_rng(0).integers(0, 2**16, (5, 4, 3))
+def test_of_16_bits_a_channel_the_upper_8_are_kept(tmp_path, name, write):
     path = tmp_path / name
-    path.write_bytes(write(image))
-    # Pillow opens both as 8-bit RGB and drops half of each number without a word.
-    with Image.open(path) as opened:
-        assert (opened.mode, opened.size) == ("RGB", (4, 5))
-        assert np.array_equal(np.asarray(opened), image >> 8)
-    assert "8-bit RGB" in fault(path).remedy
+    path.write_bytes(write(DEEP))
+    pixels, form = read_with_form(path)
+    assert form == "16-bit RGB"
+    assert np.array_equal(pixels, DEEP // 256)
+
+
+GREY = np.asarray(Image.fromarray(IMAGE).convert("L"))
+GREY_3 = np.dstack([GREY] * 3)
+DEEP_GREY = DEEP[..., 0].astype(np.uint16)
+DEEP_3 = np.dstack([DEEP_GREY >> 8] * 3)
+CONVERTED = {
+    "grey PNG": ("a.png", saved(IMAGE, "PNG", "L"), "grey", GREY_3),
+    "grey TIFF": ("a.tif", saved(IMAGE, "TIFF", "L"), "grey", GREY_3),
+    "grey BMP": ("a.bmp", saved(IMAGE, "BMP", "L"), "grey", GREY_3),
+    "grey with alpha": ("a.png", saved(IMAGE, "PNG", "LA"), "grey with alpha", GREY_3),
+    "RGBA PNG": ("a.png", saved(IMAGE, "PNG", "RGBA"), "RGB with alpha", IMAGE),
+    "RGBA TIFF": ("a.tif", saved(IMAGE, "TIFF", "RGBA"), "RGB with alpha", IMAGE),
+    # The fourth byte of such a BMP is not alpha, but unused.
+    "32-bit BMP": ("a.bmp", saved(IMAGE, "BMP", "RGBA"), "", IMAGE),
+    "16-bit grey PNG": ("a.png", saved(DEEP_GREY, "PNG", "I;16"), "16-bit grey", DEEP_3),
+    "16-bit grey TIFF": ("a.tif", saved(DEEP_GREY, "TIFF", "I;16"), "16-bit grey", DEEP_3),
+    "the same, big endian": (
+        "a.tif",
+        saved(DEEP_GREY.astype(">u2"), "TIFF", "I;16B"),
+        "16-bit grey",
+        DEEP_3,
+    ),
+    "the same, by hand": ("a.tif", deep_tiff(DEEP, photometric=1), "16-bit grey", DEEP_3),
+}
+
+
+@pytest.mark.parametrize("name", CONVERTED)
+def test_what_is_converted_is_named(tmp_path, name):
+    file, content, form, pixels = CONVERTED[name]
+    path = tmp_path / file
+    path.write_bytes(content)
+    found, found_form = read_with_form(path)
+    assert found_form == form
+    assert (found.dtype, found.shape) == (np.uint8, pixels.shape)
+    assert np.array_equal(found, pixels)
+    assert np.array_equal(read_image(path), pixels)
+    if file == "a.bmp":
+        path.write_bytes(content[:-1])
+        assert "bytes long, its header says" in fault(path).cause
+
+
+def test_8_bit_rgb_is_not_converted(tmp_path):
+    (tmp_path / "a.png").write_bytes(saved(IMAGE, "PNG"))
+    assert read_with_form(tmp_path / "a.png")[1] == ""
 
 
 def test_a_missing_file_and_a_folder_are_faults(tmp_path):

@@ -459,11 +459,12 @@ def test_six_faults_six_lines(tmp_path):
 def test_a_long_list_of_faults_says_how_many_more(tmp_path):
     make_tree(tmp_path)
     for number in range(23):
-        touch(tmp_path / "phase3" / f"{number}.txt")
+        touch(tmp_path / "phase3" / f"{10 + number}.bmp")
+        touch(tmp_path / "phase3" / f"{10 + number}.BMP")
     with pytest.raises(DataFault, match=r"23 fault\(s\)") as caught:
         build_index(tmp_path)
-    assert str(caught.value).endswith("\n  … and 3 more")
-    assert str(caught.value).count("not a .bmp image") == 20
+    assert str(caught.value).endswith("\n  … and 3 more lines")
+    assert str(caught.value).count("in case only") == 20
 
 
 # --- refusals
@@ -472,7 +473,7 @@ def test_a_long_list_of_faults_says_how_many_more(tmp_path):
 @pytest.mark.parametrize(
     ("below", "layout", "says"),
     [
-        ("nowhere", "auto", r"nowhere: no such folder\. Set data\.root"),
+        ("nowhere", "auto", r"nowhere: no such folder or file\. Set data\.root"),
         ("empty", "auto", r"empty: no C-NMC 2019 data here; .*fold_0.*data=synthetic"),
         ("photos", "auto", r"photos: no C-NMC 2019 data here; .*Set data\.root"),
         ("tree", "kaggle", r"tree: no C-NMC 2019 data here; looked for training_data/fold_0"),

@@ -456,7 +456,7 @@ def test_the_report_of_a_tree_without_fault(tree, lines):
 def test_a_missing_root_is_a_refusal_not_a_fault(tmp_path, command):
     done = command("verify", tmp_path / "nowhere", "--json", cwd=tmp_path)
     assert (done.wait(), done.out) == (2, "")
-    assert "nowhere: no such folder. Set data.root" in done.err
+    assert "nowhere: no such folder or file. Set data.root" in done.err
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(LeukoclsError, match="no such folder"):
         verb.main([str(tmp_path / "nowhere")])
@@ -467,7 +467,9 @@ def test_json_is_all_that_is_printed(tree, tmp_path, command):
     done = command("verify", tree, "--json", "--cache", tmp_path / "cache")
     assert (done.wait(), done.err) == (1, "")
     document = json.loads(done.out)
-    assert document.keys() == {"root", "layout", "marks", "parts", "faults", "duplicates"}
+    assert document.keys() == {
+        *("root", "layout", "marks", "parts", "faults", "duplicates", "notes")
+    }
     (fault,) = document["faults"]
     assert fault.keys() == {"path", "cause", "remedy"}
     assert fault["path"] == str(tree / ONE)
@@ -831,21 +833,26 @@ def test_training_refuses_the_same_tree_with_the_same_lines(tree, lines, tmp_pat
     assert not list(tmp_path.rglob("run.json"))
 
 
+def repeat_labels(tree, number):
+    """List cells of prelim twice: a fault of its own for each."""
+    with open(tree / "phase2.csv", "a") as labels:
+        for cell in range(900, 900 + number):
+            labels.write(f"UID_1_{cell}_1_all.bmp,{cell}.bmp,1\n" * 2)
+
+
 def test_a_long_list_is_cut_in_the_refusal_and_not_in_the_verb(tree, lines, tmp_path):
-    for number in range(23):
-        put(tree / f"phase3/{number}.txt", b"x")
+    repeat_labels(tree, 23)
     code, _, faults = lines(tree)
     assert (code, len(faults)) == (1, 23)
     with pytest.raises(DataFault, match=r"23 fault\(s\)") as caught:
         checked_index(tree, cache=tmp_path / "cache")
     refused = str(caught.value).split("\n  ")[1:]
     assert refused[:20] == faults[:20]
-    assert refused[20:] == ["… and 3 more\n`python -m leukocls.verify` lists them all"]
+    assert refused[20:] == ["… and 3 more lines\n`python -m leukocls.verify --json` names each"]
 
 
 def test_twenty_faults_are_all_in_the_refusal(tree, lines, tmp_path):
-    for number in range(20):
-        put(tree / f"phase3/{number}.txt", b"x")
+    repeat_labels(tree, 20)
     with pytest.raises(DataFault) as caught:
         checked_index(tree, cache=tmp_path / "cache")
     assert str(caught.value).split("\n  ")[1:] == lines(tree)[2]
@@ -1034,13 +1041,13 @@ def test_a_part_alone_is_recognised(genuine, told, lines, kept):
 @pytest.fixture
 def read_files(monkeypatch):
     """Names of the images that are read."""
-    names, read = [], verify.read_image
+    names, read = [], verify.read_with_form
 
     def counted(path, side=None):
         names.append(path.name)
         return read(path, side)
 
-    monkeypatch.setattr(verify, "read_image", counted)
+    monkeypatch.setattr(verify, "read_with_form", counted)
     return names
 
 
@@ -1096,10 +1103,10 @@ def memory(cache):
 @pytest.mark.parametrize(
     "damage",
     [
-        b"", b"{", b"null", b"[]", b"\xff\xfe\0", b'{"version": 3}',
-        b'{"version": 3, "files": null}', b'{"version": 3, "files": []}',
-        b'{"version": 3, "files": {"fold_0/all/UID_1_1_1_all.bmp": null}}',
-        b'{"version": 3, "files": {"fold_0/all/UID_1_1_1_all.bmp": 3}}',
+        b"", b"{", b"null", b"[]", b"\xff\xfe\0", b'{"version": 4}',
+        b'{"version": 4, "files": null}', b'{"version": 4, "files": []}',
+        b'{"version": 4, "files": {"fold_0/all/UID_1_1_1_all.bmp": null}}',
+        b'{"version": 4, "files": {"fold_0/all/UID_1_1_1_all.bmp": 3}}',
     ],
 )  # fmt: skip
 def test_a_damaged_memory_is_ignored(tree, tmp_path, read_files, damage):

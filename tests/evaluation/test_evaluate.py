@@ -365,7 +365,8 @@ def test_labels_that_contradict_are_named(tmp_path, truth):
         ("cell,prob,label", " ,0.5,1", "needs its name"),
         ("cell,prob,label", "a,0.5", "commas"),
         ("cell,prob,prob", "a,0.5,0.5", "duplicate column name"),
-        ("cell;prob;label", "a;0.5;1", "no column cell"),
+        ("cell;prob;label", "a;0,5;1", "prob holds no finite number for a (1 in all)"),
+        ("cell;prob;label", "a,0.5,1", "semicolons"),
         ("name,prob,label", "a,0.5,1", "no column cell"),
         ("cell,score,label", "a,0.5,1", "no column prob"),
         ("cell,prob,label", None, "no rows"),
@@ -384,7 +385,7 @@ def test_bad_tables_are_refused_with_the_file_and_the_cause(tmp_path, header, ro
     [
         ("a.csv", b"", "empty"),
         ("a.csv", b" \n\n", "empty"),
-        ("a.csv", b"\xff\xfe\x00\x01", "neither CSV"),
+        ("a.csv", b"\xff\xfe\x00\x00", "neither CSV"),
         ("a.csv", b"<!DOCTYPE html><html>\n<p>x</p>", "no column cell"),
         ("a.parquet", b"PAR1 and nothing else", "damaged parquet"),
         ("a.zip", b"PK\x03\x04 and nothing else", "cannot be unzipped"),
@@ -427,8 +428,8 @@ def test_duplicates_in_the_file_itself(tmp_path):
     assert "--epoch" in refused(path)
 
 
-def test_a_subject_of_both_classes_is_refused(tmp_path):
-    rows = [("a", 0.9, 1, "p"), ("b", 0.2, 0, "p")]
+def test_a_subject_of_c_nmc_has_one_class(tmp_path):
+    rows = [("UID_1_1_1_all", 0.9, 1, "1"), ("UID_1_1_2_all", 0.2, 0, "1")]
     path = write_csv(tmp_path / "p.csv", ["cell", "prob", "label", "subject"], rows)
     message = refused(path)
     assert message.startswith(str(path))

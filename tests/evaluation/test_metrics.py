@@ -290,9 +290,23 @@ def test_subject_auroc_agrees_with_sklearn():
     assert ours["accuracy"] == pytest.approx(np.mean(votes), **EXACT)
 
 
-def test_a_subject_of_two_classes_is_refused():
-    with pytest.raises(LeukoclsError, match="H3"):
-        cell_metrics([1, 0, 0], logit=[1.0, 1.0, 1.0], subject=["H3", "H3", "H4"])
+def test_a_subject_of_two_classes_votes_and_has_no_place_in_the_subject_auroc():
+    label, logit = [1, 0, 0, 1, 1, 0, 0], [2.0, -1.0, 3.0, 1.0, 2.0, -2.0, -3.0]
+    subject = ["both", "both", "both", "a", "a", "b", "b"]
+    result = cell_metrics(label, logit=logit, subject=subject)
+    alone = cell_metrics(label[3:], logit=logit[3:], subject=subject[3:])
+    of_subjects = result["subject"]
+    # Two of its three cells are called right.
+    assert (result["n_subjects"], of_subjects["accuracy"]) == (3, 1.0)
+    (both,) = (row for row in of_subjects["per_subject"] if row["subject"] == "both")
+    assert (both["label"], both["n"], both["correct"]) == (None, 3, 2)
+    assert of_subjects["auroc"] == alone["subject"]["auroc"] == 1.0
+    assert set(result["notes"]) == {"subject.accuracy", "subject.undecided", "subject.auroc"}
+    assert all("1 two-class" in note for note in result["notes"].values())
+    assert alone["notes"] == {}
+    only = cell_metrics([1, 0], logit=[1.0, 1.0], subject=["both", "both"])
+    assert only["subject"]["auroc"] is None
+    assert "subject.auroc" in only["missing"]
 
 
 def test_a_partly_unknown_subject_makes_subject_metrics_undefined():

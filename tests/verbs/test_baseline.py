@@ -49,7 +49,7 @@ def verb(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Ver
 
 def without_place(result: dict[str, Any]) -> dict[str, Any]:
     """The metrics in one result of evaluate, as run.json has them."""
-    kept = {k: v for k, v in result.items() if k in ("missing", "subject") or k in METRICS}
+    kept = {k: v for k, v in result.items() if k in ("missing", "notes", "subject") or k in METRICS}
     return kept | {"subject": {k: v for k, v in kept["subject"].items() if k != "per_subject"}}
 
 
