@@ -21,8 +21,8 @@ $(VENV)/.done: pyproject.toml constraints.txt
 demo: env ## train a small network on synthetic cells, print its metrics (a minute or two)
 	$(PY) -m leukocls.train experiment=demo
 
-# WORKERS= processes of one thread; whichever is done first takes over from the others.
-WORKERS ?= 2
+# WORKERS= processes of one thread, one more than the cores of a small machine: some tests wait.
+WORKERS ?= 3
 PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 test: env ## run all tests (minutes), and list the slowest
