@@ -19,10 +19,10 @@ from torch import Tensor
 
 from leukocls.artifacts.identity import settings_of
 from leukocls.artifacts.record import RunState, read_record, run_directories
-from leukocls.common.tables import aligned
 from leukocls.data.published import published_subjects
 from leukocls.data.views import view_count
 from leukocls.launch.job import Job
+from leukocls.launch.progress import by_settings
 from leukocls.launch.slots import slots
 from leukocls.launch.worker import SweepJob
 from leukocls.models.frozen import FrozenFeatures
@@ -65,14 +65,14 @@ def planned(jobs: Sequence[SweepJob]) -> str:
             estimated = cost(todo or job.phases)
             left += estimated
             about = duration(estimated.seconds)
-        rows.append([str(job.directory), state, about])
-    done = sum(row[1] == RunState.DONE for row in rows)
-    todo_rows = max(1, sum(row[2] != "–" for row in rows))
+        rows.append([str(state), about])
+    done = sum(row[0] == RunState.DONE for row in rows)
+    todo_rows = max(1, sum(row[1] != "–" for row in rows))
     at_once = min(len(slots([job.result.config for job in jobs])), todo_rows)
     place = next(p for p in jobs[0].directory.absolute().parents if p.is_dir())
     free = shutil.disk_usage(place).free
     return (
-        f"{aligned([['run', 'status', 'takes about'], *rows])}\n\n"
+        f"{by_settings(jobs, ['status', 'takes about'], rows)}\n\n"
         f"{len(rows)} {'run' if len(rows) == 1 else 'runs'}, {done} done; the rest takes about"
         f" {duration(left.seconds / at_once)} ({at_once} at a time) and {left.size / 1e9:.1f} GB"
         f" ({free / 1e9:.1f} GB are free)."

@@ -1,5 +1,6 @@
 """Progress of a sweep on the terminal, and the table it ends with."""
 
+import os
 import shutil
 import sys
 import time
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from leukocls.artifacts.record import RunState
-from leukocls.common.tables import aligned
+from leukocls.common.tables import aligned, terminal_width
 from leukocls.launch.worker import SweepJob, Worker
 
 
@@ -45,7 +46,7 @@ class Progress:
         self.bar.update()
         self.count += 1
         job, count = worker.job, f"[{self.count}/{self.bar.total}]"
-        path, state, number, error = job.row()
+        path, (state, number, error) = job.directory, job.row()
         if state != RunState.DONE:
             cause = job.error or error
             again = cause in self.causes and "\n" in cause
@@ -68,8 +69,22 @@ class Progress:
 def table(jobs: Sequence[SweepJob], seconds: float) -> str:
     """The state of every job as a table, and how many jobs are in each state."""
     rows = [job.row() for job in jobs]
-    counts = Counter(row[1] for row in rows)
+    counts = Counter(row[0] for row in rows)
     parts = [f"{counts.pop(RunState.DONE, 0)} of {len(rows)} runs done"]
     parts += [f"{count} {state}" for state, count in counts.items()]
-    header = ["run", "status", "weighted F1", "first error"]
-    return f"\n{aligned([header, *rows])}\n\n{', '.join(parts)}, {seconds / 60:.1f} min"
+    table = by_settings(jobs, ["status", "weighted F1", "first error"], rows)
+    return f"\n{table}\n\n{', '.join(parts)}, {seconds / 60:.1f} min"
+
+
+def by_settings(jobs: Sequence[SweepJob], header: list[str], rows: list[list[str]]) -> str:
+    """A row for each job below the directory of all, with a column for each key that differs."""
+    place = os.path.commonpath([job.directory.absolute() for job in jobs])
+    if not jobs[0].directory.is_absolute():
+        place = os.path.relpath(place)
+    settings = [job.settings for job in jobs]
+    table = [
+        [*settings[0], *header],
+        *([*of_job.values(), *row] for of_job, row in zip(settings, rows, strict=True)),
+    ]
+    lines = aligned(table, terminal_width())
+    return f"{place}\n{lines}" if len(jobs) > 1 else lines

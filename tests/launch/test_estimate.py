@@ -37,9 +37,8 @@ def test_planning_lists_every_run_and_writes_nothing(tmp_path: Path, train: Trai
         "plan=true", f"outputs={tmp_path / 'outputs'}", "data.size=32", *TINY, "-m",
     )  # fmt: skip
     assert planned.code == 0, planned.err
-    assert (
-        len(re.findall(r"^\S+/seed_\d{3}  missing  [\d.]+ (?:s|min|h|d)$", planned.out, re.M)) == 6
-    )
+    row = r"^(?:proposal|nospeclr_1e-4) +[012] +missing +[\d.]+ (?:s|min|h|d)$"
+    assert len(re.findall(row, planned.out, re.M)) == 6
     assert re.search(r"^6 runs, 0 done; the rest takes about [\d.]+ \w+ ", planned.out, re.M)
     assert not list(tmp_path.iterdir())
 

@@ -244,6 +244,24 @@ def test_locked_directory_is_refused(small_tree: Path, tmp_path: Path, train: Tr
     assert [path.name for path in directory.iterdir()] == [".lock"]
 
 
+def test_the_directory_of_a_score_names_its_data(
+    trained: Path, tmp_path: Path, train: Train
+) -> None:
+    found = []
+    for folder in ("berlin", "delhi"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "cells.csv").write_text("cell,subject,label,path\n")
+        root = f"data.root={tmp_path / folder / 'cells.csv'}"
+        planned = train(f"checkpoint={trained}", "score=final", root, "plan=true")
+        assert planned.code == 0, planned.err
+        (line,) = (line for line in planned.out.splitlines() if "/seed_000" in line)
+        found.append(Path(line.split()[0]).parent.name)
+    assert [name.split(",")[:2] for name in found] == [
+        ["score=final", "berlin-cells"],
+        ["score=final", "delhi-cells"],
+    ]
+
+
 def test_checkpoint_is_scored_on_another_part(
     trained: Path, small_tree: Path, tmp_path: Path, train: Train
 ) -> None:
@@ -253,8 +271,8 @@ def test_checkpoint_is_scored_on_another_part(
         command = [f"checkpoint={trained}", f"score={part}", f"outputs={outputs}", *data]
         scored = train(*command)
         assert scored.code == 0, scored.err
-    (prelim,) = outputs.glob("demo/score=prelim,*/seed_000")
-    (final,) = outputs.glob("demo/score=final,*/seed_000")
+    (prelim,) = outputs.glob(f"demo/score=prelim,{small_tree.name},*/seed_000")
+    (final,) = outputs.glob(f"demo/score=final,{small_tree.name},*/seed_000")
     before = predictions.read(trained / "predictions.parquet")
     before = before[before["epoch"] == record(trained)["selection"]["epoch"]]
     after = predictions.read(prelim / "predictions.parquet")
