@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from leukocls.artifacts.identity import name_parts
+from leukocls.artifacts.marks import Mark
 from leukocls.artifacts.record import (
     RunState,
     headline,
@@ -74,19 +75,35 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     }
     differing = {key: column for key, column in values.items() if len(set(column)) > 1}
     equal = [f"{key}={column[0]}" for key, column in values.items() if key not in differing]
+    arms = {"arm": [head for head, _ in names]}
     columns = {
-        "arm": [head for head, _ in names],
-        **differing,
         "seed": ["–" if row["seed"] is None else row["seed"] for row in rows],
         "status": [row["status"] for row in rows],
         "weighted F1": [_number(row) for row in rows],
         "marks": [" ".join(row["marks"]) or "–" for row in rows],
     }
+    narrowest = _aligned(
+        {**arms, **differing, **columns, "marks": [max(Mark, key=len)] * len(rows)}
+    )
+    if max(map(len, narrowest.split("\n"))) > WIDTH:  # too many keys for a column each
+        known = [
+            [
+                f"{key}={column[i]}"
+                for key, column in differing.items()
+                if column[i] not in ("–", "…")
+            ]
+            for i in range(len(rows))
+        ]
+        differing = {"settings": list(map(" ".join, known))}
+    lines = _aligned({**arms, **differing, **columns}, WIDTH)
     heading = textwrap.wrap(
         " ".join(["all:", *equal]), WIDTH, initial_indent="  ", subsequent_indent="    "
     )
-    lines = [_experiment(rows[0]), *(heading if equal else [])]
-    return "\n".join([*lines, aligned([columns, *zip(*columns.values(), strict=True)], WIDTH)])
+    return "\n".join([_experiment(rows[0]), *(heading if equal else []), lines])
+
+
+def _aligned(columns: dict[str, list[Any]], width: int | None = None) -> str:
+    return aligned([columns, *zip(*columns.values(), strict=True)], width)
 
 
 def _number(row: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from leukocls.artifacts.record import now
 from leukocls.common.processes import INTERRUPTS, Interrupted, interruptible
+from leukocls.common.terminal import OutputClosed, printable, printable_output
 from leukocls.launch.job import composed, exit_code_of, message_of, run_jobs
 
 # Read when torch is loaded. OpenMP threads that spin while they wait train a small network ten
@@ -56,7 +57,7 @@ def run_once(config: DictConfig) -> int:
             return 0
         return run_jobs(jobs)
     except Exception as error:
-        print(f"error: {message_of(error)}", file=sys.stderr)
+        print(f"error: {printable(message_of(error))}", file=sys.stderr)
         return exit_code_of(error)
 
 
@@ -76,13 +77,15 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="hydra")
     entry = hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(task)
     try:
-        with interruptible(*INTERRUPTS):
+        with interruptible(*INTERRUPTS), printable_output():
             entry()
+    except OutputClosed as stop:
+        sys.exit(stop.code)
     except Interrupted as stop:
         print(f"error: {stop}", file=sys.stderr)
         sys.exit(stop.code)
     except Exception as error:
-        print(f"error: {message_of(error)}", file=sys.stderr)
+        print(f"error: {printable(message_of(error))}", file=sys.stderr)
         sys.exit(exit_code_of(error))
     sys.exit(max(codes, default=0))
 

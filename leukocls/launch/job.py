@@ -22,6 +22,7 @@ from leukocls.artifacts.run_dir import RunDir, RunLocked, logged_to, run_weights
 from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.common.files import sha256_file
 from leukocls.common.processes import Interrupted
+from leukocls.common.terminal import printable
 from leukocls.launch.phases import phase_configs
 from leukocls.tracking.follow import check_logger, followed
 
@@ -168,7 +169,7 @@ def run_jobs(jobs: list[Job]) -> int:
     except RunLocked:
         raise
     except Exception as error:
-        print(f"error: {message_of(error)}", file=sys.stderr)
+        print(f"error: {printable(message_of(error))}", file=sys.stderr)
         return exit_code_of(error)
     return 0
 

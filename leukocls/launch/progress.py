@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from leukocls.artifacts.record import RunState
 from leukocls.common.tables import aligned, terminal_width
+from leukocls.common.terminal import printable
 from leukocls.launch.worker import SweepJob, Worker
 
 
@@ -31,9 +32,11 @@ class Progress:
         for slot, line in enumerate(self.lines):
             text = ""
             if slot in by_slot:
-                *_, arm, seed = by_slot[slot].job.directory.parts
-                text = " ".join([arm[:30], seed, *by_slot[slot].lines()[-1:]])
-            line.set_description_str(text[: width - 1])
+                worker = by_slot[slot]
+                text = shortened(label(worker.job), width // 2)
+                for last in worker.lines()[-1:]:
+                    text += " " + shortened(printable(last), width - len(text) - 2)
+            line.set_description_str(text)
         self.bar.refresh()
 
     def started(self, job: SweepJob) -> None:
@@ -52,18 +55,32 @@ class Progress:
             again = cause in self.causes and "\n" in cause
             self.causes.add(cause)
             shown = f"{error} … (as above)" if again else cause
-            tqdm.write(f"{count} error: {path}: {state}: {shown}", file=sys.stderr)
+            message = printable(f"{count} error: {path}: {state}: {shown}")
+            tqdm.write(message, file=sys.stderr)
         elif any("done already" in line for line in worker.lines()):
-            tqdm.write(f"{count} {path}: done already, nothing to do, {number}")
+            tqdm.write(f"{count} {label(job)}: done already, nothing to do, {number}")
         else:
             minutes = (time.monotonic() - worker.started) / 60
-            tqdm.write(f"{count} {path}: done in {minutes:.1f} min, {number}")
+            tqdm.write(f"{count} {label(job)}: done in {minutes:.1f} min, {number}")
 
     def close(self) -> None:
         """Remove the bar and the lines."""
         for line in (*self.lines, self.bar):
             line.leave = False
             line.close()
+
+
+def label(job: SweepJob) -> str:
+    """The job's values of the keys that the sweep varies."""
+    return " ".join(f"{key}={value}" for key, value in job.settings.items())
+
+
+def shortened(text: str, width: int) -> str:
+    """`text` in at most `width` characters: its beginning and, more of it, its end."""
+    if len(text) <= width:
+        return text
+    head = width // 3
+    return f"{text[:head]}…{text[len(text) - (width - head - 1) :]}"
 
 
 def table(jobs: Sequence[SweepJob], seconds: float) -> str:
