@@ -27,7 +27,7 @@ class ProcessLauncher(Launcher):
     ) -> Sequence[JobReturn]:
         from leukocls.artifacts.record import now
 
-        self.since = now()
+        self.since, self.swept = now(), _swept(job_overrides)
         jobs = _sweep_jobs(self, job_overrides)
         if jobs[0].result.config.plan:
             _print_plan(jobs)
@@ -51,7 +51,7 @@ if submitit is not None:
             from leukocls.common.processes import Interrupted
             from leukocls.launch.sweep import conclude, unfinished
 
-            began, self.since = time.monotonic(), now()
+            began, self.since, self.swept = time.monotonic(), now(), _swept(job_overrides)
             jobs = _sweep_jobs(self, job_overrides)
             config = jobs[0].result.config
             if config.plan:
@@ -103,6 +103,14 @@ def _print_plan(jobs: list[Any]) -> None:
     print(planned(jobs))
 
 
+def _swept(job_overrides: Sequence[Sequence[str]]) -> list[str]:
+    """The keys in which the jobs of a sweep differ, in the order of the command line."""
+    from leukocls.artifacts.identity import key_of
+
+    equal = set[str]().union(*job_overrides).intersection(*job_overrides)
+    return [key_of(o) for o in next(iter(job_overrides), []) if o not in equal]
+
+
 def _sweep_jobs(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> list[Any]:
     """The jobs of a sweep, each with a directory of its own.
 
@@ -122,7 +130,7 @@ def _sweep_jobs(launcher: Any, job_overrides: Sequence[Sequence[str]]) -> list[A
         config = load(launcher.config, list(overrides))
         node = config.hydra
         del config.hydra
-        job = SweepJob(composed(config, node, launcher.since))
+        job = SweepJob(composed(config, node, launcher.since, launcher.swept), launcher.swept)
         same = jobs.setdefault(job.directory, job)  # a job may be named twice, if it is the same
         if same.result.config != job.result.config:
             first, second = set(same.result.overrides), set(job.result.overrides)

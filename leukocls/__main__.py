@@ -3,6 +3,8 @@
 import runpy
 import sys
 
+from leukocls.common.errors import run_verb
+
 VERBS = {
     "train": "train a network, or with -m a sweep of runs",
     "index": "write the CSV of a data set from one folder of images per class",
@@ -24,7 +26,10 @@ def main() -> None:
     """Run the verb that the command line names, or print the list; exits 2 on an unknown verb."""
     if len(sys.argv) > 1 and sys.argv[1] in VERBS:
         runpy.run_module(f"leukocls.{sys.argv.pop(1)}", run_name="__main__", alter_sys=True)
-        return
+    run_verb(_list)
+
+
+def _list() -> int:
     unknown = [word for word in sys.argv[1:2] if word not in ("-h", "--help")]
     stream = sys.stderr if unknown else sys.stdout
     if unknown:
@@ -32,7 +37,7 @@ def main() -> None:
     print("leukocls VERB …   or   python -m leukocls.VERB …   (--help on each)\n", file=stream)
     for verb, line in VERBS.items():
         print(f"  {verb:12}{line}", file=stream)
-    sys.exit(2 if unknown else 0)
+    return 2 if unknown else 0
 
 
 if __name__ == "__main__":

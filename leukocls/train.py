@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from leukocls.artifacts.record import now
 from leukocls.common.processes import INTERRUPTS, Interrupted, interruptible
+from leukocls.common.terminal import OutputClosed, printable, printable_output
 from leukocls.launch.job import composed, exit_code_of, message_of, run_jobs
 from leukocls.launch.settings import CONF, check_hydra, check_secrets
 
@@ -73,7 +74,7 @@ def run_once(config: DictConfig) -> int:
             return 0
         return run_jobs(jobs)
     except Exception as error:
-        print(f"error: {message_of(error)}", file=sys.stderr)
+        print(f"error: {printable(message_of(error))}", file=sys.stderr)
         return exit_code_of(error)
 
 
@@ -95,13 +96,15 @@ def main() -> None:
     composes: Any = Hydra.compose_config
     setattr(Hydra, "compose_config", _checked(composes))  # noqa: B010
     try:
-        with interruptible(*INTERRUPTS):
+        with interruptible(*INTERRUPTS), printable_output():
             entry()
+    except OutputClosed as stop:
+        sys.exit(stop.code)
     except Interrupted as stop:
         print(f"error: {stop}", file=sys.stderr)
         sys.exit(stop.code)
     except Exception as error:
-        print(f"error: {message_of(error)}", file=sys.stderr)
+        print(f"error: {printable(message_of(error))}", file=sys.stderr)
         sys.exit(exit_code_of(error))
     finally:
         setattr(Hydra, "compose_config", composes)  # noqa: B010

@@ -12,7 +12,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Raises:
         LeukoclsError: no run there; wandb is not installed; the server does not answer.
-        DataFault: an upload failed.
+        DataFault: the server has stopped answering.
     """
     parser = argparse.ArgumentParser(
         prog="python -m leukocls.wandb_sync",

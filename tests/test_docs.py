@@ -170,7 +170,7 @@ def desk(trained: Path, small_tree: Path, tmp_path_factory: pytest.TempPathFacto
             assert run_train(*arguments, *(drawn if synthetic else [])) == 0
             if synthetic:  # what was said beyond the page is in the name
                 (found,) = folder.glob("outputs/demo/score=final,*synthetic.auroc*/seed_000")
-                found.parent.rename(found.parents[1] / "score=final,proposal,data=synthetic")
+                found.parent.rename(found.parents[1] / "score=final,synthetic,proposal")
     return folder
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -21,20 +22,57 @@ BY_CONTENT = {"continue_from", "model.weights"}
 IN_PATH = {"ablation", "seed", "experiment", "score", "last_phase"}
 # The overlays of a run's phases are merged into its other settings.
 MERGED = {"phases", "last_phase"}
+HEAD = 70  # characters that a name which is cut keeps
 
 
-def arm_name(ablation: str, overrides: list[str]) -> str:
+def arm_name(
+    ablation: str,
+    overrides: Iterable[str],
+    swept: Collection[str] = (),
+    existing: Iterable[str] = (),
+) -> str:
     """Directory name of an arm: the ablation, then every override that changes the result.
 
     Overrides take Hydra's `override_dirname` form. Two different lists never give one name: a hash
     distinguishes names in which characters were replaced or cut.
+
+    Args:
+        swept: keys that a sweep varies; they come first in a name that is cut.
+        existing: names that are there already. An arm whose name is cut keeps the one that an
+            earlier command gave it.
     """
-    kept = [o for o in overrides if not is_neutral(key_of(o))]
-    full = ",".join([ablation, *sorted(kept)])
-    safe = re.sub(r"[^A-Za-z0-9._=,+-]", "-", full)
+    kept = sorted(o for o in overrides if not is_neutral(key_of(o)))
+    full, safe = _joined(ablation, kept)
     if safe == full and len(safe) <= 80:
         return safe
-    return f"{safe[:70]}-{hashlib.sha256(full.encode()).hexdigest()[:8]}"
+    end = f"-{hashlib.sha256(full.encode()).hexdigest()[:8]}"
+    if len(safe) > HEAD:
+        _, safe = _joined(ablation, sorted(kept, key=lambda o: key_of(o) not in swept))
+        safe = next((name for name in existing if name.endswith(end)), safe)
+    return safe[:HEAD] + end
+
+
+def _joined(ablation: str, overrides: list[str]) -> tuple[str, str]:
+    """An arm's full name, and the same with only such characters as suit the name of a file."""
+    full = ",".join([ablation, *overrides])
+    return full, re.sub(r"[^A-Za-z0-9._=,+-]", "-", full)
+
+
+def name_parts(name: str) -> tuple[str, dict[str, str]]:
+    """The ablation and the overrides in a name that `arm_name` made, as far as they can be read.
+
+    A name with a hash keeps it beside the ablation; one that was cut loses its last override.
+    """
+    hashed = re.fullmatch("(.+)-([0-9a-f]{8})", name)
+    parts = (hashed[1] if hashed else name).split(",")
+    if hashed and len(hashed[1]) == HEAD and len(parts) > 1:
+        parts.pop()
+    overrides: dict[str, str] = {}
+    while len(parts) > 1 and "=" in parts[-1]:
+        key, _, value = parts.pop().partition("=")
+        overrides[key] = value
+    head = ",".join(parts) + (f"…{hashed[2]}" if hashed else "")
+    return head, dict(reversed(overrides.items()))
 
 
 def key_of(override: str) -> str:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pandas as pd
 
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.files import atomic_write
+from leukocls.data.text_tables import parquet_table, read_bytes
 
 KEY = ["epoch", "split", "cell"]
 COLUMNS = {
@@ -112,11 +114,7 @@ def read(path: str | os.PathLike[str]) -> pd.DataFrame:
     Raises:
         LeukoclsError: it is missing or not in the format.
     """
-    try:
-        frame = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise LeukoclsError(f"{path}: cannot be read as parquet ({error})") from error
-    return canonical(frame, str(path))
+    return canonical(parquet_table(read_bytes(Path(path)), Path(path)), str(path))
 
 
 def digest(frame: pd.DataFrame) -> str:

@@ -19,6 +19,7 @@ from leukocls.artifacts.record import RunState, now, read_record, write_record
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.files import atomic_write, sha256_file
 from leukocls.common.secrets import starred, without_secrets
+from leukocls.common.terminal import printable
 
 # The files whose digests a finished run records.
 STORED = {
@@ -191,14 +192,17 @@ def run_weights(run: str, key: str = "checkpoint", which: str = "best") -> Path:
 
 
 class _Tee:
-    """A text stream that also writes a log, without secrets and what a progress bar draws."""
+    """A stream that also writes a log: no secrets, empty lines, or what a progress bar draws."""
 
     def __init__(self, stream: TextIO, log: TextIO) -> None:
-        self.stream, self.log = stream, log
+        self.stream, self.log, self.in_line = stream, log, False
 
     def write(self, text: str) -> int:
-        if "\r" not in text and "\x1b" not in text:
-            self.log.write(without_secrets(text))
+        if not text.startswith("\r"):
+            for line in printable(without_secrets(text)).splitlines(keepends=True):
+                if line.strip() or self.in_line:
+                    self.log.write(line)
+                self.in_line = not line.endswith("\n")
             self.log.flush()
         return self.stream.write(text)
 
@@ -208,7 +212,7 @@ class _Tee:
 
 @contextmanager
 def logged_to(path: Path) -> Iterator[None]:
-    """Append everything that is printed to the file `path` as well."""
+    """Append everything that is printed, but empty lines, to the file `path` as well."""
     stdout, stderr = sys.stdout, sys.stderr
     with open(path, "a", encoding="utf-8") as log:
         log.write(f"# {now()}\n")

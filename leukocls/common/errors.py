@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+from leukocls.common.processes import INTERRUPTS, Interrupted, interruptible
+from leukocls.common.terminal import OutputClosed, printable, printable_output
+
 ITEMS_SKIPPED = 3  # exit code: completed, with items skipped
-INTERRUPTED = 130
-BROKEN_PIPE = 141
 
 
 class LeukoclsError(Exception):
@@ -66,14 +67,12 @@ def run_verb(main: Callable[[], int]) -> NoReturn:
     An error becomes one message on standard error; LEUKOCLS_TRACEBACK=1 adds the traceback.
     """
     try:
-        code = main()
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        code = _fail("interrupted", INTERRUPTED)
-    except BrokenPipeError:
-        # Python flushes stdout once more on exit and would complain about the closed pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = BROKEN_PIPE
+        with interruptible(*INTERRUPTS), printable_output():
+            code = main()
+    except OutputClosed as stop:
+        code = stop.code
+    except Interrupted as stop:
+        code = _fail(str(stop), stop.code)
     except LeukoclsError as error:
         code = _fail(str(error), error.exit_code)
     except OSError as error:
@@ -88,5 +87,5 @@ def run_verb(main: Callable[[], int]) -> NoReturn:
 def _fail(message: str, code: int) -> int:
     if os.environ.get("LEUKOCLS_TRACEBACK") == "1":
         traceback.print_exc()
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable(message)}", file=sys.stderr)
     return code

@@ -77,5 +77,6 @@ def in_parallel(work: Callable[..., T], items: Iterable, total: int, name: str) 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         # Only a long wait deserves a bar; `disable=None` keeps it out of files and pipes.
         yield from tqdm(
-            pool.map(work, items), desc=name, total=total, unit="image", disable=None, delay=1
-        )
+            pool.map(work, items), desc=name, total=total, unit="image", disable=None, delay=1,
+            dynamic_ncols=True, leave=False,
+        )  # fmt: skip

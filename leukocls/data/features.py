@@ -233,4 +233,5 @@ def extract(paths: Sequence[Path], kind: str) -> pd.DataFrame:
     # Processes, because most of scikit-image holds the GIL.
     pool: Any = Parallel(n_jobs=len(os.sched_getaffinity(0)), return_as="generator")
     rows = pool(delayed(_file_features)(path, kind) for path in paths)
-    return pd.DataFrame(tqdm(rows, "features", len(paths), unit="image", disable=None))
+    bar = tqdm(rows, "features", len(paths), unit="image", disable=None, leave=False)
+    return pd.DataFrame(bar)

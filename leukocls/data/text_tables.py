@@ -3,24 +3,38 @@
 import codecs
 import csv
 import io
+import stat
 import unicodedata
 from pathlib import Path
 
 import pandas as pd
+import pyarrow
+from pyarrow import parquet
 
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.tables import listing
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+LARGEST_FILE = 2 * 2**30  # bytes
+LARGEST_TABLE = 200_000_000  # values; a run of 2,000 epochs on C-NMC's prelim has 60 million
 
 
 def read_bytes(path: Path) -> bytes:
     """The file's content.
 
     Raises:
-        LeukoclsError: the file is missing or cannot be read.
+        LeukoclsError: the file is missing, cannot be read, is larger than LARGEST_FILE, or is a
+            pipe or device, which may have no end.
     """
     try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode) and not path.is_dir():
+            raise LeukoclsError(f"{path}: is a pipe or a device; write its content to a file")
+        if found.st_size > LARGEST_FILE:
+            raise LeukoclsError(
+                f"{path}: has {found.st_size:,} bytes, and a table of cells at most"
+                f" {LARGEST_FILE:,}; check what it is"
+            )
         return path.read_bytes()
     except FileNotFoundError:
         raise LeukoclsError(f"{path}: no such file or directory; check the path") from None
@@ -37,10 +51,7 @@ def decoded(data: bytes, path: Path) -> str | pd.DataFrame:
         LeukoclsError: a damaged parquet file, binary data, or an empty file.
     """
     if data.startswith(b"PAR1"):
-        try:
-            return pd.read_parquet(io.BytesIO(data))
-        except (OSError, ValueError) as error:
-            raise LeukoclsError(f"{path}: damaged parquet ({error}); write it again") from error
+        return parquet_table(data, path)
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         text = data.decode("utf-16" if wide else "utf-8-sig")
@@ -54,6 +65,26 @@ def decoded(data: bytes, path: Path) -> str | pd.DataFrame:
     if not text.strip():
         raise LeukoclsError(f"{path}: is empty; write it again")
     return text
+
+
+def parquet_table(data: bytes, path: Path) -> pd.DataFrame:
+    """The table in the content of a parquet file.
+
+    Raises:
+        LeukoclsError: a damaged file, or one of more than LARGEST_TABLE values: compressed, these
+            may take a few bytes.
+    """
+    try:
+        header = parquet.read_metadata(io.BytesIO(data))
+        rows, columns = header.num_rows, header.num_columns
+        if rows * columns > LARGEST_TABLE:
+            raise LeukoclsError(
+                f"{path}: has {rows:,} rows of {columns:,} columns, more than a table of cells"
+                " takes; check what it is"
+            )
+        return pd.read_parquet(io.BytesIO(data))
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise LeukoclsError(f"{path}: damaged parquet ({error}); write it again") from error
 
 
 def parse_csv(text: str, path: Path) -> pd.DataFrame:

@@ -56,7 +56,7 @@ def compare(
     if not scored:
         raise LeukoclsError("none of these runs is done; train them first")
     refuse_mixture(scored)
-    reference = _reference(list(arms), against)
+    reference = _reference(arms, against)
     arms = {reference: arms[reference], **arms}
     first = scored[0]
     records = [result.run.record for result in scored]
@@ -76,14 +76,19 @@ def compare(
     }
 
 
-def _reference(names: list[str], against: str | None) -> str:
-    """The reference arm: `against`, or the proposal, or a proposal with overrides, or the first."""
+def _reference(arms: Arms, against: str | None) -> str:
+    """The reference arm: `against`, or the proposal, or a proposal with overrides, or the first.
+
+    An arm without finished runs is none.
+    """
+    names = [name for name, runs in arms.items() if runs]
     if against is None:
-        arms = {name: name.rpartition("/")[2] for name in names}
-        plain = [name for name, arm in arms.items() if arm == "proposal"]
-        return [*plain, *(n for n, arm in arms.items() if arm.startswith("proposal,")), *names][0]
+        plain = [name for name in names if name.rpartition("/")[2] == "proposal"]
+        changed = [name for name in names if name.rpartition("/")[2].startswith("proposal,")]
+        return [*plain, *changed, *names][0]
     if against not in names:
-        raise LeukoclsError(f"--against {against}: no such arm; choose one of {' '.join(names)}")
+        cause = "none of its runs is done" if against in arms else "no such arm"
+        raise LeukoclsError(f"--against {against}: {cause}; choose one of {' '.join(names)}")
     return against
 
 

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from leukocls.artifacts.run_dir import RunDir, RunLocked, logged_to, run_weights
 from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.common.files import sha256_file
 from leukocls.common.processes import Interrupted
+from leukocls.common.terminal import printable
 from leukocls.launch.phases import phase_configs
 from leukocls.launch.settings import check_settings, is_free, no_such_setting
 from leukocls.tracking.follow import check_logger, followed
@@ -53,13 +54,16 @@ class Job:
     source: Path | None = None
 
 
-def composed(config: DictConfig, hydra_node: Any, since: str) -> list[Job]:
+def composed(
+    config: DictConfig, hydra_node: Any, since: str, swept: Collection[str] = ()
+) -> list[Job]:
     """The runs of one composed command, in order: one, or one for each phase.
 
     Args:
         config: as conf/train.yaml composes it, without its node `hydra`.
         hydra_node: that node.
         since: time of the command.
+        swept: keys that the command's sweep varies.
 
     Raises:
         LeukoclsError: no such seed, checkpoint, weights file or phase; a recipe for a checkpoint.
@@ -74,7 +78,7 @@ def composed(config: DictConfig, hydra_node: Any, since: str) -> list[Job]:
     named, seed = _named(config, overrides), f"seed_{config.seed:03d}"
 
     def directory(arm: str, kept: list[str]) -> Path:
-        return arms / arm_name(arm, kept) / seed
+        return arms / arm_name(arm, kept, swept, (path.name for path in arms.glob("*"))) / seed
 
     ablation = choices["ablation"]
     job = Job(config, directory(ablation, named), overrides, since)
@@ -113,8 +117,16 @@ def _scoring_job(config: DictConfig, overrides: list[str], since: str) -> Job:
     weights = run_weights(config.checkpoint).resolve()
     experiment, arm, seed = weights.parent.parent.parts[-3:]
     which = "" if weights.stem == "best" else f"{weights.stem},"
-    name = arm_name(f"score={config.score},{which}{arm}", overrides)
+    scored = ",".join(filter(None, [f"score={config.score}", _data_name(config.data.root)]))
+    name = arm_name(f"{scored},{which}{arm}", [o for o in overrides if key_of(o) != "data"])
     return Job(config, Path(config.outputs) / experiment / name / seed, overrides, since)
+
+
+def _data_name(root: str | None) -> str:
+    """Name of a data set: of its folder, or of its CSV with the folder that it is in."""
+    path = Path(root or "").resolve()
+    named = f"{path.parent.name}-{path.stem}" if path.is_file() else path.name
+    return named if root else ""
 
 
 def _named(config: DictConfig, overrides: list[str]) -> list[str]:
@@ -160,7 +172,7 @@ def run_jobs(jobs: list[Job]) -> int:
     except RunLocked:
         raise
     except Exception as error:
-        print(f"error: {message_of(error)}", file=sys.stderr)
+        print(f"error: {printable(message_of(error))}", file=sys.stderr)
         return exit_code_of(error)
     return 0
 

@@ -19,37 +19,42 @@ from torch import Tensor
 
 from leukocls.artifacts.identity import settings_of
 from leukocls.artifacts.record import RunState, read_record, run_directories
-from leukocls.common.tables import aligned
+from leukocls.data.index import Index, scan
 from leukocls.data.published import published_subjects
+from leukocls.data.splits import make_split, part_rows
 from leukocls.data.views import view_count
 from leukocls.launch.job import Job
+from leukocls.launch.progress import by_settings
 from leukocls.launch.slots import slots
 from leukocls.launch.worker import SweepJob
 from leukocls.models.frozen import FrozenFeatures
 from leukocls.synthetic.latents import draw_cells
 from leukocls.synthetic.tree import SyntheticSpec
 from leukocls.training.build import build
+from leukocls.training.inputs import split_options
 
 TIMED = 8  # images; a whole batch of a large network takes long on a CPU
 
 
 class Cost(NamedTuple):
-    """Estimated wall time in seconds and disk space in bytes of one run."""
+    """Estimated wall time in seconds and disk space in bytes, and what the time comes from."""
 
     seconds: float
     size: float
+    sources: frozenset[str] = frozenset()
 
     def __add__(self, other: Any) -> "Cost":
-        return Cost(self.seconds + other.seconds, self.size + other.size)
+        sources = self.sources | other.sources
+        return Cost(self.seconds + other.seconds, self.size + other.size, sources)
 
 
 def planned(jobs: Sequence[SweepJob]) -> str:
     """The jobs as a table: state, estimated time; and the total of those that are not done.
 
-    Nothing is written, and no data is looked at.
+    Nothing is written, and no image is opened.
 
     Raises:
-        LeukoclsError: as `slots` raises.
+        LeukoclsError: as `slots` and `cells` raise.
     """
     left, rows = Cost(0, 0), []
     for job in jobs:
@@ -65,20 +70,22 @@ def planned(jobs: Sequence[SweepJob]) -> str:
             estimated = cost(todo or job.phases)
             left += estimated
             about = duration(estimated.seconds)
-        rows.append([str(job.directory), state, about])
-    done = sum(row[1] == RunState.DONE for row in rows)
-    todo_rows = max(1, sum(row[2] != "–" for row in rows))
+        rows.append([str(state), about])
+    done = sum(row[0] == RunState.DONE for row in rows)
+    todo_rows = max(1, sum(row[1] != "–" for row in rows))
     at_once = min(len(slots([job.result.config for job in jobs])), todo_rows)
     place = next(p for p in jobs[0].directory.absolute().parents if p.is_dir())
     free = shutil.disk_usage(place).free
-    return (
-        f"{aligned([['run', 'status', 'takes about'], *rows])}\n\n"
+    lines = [
+        by_settings(jobs, ["status", "takes about"], rows),
+        "",
         f"{len(rows)} {'run' if len(rows) == 1 else 'runs'}, {done} done; the rest takes about"
         f" {duration(left.seconds / at_once)} ({at_once} at a time) and {left.size / 1e9:.1f} GB"
-        f" ({free / 1e9:.1f} GB are free)."
-        "\nEstimated from the arm's finished runs, or from one timed batch on this machine; no data"
-        " was looked at."
-    )
+        f" ({free / 1e9:.1f} GB are free).",
+    ]
+    if left.sources:
+        lines.append(f"Estimated from {' and '.join(sorted(left.sources))}.")
+    return "\n".join(lines)
 
 
 def is_as_recorded(job: Job) -> bool:
@@ -108,13 +115,14 @@ def cost(jobs: list[Job]) -> Cost:
 
 def _by_finished_runs(arm: Path) -> Cost | None:
     """The median of the arm's finished runs; None without one."""
-    costs = []
+    seconds, sizes, devices = [], [], set()
     for directory in run_directories(arm):
-        timing = read_record(directory).get("timing") or {}
-        if timing:
-            size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
-            costs.append(Cost(sum(timing.values()), size))
-    return Cost(*map(median, zip(*costs, strict=True))) if costs else None
+        record = read_record(directory)
+        if timing := record.get("timing"):
+            seconds.append(sum(timing.values()))
+            sizes.append(sum(p.stat().st_size for p in directory.rglob("*") if p.is_file()))
+            devices.add(f"the arm's finished runs on {record.get('device')}")
+    return Cost(median(seconds), median(sizes), frozenset(devices)) if seconds else None
 
 
 def _by_timed_batch(config: DictConfig) -> Cost:
@@ -135,7 +143,13 @@ def _by_timed_batch(config: DictConfig) -> Cost:
     else:
         seconds = epochs * training * train_s + (epochs + 1) * scored * views * view_s
     # The weights twice, and two checkpoints with Adam's moments.
-    return Cost(seconds, 8 * weights + _predictions(config))
+    source = f"a batch of {TIMED} images timed on {_device_name(config)}"
+    return Cost(seconds, 8 * weights + _predictions(config), frozenset([source]))
+
+
+def _device_name(config: Any) -> str:
+    cuda = torch.cuda.is_available() and config["trainer"]["accelerator"] != "cpu"
+    return torch.cuda.get_device_name() if cuda else "cpu"
 
 
 def _predictions(config: DictConfig) -> float:
@@ -145,14 +159,46 @@ def _predictions(config: DictConfig) -> float:
 
 
 def cells(config: DictConfig) -> tuple[float, float]:
-    """Numbers of cells that an epoch trains on and scores, estimated without looking at data."""
+    """Numbers of cells that an epoch trains on and scores.
+
+    Those of the data at hand. Of synthetic data, which is not there yet, and of C-NMC without a
+    data root they are estimated.
+
+    Raises:
+        LeukoclsError: no data at the root, or none that the split can be made of.
+    """
+    data = config.data
+    if data.synthetic is not None or not data.root:
+        training, scored = _estimated_cells(config)
+    else:
+        index = _scanned(data.root, data.layout)
+        if config.checkpoint:
+            training, scored = 0.0, float(len(part_rows(index, config.score)))
+        else:
+            index = index.only(("train", "prelim"))
+            index = index.without_h3() if data.drop_h3 else index
+            made = make_split(index, config.split_scheme, split_options(config))
+            training = float(len(made.rows["train"]))
+            scored = float(sum(len(made.rows[name]) for name in made.scored))
+    limits = config.trainer.limit_train_batches, config.trainer.limit_val_batches
+    return (
+        _limited(training, limits[0], data.batch_size),
+        _limited(scored, limits[1], data.eval_batch_size),
+    )
+
+
+@functools.cache
+def _scanned(root: str, layout: str) -> Index:
+    """The index from names alone: faults are left to training, which refuses them."""
+    return scan(root, layout)[0]
+
+
+def _estimated_cells(config: DictConfig) -> tuple[float, float]:
+    """Cells that an epoch trains on and scores, by what is drawn or by the published numbers."""
     data = config.data
     if data.synthetic is not None:
         counts = _drawn(SyntheticSpec(**data.synthetic))
         train, prelim = counts.total() - counts["prelim"] - counts["final"], counts["prelim"]
-    elif data.root and Path(data.root).is_file():
-        with open(data.root, encoding="utf-8") as stream:
-            train, prelim = sum(1 for line in stream if line.strip()) - 1, 0
     else:
         found = {part: sum(n.values()) for part, n in published_subjects().items()}
         prelim = found.pop("prelim")
@@ -163,12 +209,7 @@ def cells(config: DictConfig) -> tuple[float, float]:
     elif config.split_scheme in ("honest", "subject", "lofo", "cell"):
         folds = 3 if config.split_scheme == "lofo" else config.folds
         training, scored = train * (1 - 1 / folds), train / folds
-    training = min(training, data.n_cells or training)
-    limits = config.trainer.limit_train_batches, config.trainer.limit_val_batches
-    return (
-        _limited(training, limits[0], data.batch_size),
-        _limited(scored, limits[1], data.eval_batch_size),
-    )
+    return min(training, data.n_cells or training), scored
 
 
 @functools.cache
@@ -189,7 +230,7 @@ def _timed(kind: str, side: int | str) -> tuple[float, float, float, int]:
     """Seconds of an image in training, in evaluation, and through a frozen network's head alone (0
     for other networks), and the bytes of the network's weights."""
     config = json.loads(kind)
-    cuda = torch.cuda.is_available() and config["trainer"]["accelerator"] != "cpu"
+    cuda = _device_name(config) != "cpu"
     device = torch.device("cuda" if cuda else "cpu")
     torch.set_num_threads(config["threads"])
     fresh = {"pretrained": False, "weights": None}  # the values of weights change no time

@@ -1,5 +1,6 @@
 """Progress of a sweep on the terminal, and the table it ends with."""
 
+import os
 import shutil
 import sys
 import time
@@ -9,7 +10,8 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from leukocls.artifacts.record import RunState
-from leukocls.common.tables import aligned
+from leukocls.common.tables import aligned, terminal_width
+from leukocls.common.terminal import printable
 from leukocls.launch.worker import SweepJob, Worker
 
 
@@ -30,9 +32,11 @@ class Progress:
         for slot, line in enumerate(self.lines):
             text = ""
             if slot in by_slot:
-                *_, arm, seed = by_slot[slot].job.directory.parts
-                text = " ".join([arm[:30], seed, *by_slot[slot].lines()[-1:]])
-            line.set_description_str(text[: width - 1])
+                worker = by_slot[slot]
+                text = shortened(label(worker.job), width // 2)
+                for last in worker.lines()[-1:]:
+                    text += " " + shortened(printable(last), width - len(text) - 2)
+            line.set_description_str(text)
         self.bar.refresh()
 
     def started(self, job: SweepJob) -> None:
@@ -45,18 +49,19 @@ class Progress:
         self.bar.update()
         self.count += 1
         job, count = worker.job, f"[{self.count}/{self.bar.total}]"
-        path, state, number, error = job.row()
+        path, (state, number, error) = job.directory, job.row()
         if state != RunState.DONE:
             cause = job.error or error
             again = cause in self.causes and "\n" in cause
             self.causes.add(cause)
             shown = f"{error} … (as above)" if again else cause
-            tqdm.write(f"{count} error: {path}: {state}: {shown}", file=sys.stderr)
+            message = printable(f"{count} error: {path}: {state}: {shown}")
+            tqdm.write(message, file=sys.stderr)
         elif any("done already" in line for line in worker.lines()):
-            tqdm.write(f"{count} {path}: done already, nothing to do, {number}")
+            tqdm.write(f"{count} {label(job)}: done already, nothing to do, {number}")
         else:
             minutes = (time.monotonic() - worker.started) / 60
-            tqdm.write(f"{count} {path}: done in {minutes:.1f} min, {number}")
+            tqdm.write(f"{count} {label(job)}: done in {minutes:.1f} min, {number}")
 
     def close(self) -> None:
         """Remove the bar and the lines."""
@@ -65,11 +70,38 @@ class Progress:
             line.close()
 
 
+def label(job: SweepJob) -> str:
+    """The job's values of the keys that the sweep varies."""
+    return " ".join(f"{key}={value}" for key, value in job.settings.items())
+
+
+def shortened(text: str, width: int) -> str:
+    """`text` in at most `width` characters: its beginning and, more of it, its end."""
+    if len(text) <= width:
+        return text
+    head = width // 3
+    return f"{text[:head]}…{text[len(text) - (width - head - 1) :]}"
+
+
 def table(jobs: Sequence[SweepJob], seconds: float) -> str:
     """The state of every job as a table, and how many jobs are in each state."""
     rows = [job.row() for job in jobs]
-    counts = Counter(row[1] for row in rows)
+    counts = Counter(row[0] for row in rows)
     parts = [f"{counts.pop(RunState.DONE, 0)} of {len(rows)} runs done"]
     parts += [f"{count} {state}" for state, count in counts.items()]
-    header = ["run", "status", "weighted F1", "first error"]
-    return f"\n{aligned([header, *rows])}\n\n{', '.join(parts)}, {seconds / 60:.1f} min"
+    table = by_settings(jobs, ["status", "weighted F1", "first error"], rows)
+    return f"\n{table}\n\n{', '.join(parts)}, {seconds / 60:.1f} min"
+
+
+def by_settings(jobs: Sequence[SweepJob], header: list[str], rows: list[list[str]]) -> str:
+    """A row for each job below the directory of all, with a column for each key that differs."""
+    place = os.path.commonpath([job.directory.absolute() for job in jobs])
+    if not jobs[0].directory.is_absolute():
+        place = os.path.relpath(place)
+    settings = [job.settings for job in jobs]
+    table = [
+        [*settings[0], *header],
+        *([*of_job.values(), *row] for of_job, row in zip(settings, rows, strict=True)),
+    ]
+    lines = aligned(table, terminal_width())
+    return f"{place}\n{lines}" if len(jobs) > 1 else lines

@@ -15,6 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from leukocls.artifacts.identity import key_of
 from leukocls.artifacts.record import (
     RunState,
     headline,
@@ -44,11 +45,13 @@ class SweepJob:
 
     Attributes:
         phases: the runs in order; the last one is the result.
+        swept: keys that the sweep varies.
         error: why the job failed in this sweep.
         waits_until: monotonic time before which it is not tried again.
     """
 
     phases: list[Job]
+    swept: Sequence[str] = ()
     error: str | None = None
     waits_until: float = 0.0
 
@@ -61,6 +64,12 @@ class SweepJob:
     def directory(self) -> Path:
         """The run directory of the result."""
         return self.result.directory
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The job's values of the keys that the sweep varies; its directory for a job alone."""
+        values = {key_of(o): o.partition("=")[2] for o in self.result.overrides}
+        return {key: values[key] for key in self.swept} or {"run": str(self.directory)}
 
     def state(self) -> RunState:
         """State of the result; REFUSED where the job failed and another run is in its place."""
@@ -76,13 +85,13 @@ class SweepJob:
         return RunState.REFUSED if refused else state, record
 
     def row(self) -> list[str]:
-        """Directory, state, headline and first error, for a table."""
+        """State, headline and first error, for a table."""
         state, record = self._read()
         error, number = self.error or record.get("error") or "–", "–"
         if state == RunState.DONE:
             number = " ".join([headline_text(headline(record)), *record.get("marks", [])])
             error = "–"
-        return [str(self.directory), state, number, error.splitlines()[0]]
+        return [state, number, error.splitlines()[0]]
 
 
 @dataclass

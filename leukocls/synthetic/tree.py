@@ -122,7 +122,8 @@ def _fill(
         written = pool.map(_write_cell, cells, repeat(folder), paths, repeat(masks))
         # None hides the bar unless standard error is a terminal.
         hidden = None if progress else True
-        deque(tqdm(written, "synthetic", len(cells), unit="cell", disable=hidden), maxlen=0)
+        bar = tqdm(written, "synthetic", len(cells), unit="cell", disable=hidden, leave=False)
+        deque(bar, maxlen=0)
     labels = folder / PRELIM.with_name(f"{PRELIM.name}_labels.csv")
     with open(labels, "w", newline="", encoding="ascii") as stream:
         writer = csv.writer(stream)

@@ -78,7 +78,7 @@ def run_init(directory: Path, record: dict[str, Any]) -> dict[str, Any]:
     config: Any = OmegaConf.to_container(OmegaConf.load(directory / "config.yaml"))
     recorded = {name: record[name] for name in ("marks", "config_hash", "versions")}
     rescored = config.get("rescore_from") or config.get("view_0_of")  # the name before 0.2
-    job_type = "rescore" if rescored else "train"
+    job_type = "rescore" if rescored else "baseline" if "features" in config else "train"
     return {
         # W&B takes no comma in an id; the hash in it keeps ids apart all the same.
         "id": record["id"].replace(",", "+"),
@@ -240,10 +240,11 @@ def comparison(
                 "mean",
                 title=f"{title}: mean over seeds",
             ),
-            "compare/epochs": _epochs(
-                wandb, curves, f"{selection}_weighted_f1", " ".join(document["marks"])
-            ),
         }
+        if any(curves.values()):  # baselines have none
+            logged["compare/epochs"] = _epochs(
+                wandb, curves, f"{selection}_weighted_f1", " ".join(document["marks"])
+            )
         if document["tests"]:
             logged["compare/tests"] = _tests(wandb, document["tests"])
         return logged

@@ -22,7 +22,7 @@ from leukocls.data.verify import checked_index
 from leukocls.evaluation import scoring
 from leukocls.evaluation.arm_runs import ASIDE
 from leukocls.evaluation.comparison import compare
-from leukocls.evaluation.history import Row, read_history
+from leukocls.evaluation.history import Row
 from leukocls.tracking import panels
 from leukocls.tracking.panels import SHA256, Picture, TrackedRun
 
@@ -35,24 +35,32 @@ CONFIRM_S = 30.0  # and to confirm that it holds the run
 Make = Callable[[], tuple[TrackedRun, dict[str, Any]]]
 
 
-class Conflict(LeukoclsError):
-    """The server holds something else under the same id."""
+class ServerFault(DataFault):
+    """The server takes no run at all, so that sending the others would fail, too."""
+
+
+def _login() -> tuple[Any, Any]:
+    """W&B's API and the entity of the user who is logged in."""
+    import wandb
+
+    api = wandb.Api(timeout=ANSWER_S)
+    return api, api.default_entity
 
 
 class Server:
     """The W&B server that the user is logged in to; nothing about its content is stored here.
 
     Raises:
+        ImportError: the package wandb is not installed.
         LeukoclsError: it does not answer, or refuses the login.
     """
 
     def __init__(self, project: str | None, entity: str | None) -> None:
-        import wandb
-
         self.project, self.entity = project, entity
         try:
-            self.api = wandb.Api(timeout=ANSWER_S)
-            self.default_entity = self.api.default_entity
+            self.api, self.default_entity = _login()
+        except ImportError:
+            raise
         except Exception as error:
             raise LeukoclsError(
                 f"W&B: {str(error).strip() or type(error).__name__}. Nothing was sent. Log in with"
@@ -67,9 +75,9 @@ class Server:
         only missing ones are added.
 
         Raises:
-            Conflict: the server holds another execution of this run.
-            DataFault: the upload failed, or was not confirmed.
-            LeukoclsError: as `make` raises.
+            LeukoclsError: the upload failed, or the server holds another execution of this run.
+            ServerFault: the server does not answer any more, or does not confirm the upload.
+            Exception: as `make` raises.
         """
         tracked, logger = make()
         project = self.project or logger.get("project") or PROJECT
@@ -77,23 +85,33 @@ class Server:
         path = f"{entity}/{project}/{tracked.init['id']}"
         held = self._held(path)
         if held and held.summary.get(SHA256) not in (None, tracked.summary[SHA256]):
-            raise Conflict(
+            raise LeukoclsError(
                 f"{path}: W&B holds another execution of this run (its {SHA256} differs) and lets"
                 " no id be used again; send this one to another --project"
             )
         if _complete(held, tracked):
             return "there already"
-        if failure := _in_process(make, project, entity):
-            raise DataFault(f"{path}: W&B failed ({failure}); run the same command again")
+        if failure := self._upload(make, project, entity):
+            raise LeukoclsError(f"{path}: W&B failed ({failure}); run the same command again")
         end = time.monotonic() + CONFIRM_S
         while not _complete(self._held(path), tracked):
             if time.monotonic() > end:
-                raise DataFault(
+                raise ServerFault(
                     f"{path}: uploaded, but W&B does not confirm that it holds all of it; run the"
                     " same command again"
                 )
             time.sleep(1)
         return "sent"
+
+    def _upload(self, make: Make, project: str, entity: str | None) -> str:
+        """Upload in another process; why that failed although the server answers, "" if not."""
+        try:
+            failure = _in_process(make, project, entity)
+            if failure:
+                _login()
+        except Exception as error:
+            raise ServerFault(f"W&B failed ({error}); run the same command again") from error
+        return failure
 
     def _held(self, path: str) -> Any:
         """The server's copy of a run; None if it has none, or does not answer."""
@@ -115,7 +133,11 @@ def _complete(held: Any, tracked: TrackedRun) -> bool:
 
 
 def _in_process(make: Make, project: str, entity: str | None) -> str:
-    """Upload in a process of its own, killed after UPLOAD_S; returns why it failed, "" if not."""
+    """Upload in a process of its own; returns why it failed, "" if not.
+
+    Raises:
+        TimeoutError: it was killed after UPLOAD_S.
+    """
     context = get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_upload, args=(theirs, make, project, entity), daemon=True)
@@ -123,7 +145,7 @@ def _in_process(make: Make, project: str, entity: str | None) -> str:
     theirs.close()
     try:
         if not ours.poll(UPLOAD_S):
-            return f"no answer within {UPLOAD_S:g} s"
+            raise TimeoutError(f"no answer within {UPLOAD_S:g} s")
         return ours.recv()
     except EOFError:
         return "its process died"
@@ -180,6 +202,8 @@ def tracked_run(directory: Path, record: dict[str, Any]) -> TrackedRun:
     init = panels.run_init(directory, record)
 
     def picture() -> Picture | None:
+        if "data" not in init["config"]:  # a baseline's
+            return None
         images = _picture(init["config"], record)
         if images is None:
             message = "no thumbnails: its data or their store is not at its place"
@@ -232,28 +256,30 @@ def comparable(runs: Iterable[tuple[Path, dict[str, Any]]]) -> list[list[Path]]:
 
 def _make_run(directory: Path, record: dict[str, Any]) -> tuple[TrackedRun, dict[str, Any]]:
     tracked = tracked_run(directory, record)
-    return tracked, tracked.init["config"]["logger"]
+    return tracked, tracked.init["config"].get("logger", {})
 
 
 def _make_comparison(runs: list[Path]) -> tuple[TrackedRun, dict[str, Any]]:
     document = compare(runs, incomplete=True)
     rows: dict[str, list[Row]] = {}
     for directory in runs:
-        rows.setdefault(directory.resolve().parts[-2], []).extend(read_history(directory))
+        of_run = panels.curves(directory, read_record(directory))
+        rows.setdefault(directory.resolve().parts[-2], []).extend(of_run)
     experiment = runs[0].resolve().parts[-3]
     config = panels.run_init(runs[0], read_record(runs[0]))["config"]
-    return panels.comparison(experiment, document, rows), config["logger"]
+    return panels.comparison(experiment, document, rows), config.get("logger", {})
 
 
 def sync(roots: list[Path], project: str | None, entity: str | None) -> list[str]:
     """Send every finished run at or below `roots`, and a comparison of each experiment's runs.
 
     Returns:
-        What was left out and why, one line each.
+        What was left out and why, one line each: runs that are not done or damaged, uploads that
+        failed. They are left out of the comparisons, too.
 
     Raises:
         LeukoclsError: no run there; wandb is not installed; the server does not answer.
-        DataFault: an upload failed.
+        ServerFault: the server has stopped answering.
     """
     done, left_out = finished_runs(roots)
     if not done:
@@ -264,21 +290,22 @@ def sync(roots: list[Path], project: str | None, entity: str | None) -> list[str
         raise LeukoclsError(
             "the package wandb is not installed. pip install 'leukocls[wandb]'"
         ) from error
-    makes: list[tuple[str, Make]] = [
-        (str(directory), partial(_make_run, directory, record)) for directory, record in done
-    ]
-    for runs in comparable(done):
-        experiment = runs[0].resolve().parents[1].name
-        makes.append((f"{experiment}: {len(runs)} runs compared", partial(_make_comparison, runs)))
-    for name, make in makes:
+
+    def sent(name: str, make: Make) -> bool:
         try:
             print(f"{server.send(make)}: {name}", flush=True)
-        except Conflict as error:
-            left_out.append(str(error))
-        except DataFault:
+        except ServerFault:
             raise
-        except LeukoclsError as error:
-            left_out.append(f"{name}: {error}")
+        except Exception as error:
+            kind = "" if isinstance(error, LeukoclsError) else f"{type(error).__name__}: "
+            left_out.append(f"{name}: {kind}{error}")
+            return False
+        return True
+
+    held = [run for run in done if sent(str(run[0]), partial(_make_run, *run))]
+    for runs in comparable(held):
+        experiment = runs[0].resolve().parents[1].name
+        sent(f"{experiment}: {len(runs)} runs compared", partial(_make_comparison, runs))
     return left_out
 
 

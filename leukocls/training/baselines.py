@@ -25,6 +25,7 @@ from leukocls.artifacts.predictions import sigmoid
 from leukocls.artifacts.record import RunState
 from leukocls.artifacts.run_dir import RunDir
 from leukocls.common.files import atomic_write
+from leukocls.common.processes import Interrupted
 from leukocls.data import features
 from leukocls.data.index import Index
 from leukocls.data.splits import Split, SplitOptions, as_csv, make_split
@@ -207,8 +208,8 @@ def _recorded(run: RunDir) -> Iterator[None]:
     """Record an exception as the end of the run, so that its state does not stay `running`."""
     try:
         yield
-    except KeyboardInterrupt:
-        run.end(RunState.INTERRUPTED, "interrupted")
+    except Interrupted as stop:
+        run.end(RunState.INTERRUPTED, str(stop))
         raise
     except Exception as error:
         run.end(RunState.FAILED, f"{type(error).__name__}: {error}")

@@ -107,7 +107,6 @@ class CellClassifier(pl.LightningModule):
         if box is not None:
             loss = loss + F.l1_loss(box.float(), batch["box"])
         self.train_loss.update(loss.detach(), len(batch["row"]))
-        self.log("loss", loss.detach(), prog_bar=True, logger=False)
         return loss
 
     def validation_step(
@@ -159,8 +158,6 @@ class CellClassifier(pl.LightningModule):
                 tp, fp, tn, fn, _ = (int(n) for n in self.counts[i].compute().tolist())
                 result |= {"tp": tp, "fp": fp, "tn": tn, "fn": fn, **rates(tp, fp, tn, fn)}
                 result["loss"] = float(self.losses[i].compute())
-                f1 = torch.tensor(result["weighted_f1"])
-                self.log(f"{split}_weighted_f1", f1, prog_bar=True, logger=False)
             if any(boxed for _, _, boxed in shards):
                 result["iou"] = float(self.ious[i].compute())
             self.ious[i].reset()

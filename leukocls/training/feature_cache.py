@@ -100,7 +100,8 @@ def _batches(
     network.to(device)
     starts = range(0, len(store), batch_size)
     # Only a long wait deserves a bar; `disable=None` keeps it out of files and pipes.
-    for start in tqdm(starts, desc="features", unit="batch", disable=None, delay=1):
+    bar = tqdm(starts, desc="features", unit="batch", disable=None, delay=1, leave=False)
+    for start in bar:
         stored = torch.from_numpy(np.array(store[start : start + batch_size])).to(device)
         features = [network.features(view) for view in image_views(to_images(stored), views)]
         yield torch.stack(features, 1).cpu().numpy()

@@ -9,11 +9,12 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import EMAWeightAveraging, TQDMProgressBar
+from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.plugins.environments import LightningEnvironment
 
 from leukocls.common.errors import LeukoclsError
 from leukocls.training.ddp import Rank
+from leukocls.training.progress_bar import EpochBar
 
 # Lightning's warnings about choices that are deliberate here.
 QUIET = (
@@ -22,7 +23,6 @@ QUIET = (
     ".*Trying to infer the `batch_size`.*",
     ".*isinstance.treespec, LeafSpec.*",
     ".*in eval mode at the start of training.*",
-    ".*sync_dist=True.*",  # logged values are those of all ranks already
     ".*find_unused_parameters=True was specified.*",
     ".*Using `DistributedSampler` with the dataloaders.*",  # our own sampler repeats no cell
 )
@@ -67,10 +67,8 @@ def make_trainer(
         # After the recorder, which keeps the average that is scored before it is swapped back.
         callbacks.append(_average(config.ema))
     # A bar is for people; a pipe or a log gets one line an epoch.
-    if options["enable_progress_bar"] and sys.stderr.isatty():
-        callbacks.append(TQDMProgressBar())
-    else:
-        options["enable_progress_bar"] = False
+    if options.pop("enable_progress_bar") and sys.stderr.isatty():
+        callbacks.append(EpochBar())
     try:
         return pl.Trainer(
             **options,
@@ -79,6 +77,7 @@ def make_trainer(
             logger=False,
             enable_checkpointing=False,
             enable_model_summary=False,
+            enable_progress_bar=False,
             num_sanity_val_steps=0,
             # Metrics that are updated before training are updated again while it runs.
             inference_mode=False,

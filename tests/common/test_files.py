@@ -6,6 +6,8 @@ import sys
 import pytest
 
 from leukocls.common import errors, files
+from leukocls.common.processes import Interrupted
+from leukocls.common.terminal import BROKEN_PIPE
 
 
 def test_writes_whole_and_leaves_nothing_else(tmp_path):
@@ -61,7 +63,7 @@ def test_sha256_file(tmp_path):
     [
         (errors.LeukoclsError("a.csv: bad; fix it"), 2, "error: a.csv: bad; fix it\n"),
         (errors.DataFault("fold_1 is missing"), 1, "error: fold_1 is missing\n"),
-        (KeyboardInterrupt(), 130, "error: interrupted\n"),
+        (Interrupted(130), 130, "error: interrupted (exit code 130)\n"),
         (PermissionError(13, "Permission denied", "x"), 2, None),
         (ZeroDivisionError("oops"), 1, None),
     ],
@@ -112,4 +114,4 @@ def test_a_closed_pipe_is_quiet():
     process.stdout.close()
     assert process.stderr.read() == b""
     process.stderr.close()
-    assert process.wait() == errors.BROKEN_PIPE
+    assert process.wait() == BROKEN_PIPE

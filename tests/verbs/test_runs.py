@@ -56,16 +56,76 @@ def test_a_run_is_one_row(tmp_path, capsys):
     )
 
 
+def shown(capsys, *argv):
+    assert runs.main([*map(str, argv)]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
 def test_the_table_says_what_it_shows(tmp_path, capsys):
     make(tmp_path)
     make(tmp_path, arm="norot", seed=12, metrics={}, marks=[], status="running")
-    assert runs.main([str(tmp_path)]) == 0
-    header, norot, proposal = capsys.readouterr().out.splitlines()
-    assert header.split()[:4] == ["experiment", "arm", "seed", "status"]
-    assert norot.split()[:6] == ["prellberg2019", "norot", "12", "running", "–", "–"]
+    place, header, norot, proposal = shown(capsys, tmp_path)
+    assert place == str(tmp_path / "prellberg2019")
+    assert header.split()[:3] == ["arm", "seed", "status"]
+    assert norot.split() == ["norot", "12", "running", "–", "–"]
     assert "0.7000 test (prelim)" in proposal
     assert "SYNTHETIC" in proposal
     assert proposal.index("done") == norot.index("running") == header.index("status")
+
+
+LONG = "proposal,data.n_cells=500,model.options.drop_path_rate=0.1,optim.lr="
+MARKS = ["SYNTHETIC", "PARTIAL", "LIMITED", "LEAKY", "RECONSTRUCTION", "TRANSDUCTIVE"]
+
+
+def test_a_column_for_each_key_that_differs_in_100_columns(tmp_path, capsys):
+    for lr in ("0.001", "0.0001"):
+        make(tmp_path, arm=f"{LONG}{lr}", marks=MARKS)
+    place, *lines = shown(capsys, tmp_path)
+    assert max(map(len, lines)) <= 100
+    assert "optim.lr" in lines[1].split()
+    assert [lr for line in lines for lr in line.split() if lr.startswith("0.0")] == [
+        "0.0001",
+        "0.001",
+    ]
+    # What is equal stands once, above.
+    assert (place + "".join(lines)).count("drop_path_rate=0.1") == 1
+    assert set(MARKS) <= {word for line in lines for word in line.split()}
+
+
+def scored(value, split="val"):
+    return {"metrics": {split: {"weighted_f1": value}}, "selection": {"set": "val", "epoch": 1}}
+
+
+def test_sorted_and_of_one_experiment(tmp_path, capsys):
+    for seed, value in enumerate((0.5, 0.9, 0.7)):
+        make(tmp_path, seed=seed, **scored(value))
+    make(tmp_path, seed=3, **scored(0.1, "prelim"))  # a test is no selection
+    make(tmp_path, seed=4, metrics={})
+    make(tmp_path, "other")
+    argv = [tmp_path, "--experiment", "prellberg2019"]
+    rows = listed(capsys, *argv, "--sort", "f1")[1]
+    assert [row["seed"] for row in rows] == [3, 1, 2, 0, 4]
+    lines = shown(capsys, *argv, "--sort", "f1")[2:]
+    assert [line.split()[1] for line in lines] == ["3", "1", "2", "0", "4"]
+    assert [row["seed"] for row in listed(capsys, *argv)[1]] == [0, 1, 2, 3, 4]
+    with pytest.raises(LeukoclsError, match="other, prellberg2019"):
+        runs.main([str(tmp_path), "--experiment", "prelberg"])
+
+
+def test_the_best_run_of_each_arm_says_of_how_many(tmp_path, capsys):
+    for seed, value in enumerate((0.5, 0.9, 0.7)):
+        make(tmp_path, seed=seed, **scored(value))
+        make(tmp_path, arm="norot", seed=seed, **scored(value / 2), status="failed")
+    make(tmp_path, arm="noaugment", seed=0, **scored(0.3))
+    rows = listed(capsys, tmp_path, "--best")[1]
+    assert [(row["arm"], row["seed"], row["of"]) for row in rows] == [
+        ("noaugment", 0, 1),
+        ("proposal", 1, 3),
+    ]
+    text = "\n".join(shown(capsys, tmp_path, "--best"))
+    assert "best of 3" in text
+    assert str(tmp_path / "prellberg2019/proposal/seed_001") in text
+    assert "compare" in text
 
 
 @pytest.mark.parametrize(
@@ -98,9 +158,9 @@ def test_a_damaged_record_is_one_line_and_hides_no_other(tmp_path, capsys, conte
     (broken / "run.json").write_text(content)
     assert runs.main([str(tmp_path)]) == 3
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3
-    assert lines[2].startswith("damaged")
-    assert str(broken / "run.json") in lines[2]
+    assert len(lines) == 4
+    assert lines[3].startswith("damaged")
+    assert str(broken / "run.json") in lines[3]
     code, rows = listed(capsys, tmp_path)
     assert code == 3
     assert [row["status"] for row in rows] == ["done", "damaged"]

@@ -13,12 +13,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import CANARY, ROOT, Train, only_run, record, small
+from hydra import compose, initialize_config_dir
 from sklearn import metrics as oracle
 from warm import Command
 
 from leukocls import evaluate
 from leukocls.artifacts import predictions
 from leukocls.data.index import build_index
+from leukocls.launch.job import composed
 from leukocls.train import quoted_path
 
 FILES = ("run.json", "config.yaml", "metrics.csv", "predictions.parquet", "log.txt")
@@ -241,6 +243,23 @@ def test_locked_directory_is_refused(small_tree: Path, tmp_path: Path, train: Tr
     assert [path.name for path in directory.iterdir()] == [".lock"]
 
 
+def test_the_directory_of_a_score_names_its_data(trained: Path, tmp_path: Path) -> None:
+    found = []
+    for folder in ("berlin", "delhi"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "cells.csv").touch()
+        root = f"data.root={tmp_path / folder / 'cells.csv'}"
+        words = [quoted_path(f"checkpoint={trained}"), "score=final", root]
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            config = compose("train", words, return_hydra_config=True)
+        (job,) = composed(config, config.hydra, "")
+        found.append(job.directory.parent.name)
+    assert [name.split(",")[:2] for name in found] == [
+        ["score=final", "berlin-cells"],
+        ["score=final", "delhi-cells"],
+    ]
+
+
 def test_checkpoint_is_scored_on_another_part(
     trained: Path, small_tree: Path, tmp_path: Path, train: Train
 ) -> None:
@@ -250,8 +269,8 @@ def test_checkpoint_is_scored_on_another_part(
         command = [f"checkpoint={trained}", f"score={part}", f"outputs={outputs}", *data]
         scored = train(*command)
         assert scored.code == 0, scored.err
-    (prelim,) = outputs.glob("demo/score=prelim,*/seed_000")
-    (final,) = outputs.glob("demo/score=final,*/seed_000")
+    (prelim,) = outputs.glob(f"demo/score=prelim,{small_tree.name},*/seed_000")
+    (final,) = outputs.glob(f"demo/score=final,{small_tree.name},*/seed_000")
     before = predictions.read(trained / "predictions.parquet")
     before = before[before["epoch"] == record(trained)["selection"]["epoch"]]
     after = predictions.read(prelim / "predictions.parquet")
