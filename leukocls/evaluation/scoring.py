@@ -14,6 +14,7 @@ from leukocls.common.errors import LeukoclsError
 from leukocls.common.tables import listing
 from leukocls.evaluation import cell_metrics, prediction_files
 from leukocls.evaluation.prediction_files import Truth
+from leukocls.evaluation.selection import contradiction
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,8 @@ def load_predictions(source: Path, unique: bool = True) -> tuple[pd.DataFrame, d
         unique: whether a duplicate cell in a file from elsewhere is an error.
 
     Raises:
-        LeukoclsError: the file cannot be read, or is not the one that the run wrote.
+        LeukoclsError: the file cannot be read, is not the one that the run wrote, or gives another
+            selection than run.json says.
     """
     directory = source if source.is_dir() else source.parent
     in_run = source.name == "predictions.parquet" and (directory / "run.json").exists()
@@ -143,6 +145,11 @@ def load_predictions(source: Path, unique: bool = True) -> tuple[pd.DataFrame, d
             f"{directory / 'predictions.parquet'}: these are not the predictions the run wrote"
             " (their digest is not run.json's predictions_sha256); they were edited or belong to"
             " another run: restore them or train again"
+        )
+    if reason := contradiction(frame, record):
+        raise LeukoclsError(
+            f"{directory / 'run.json'}: its selection does not follow from predictions.parquet:"
+            f" {reason}. Restore the file that was edited, or train again"
         )
     return frame, record
 

@@ -6,11 +6,13 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import edit_record, record
 from PIL import Image
 
 from leukocls import audit
 from leukocls.artifacts import predictions
 from leukocls.artifacts.predictions import sigmoid
+from leukocls.artifacts.record import write_record
 from leukocls.common.errors import LeukoclsError
 from leukocls.data.published import subject_counts
 from leukocls.evaluation.audit import audit as audited
@@ -416,12 +418,12 @@ def run(tmp_path):
         written = hashlib.sha256((directory / "split.csv").read_bytes()).hexdigest()
         said = {
             "id": "x-proposal-s0-01234567", "status": "done", "marks": list(marks),
-            "selection": {"rule": "best_weighted_f1", "set": chosen_on, "epoch": epochs[-1]},
+            "selection": {"rule": "last", "set": chosen_on, "epoch": epochs[-1]},
             "threshold": 0.5, "data_digest": "0" * 64,
             "predictions_sha256": predictions.digest(frame),
             "inputs": {"split": written},
         } | record  # fmt: skip
-        (directory / "run.json").write_text(json.dumps(said))
+        write_record(directory, said)
         return directory
 
     return write
@@ -484,6 +486,21 @@ def test_a_run_keeps_its_marks_whatever_split_it_is_judged_by(run, capsys):
     assert json.loads(capsys.readouterr().out)["marks"] == ["SYNTHETIC", "LEAKY"]
     audit.main(arguments)
     assert "*** SYNTHETIC LEAKY ***" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_record_with_an_edited_selection_set_is_refused(run, told, signed):
+    """One word, and the set that chose the epoch would be a test."""
+    directory = run(HONEST[HONEST["split"] != "val"], "prelim")
+    selection = record(directory)["selection"] | {"set": "val"}
+    if signed:
+        edit_record(directory, selection=selection)
+    else:
+        path = directory / "run.json"
+        path.write_text(json.dumps(record(directory) | {"selection": selection}))
+    with pytest.raises(LeukoclsError, match=r"run\.json: (edited|its selection)") as caught:
+        told(directory)
+    assert caught.value.exit_code == 2
 
 
 def test_a_split_that_was_edited_since_is_refused(run, told):

@@ -6,10 +6,12 @@ import zipfile
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import edit_record
 from sklearn import metrics as oracle
 
 from leukocls import evaluate
 from leukocls.artifacts import predictions
+from leukocls.artifacts.record import write_record
 from leukocls.common.errors import LeukoclsError
 from leukocls.evaluation import metrics, prediction_files, scoring
 from leukocls.evaluation.cell_metrics import cell_metrics
@@ -18,7 +20,7 @@ SUBJECTS = ["51", "57", "H3", "H25"]
 
 
 def split_frame(split, epoch, n=40, labelled=True):
-    rng = np.random.default_rng([epoch, len(split)])
+    rng = np.random.default_rng([epoch, len(split), 2])
     number = np.arange(1, n + 1)
     subject = np.array(SUBJECTS)[number % 4]
     label = (number % 4 < 2).astype(int)
@@ -38,18 +40,17 @@ def split_frame(split, epoch, n=40, labelled=True):
     )
 
 
+# Epoch 1 is the best on val, and scores what is only reported.
 FRAME = pd.concat(
     split_frame(split, epoch, labelled=split != "final")
-    for epoch in (0, 1, 2)
-    for split in ("train", "val", "prelim", "final")
+    for epoch, splits in enumerate((["val"], ["train", "val", "prelim", "final"], ["val"]))
+    for split in splits
 )
 
 
-@pytest.fixture
-def run(tmp_path):
-    directory = tmp_path / "outputs" / "x" / "proposal" / "seed_000"
+def write_run(directory, frame=FRAME, **changes):
     directory.mkdir(parents=True)
-    predictions.write(directory / "predictions.parquet", FRAME)
+    predictions.write(directory / "predictions.parquet", frame)
     record = {
         "id": "x-proposal-s0-01234567",
         "status": "done",
@@ -57,10 +58,15 @@ def run(tmp_path):
         "threshold": 0.4,
         "view_weights": None,
         "marks": ["SYNTHETIC"],
-        "predictions_sha256": predictions.digest(FRAME),
+        "predictions_sha256": predictions.digest(frame),
     }
-    (directory / "run.json").write_text(json.dumps(record))
+    write_record(directory, record | changes)
     return directory
+
+
+@pytest.fixture
+def run(tmp_path):
+    return write_run(tmp_path / "outputs" / "x" / "proposal" / "seed_000")
 
 
 @pytest.fixture
@@ -113,7 +119,7 @@ def test_every_split_is_one_result_with_its_own_heading(run, js):
 
 
 @pytest.mark.parametrize(
-    "override", [("--epoch", "2"), ("--epoch", "last"), ("--threshold", "0.3"), ("--views", "0")]
+    "override", [("--threshold", "0.3"), ("--views", "0"), ("--threshold", "0.6", "--views", "1")]
 )
 def test_what_the_command_line_chose_is_never_called_test(run, js, override):
     assert js(run, "--split", "prelim", *override)["heading"] == "unknown"
@@ -121,17 +127,54 @@ def test_what_the_command_line_chose_is_never_called_test(run, js, override):
 
 
 def test_the_selection_set_is_never_called_test(run, js):
-    path = run / "run.json"
-    record = json.loads(path.read_text())
-    record["selection"]["set"] = "prelim"
-    path.write_text(json.dumps(record))
     for epoch in ("selected", "last", "all"):
-        found = js(run, "--split", "prelim", "--epoch", epoch)
+        found = js(run, "--split", "val", "--epoch", epoch)
         found = found if isinstance(found, list) else [found]
         assert {one["heading"] for one in found} == {"selection"}
-    record["selection"] = {"rule": "last", "set": None, "epoch": 1}
-    path.write_text(json.dumps(record))
+    edit_record(run, selection={"rule": "last", "set": None, "epoch": 1})
     assert js(run, "--split", "prelim")["heading"] == "unknown"
+
+
+def test_an_edited_record_is_refused(run):
+    """The file's own digest, which a record of a version before 0.2 does not have."""
+    path = run / "run.json"
+    written = path.read_text()
+    path.write_text(written.replace('"set": "val"', '"set": "prelim"'))
+    for source in (run, run / "predictions.parquet"):
+        message = refused(source, "--split", "prelim")
+        assert str(path) in message
+        assert "record_sha256" in message
+    edited = json.loads(written)
+    path.write_text(json.dumps(edited))  # other white space, the same entries
+    assert evaluate.main([str(run), "--split", "val"]) == 0
+    del edited["record_sha256"]
+    path.write_text(json.dumps(edited))
+    assert evaluate.main([str(run), "--split", "val"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("splits", "selection"),
+    [
+        # Selected on prelim, and one word edited: prelim would be a test.
+        (["prelim"], {"rule": "best_weighted_f1", "set": "val", "epoch": 1}),
+        (["val", "prelim"], {"rule": "best_weighted_f1", "set": "val", "epoch": 2}),
+        (["val", "prelim"], {"rule": "last", "set": "val", "epoch": 1}),
+        (["val", "prelim"], {"rule": "mean", "set": "val", "epoch": 1}),
+        # Val was looked at in every epoch.
+        (["val", "prelim"], {"rule": "best_weighted_f1", "set": "prelim", "epoch": 1}),
+    ],
+)
+def test_a_selection_that_the_predictions_do_not_give_is_refused(tmp_path, splits, selection):
+    """Also if the record was signed anew."""
+    frame = FRAME[FRAME["split"].isin(splits)]
+    directory = write_run(tmp_path / "forged", frame, selection=selection)
+    assert f"{directory / 'run.json'}: its selection" in refused(directory)
+
+
+def test_a_scored_checkpoint_was_selected_elsewhere(tmp_path, js):
+    frame = FRAME[FRAME["split"] == "prelim"]
+    directory = write_run(tmp_path / "scored", frame, identity={"score": "prelim"})
+    assert js(directory)["heading"] == "test"
 
 
 def test_epochs(run, js):
@@ -170,16 +213,14 @@ def test_the_row_order_of_the_file_changes_nothing(run, js):
 
 
 def test_a_run_without_a_digest_is_refused(run):
-    path = run / "run.json"
-    record = json.loads(path.read_text()) | {"predictions_sha256": None, "status": "running"}
-    path.write_text(json.dumps(record))
+    edit_record(run, predictions_sha256=None, status="running")
     assert "running" in refused(run)
 
 
 def test_a_predictions_file_away_from_its_run_is_of_unknown_origin(tmp_path, js):
     path = tmp_path / "copy.parquet"
     predictions.write(path, FRAME)
-    assert "--epoch" in refused(path, "--split", "prelim")
+    assert "--epoch" in refused(path, "--split", "val")
     result = js(path, "--split", "prelim", "--epoch", "1")
     assert (result["heading"], result["threshold"], result["run"]) == ("unknown", 0.5, None)
     assert js(path, "--split", "train", "--epoch", "1")["heading"] == "unknown"

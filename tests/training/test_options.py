@@ -1,6 +1,5 @@
 """What a recipe may ask of training: losses, samplers, averages, accumulation, patience, views."""
 
-import json
 from functools import partial
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import Outcome, Train, only_run, record, small
+from conftest import Outcome, Train, edit_record, only_run, record, small
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
@@ -135,7 +134,7 @@ def test_patience_ends_training_and_a_resumed_run_does_not_go_on(run) -> None:
     assert pd.read_csv(directory / "metrics.csv")["epoch"].tolist() == [0, 1, 2]
     whole = record(directory)
     assert whole["status"] == "done"
-    (directory / "run.json").write_text(json.dumps(whole | {"status": "interrupted"}))
+    edit_record(directory, status="interrupted")
     run("still", *still)
     assert record(directory)["predictions_sha256"] == whole["predictions_sha256"]
     assert pd.read_csv(directory / "metrics.csv")["epoch"].tolist() == [0, 1, 2]

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import CANARY, ROOT, Train, only_run, record, small
+from conftest import CANARY, ROOT, Train, edit_record, only_run, record, small
 from sklearn import metrics as oracle
 from warm import Command
 
@@ -155,13 +155,20 @@ def test_changed_artefact_or_configuration_is_refused(
     refused = train(*command)
     assert (refused.code, "predictions.parquet: changed" in refused.err) == (2, True)
 
+    other = record(run)["identity"] | {"optim.weight_decay": 0.5}
+    edit_record(run, config_hash="0" * 64, identity=other)
     said = record(run)
-    said["config_hash"], said["identity"]["optim.weight_decay"] = "0" * 64, 0.5
-    (run / "run.json").write_text(json.dumps(said))
     refused = train(*command)
     assert refused.code == 2
     assert "optim.weight_decay (0.5 → 0.0)" in refused.err
     assert record(run) == said
+
+    path = run / "run.json"
+    path.write_text(path.read_text().replace('"set": "prelim"', '"set": "val"'))
+    refused = train(*command)
+    assert refused.code == 2
+    assert f"{path}: edited" in refused.err
+    assert "record_sha256" in refused.err
 
 
 def test_same_seed_same_predictions(trained: Path, small_tree: Path, tmp_path: Path, train: Train):
