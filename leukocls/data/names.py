@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable
 
 UID = re.compile(r"UID_(H?\d+)_\d+_\d+_(all|hem)", re.IGNORECASE)
+LEADING_ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
+DECIMALS = re.compile(r"(?<=\d)\.0+$")  # of a number that a table program wrote
 UNKNOWN = -1  # the label of a cell whose class is not known
 # Spellings of a class in a column `label`, in lower case.
 LABEL_WORDS = {"1": 1, "1.0": 1, "all": 1, "0": 0, "0.0": 0, "hem": 0}
@@ -15,6 +17,15 @@ FEATURE_KINDS = ("size", "mask", "colour", "handcrafted")
 def cell_key(name: str) -> str:
     """A cell's name without `.bmp` and in one case: equal for two spellings of one cell."""
     return name.strip().casefold().removesuffix(".bmp")
+
+
+def subject_key(subject: str) -> str:
+    """A subject in one spelling: P07, p7 and P7 are equal, as are 101 and 101.0.
+
+    Treating one person as two would leak.
+    """
+    key = DECIMALS.sub("", subject.strip().upper())
+    return LEADING_ZEROS.sub("", key)
 
 
 def subject_of(name: str) -> str:

@@ -9,17 +9,14 @@
 | `split` | train (default), val, prelim, final; only split_scheme=FILE tells val from train |
 """
 
-import re
 from collections import Counter
 from pathlib import Path
 
 from leukocls.common.errors import Fault, LeukoclsError
-from leukocls.data.names import LABEL_WORDS, UNKNOWN, cell_key
+from leukocls.data.names import LABEL_WORDS, UNKNOWN, cell_key, subject_key
 from leukocls.data.text_tables import read_words
 
 REQUIRED = ("cell", "subject", "label", "path")
-# P07 and p7 count as one person: treating one person as two would leak.
-LEADING_ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
 PART_OF_SPLIT = {
     "": "train",
     "train": "train",
@@ -68,6 +65,6 @@ def table_rows(path: Path, faults: list[Fault]) -> tuple[list[tuple], list[str]]
         elif not (path.parent / row.path).is_file():
             missing.append(row.cell)
         else:
-            group = LEADING_ZEROS.sub("", row.subject.upper())
+            group = subject_key(row.subject)
             rows.append((row.cell, row.path, part, -1, row.subject, label, -1, -1, group))
     return rows, missing

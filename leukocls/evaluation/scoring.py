@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from leukocls.artifacts import predictions
-from leukocls.artifacts.predictions import sigmoid
+from leukocls.artifacts.predictions import PERSON, sigmoid
 from leukocls.artifacts.record import heading, read_record
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.tables import listing
@@ -92,6 +92,7 @@ def scored_parts(
                 "epoch": epoch,
                 "threshold": None if "label_pred" in cells else threshold,
                 "heading": heading(record, split, as_selected),
+                "persons_from": PERSON if PERSON in rows else "subject",
                 "marks": list(record.get("marks") or []),
             }
             parts.append(ScoredPart(cells.sort_values("cell"), origin))
@@ -110,7 +111,9 @@ def metrics_of(part: ScoredPart) -> dict[str, Any]:
         )
     try:
         values = cell_metrics.cell_metrics(
-            frame["label"].to_numpy(), subject=frame["subject"].to_numpy(dtype=str), **part.outputs
+            frame["label"].to_numpy(),
+            subject=predictions.persons(frame).to_numpy(dtype=str),
+            **part.outputs,
         )
     except LeukoclsError as error:
         raise LeukoclsError(f"{source}: {error}") from error

@@ -287,7 +287,8 @@ def test_official_truth_is_joined_by_name(probs, truth, js):
     assert result["split"] is None
     assert result["epoch"] is None
     subjects = {row["subject"] for row in result["subject"]["per_subject"]}
-    assert subjects == {"1", "2", "3", "H1", "H2", "H3"}
+    # C-NMC's H2 and H3 share images with others, which its original names tell.
+    assert subjects == {"1", "2", "3", "H1", "H2+H4+H5+H6", "H3+H10"}
 
 
 def test_the_row_order_of_other_peoples_files_changes_no_bit(tmp_path, probs, truth, js):
@@ -356,6 +357,44 @@ def test_a_subject_column_counts(tmp_path, js):
     path = write_csv(tmp_path / "p.csv", ["cell", "prob", "label", "subject"], rows)
     result = js(path)
     assert (result["n_subjects"], result["subject"]["undecided"]) == (2, 1)
+
+
+PERSONS = {"51": "51", "57": "57", "H3": "H3+H25", "H25": "H3+H25"}
+
+
+def test_metrics_by_subject_count_persons(tmp_path, js, capsys):
+    """Subjects that share images are one person, whose cells vote together."""
+    frame = FRAME.assign(person=FRAME["subject"].map(PERSONS).fillna(""))
+    run = write_run(tmp_path / "merged", frame)
+    result = js(run, "--split", "prelim")
+    assert (result["n_subjects"], result["persons_from"]) == (3, "person")
+    rows = {row["subject"]: row for row in result["subject"]["per_subject"]}
+    cells = cells_of("prelim", 1)
+    assert rows["H3+H25"]["n"] == cells["subject"].isin(["H3", "H25"]).sum()
+    assert result["predictions_sha256"] == predictions.digest(FRAME)
+    evaluate.main([str(run), "--split", "prelim"])
+    assert "\n3 persons\n" in capsys.readouterr().out
+    # A run of a version before 0.2: the column subject is all there is, and the table says so.
+    before = write_run(tmp_path / "before")
+    result = js(before, "--split", "prelim")
+    assert (result["n_subjects"], result["persons_from"]) == (4, "subject")
+    evaluate.main([str(before), "--split", "prelim"])
+    assert "\n4 persons, by subject" in capsys.readouterr().out
+
+
+def test_persons_of_foreign_files(tmp_path, js):
+    """C-NMC's names tell who shares images; a column person has priority; one spelling of ids."""
+    names = ["UID_20_1_1_all", "UID_21_1_1_all", "UID_H3_1_1_hem", "UID_h10_1_1_hem"]
+    rows = [(name, 0.5, int(name.endswith("all"))) for name in names]
+    path = write_csv(tmp_path / "p.csv", ["cell", "prob", "label"], rows)
+    result = js(path)
+    assert (result["n_subjects"], result["persons_from"]) == (2, "subject")
+    rows = [(*row, person) for row, person in zip(rows, ["x", "", "z", "y"], strict=True)]
+    result = js(write_csv(path, ["cell", "prob", "label", "person"], rows))
+    assert (result["n_subjects"], result["persons_from"]) == (4, "person")
+    for one, other in (("P07", "p7"), ("h101", "H101"), ("101", "101.0")):
+        rows = [("a", 0.9, 1, one), ("b", 0.8, 1, other), ("c", 0.1, 0, "q")]
+        assert js(write_csv(path, ["cell", "prob", "label", "subject"], rows))["n_subjects"] == 2
 
 
 # --- refusals

@@ -1,5 +1,6 @@
 """What a recipe may ask of training: losses, samplers, averages, accumulation, patience, views."""
 
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from torchvision.ops import box_iou
 
+from leukocls.artifacts import predictions
 from leukocls.data.store import open_store
 from leukocls.data.verify import checked_index
 from leukocls.training.build import build
 from leukocls.training.checkpoints import Checkpoints
+from leukocls.training.recorder import Recorder
 
 
 @pytest.fixture
@@ -138,6 +141,22 @@ def test_patience_ends_training_and_a_resumed_run_does_not_go_on(run) -> None:
     run("still", *still)
     assert record(directory)["predictions_sha256"] == whole["predictions_sha256"]
     assert pd.read_csv(directory / "metrics.csv")["epoch"].tolist() == [0, 1, 2]
+
+
+def test_a_resumed_run_of_the_version_before_gets_its_persons(
+    trained: Path, small_tree: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "seed_000"
+    shutil.copytree(trained, run)
+    frame = predictions.read(run / "predictions.parquet")
+    frame.drop(columns="person").to_parquet(run / "predictions.parquet")
+    index = checked_index(small_tree, cache=small_tree.parent / "store").only(("train", "prelim"))
+    recorder = Recorder(run, index, "best_weighted_f1", "prelim")
+    recorder.reload(1)
+    before = frame[frame["epoch"] <= 1]
+    pd.testing.assert_frame_equal(
+        predictions.canonical(recorder.predictions[0]), before, check_dtype=False
+    )
 
 
 def test_accumulated_batches_make_fewer_steps(run) -> None:

@@ -91,6 +91,10 @@ def test_run_directory(trained: Path, small_tree: Path) -> None:
     assert said["id"] == f"demo-{trained.parent.name}-s0-{said['config_hash'][:8]}"
     frame = predictions.read(trained / "predictions.parquet")
     assert said["predictions_sha256"] == predictions.digest(frame)
+    split = pd.read_csv(trained / "split.csv", dtype=str)
+    group = split.set_index("cell")["group"]
+    assert frame["person"].to_list() == frame["cell"].map(group).to_list()
+    assert said["metrics"]["prelim"]["n_subjects"] == frame["person"].nunique()
     assert [c for c in frame if c.startswith("view_")] == [f"view_{v}" for v in range(4)]
     views = frame[[f"view_{v}" for v in range(4)]].to_numpy()
     np.testing.assert_allclose(frame["logit"], views.mean(1), rtol=1e-5, atol=1e-6)
