@@ -30,8 +30,18 @@ def subject_key(subject: str) -> str:
 
 def subject_of(name: str) -> str:
     """The subject in an original name such as `UID_H3_2_1_hem.bmp`, upper case; "" in others."""
-    match = UID.match(name.strip())
+    match = UID.match(_file_name(name))
     return match[1].upper() if match else ""
+
+
+def label_of(name: str) -> int:
+    """The label in an original name, ALL 1 and HEM 0; UNKNOWN in others."""
+    match = UID.match(_file_name(name))
+    return LABEL_WORDS[match[2].lower()] if match else UNKNOWN
+
+
+def _file_name(path: str) -> str:
+    return path.strip().replace("\\", "/").rpartition("/")[2]
 
 
 def members(groups: Iterable[str]) -> set[str]:

@@ -20,7 +20,7 @@ from leukocls.artifacts import predictions
 from leukocls.artifacts.predictions import PERSON, sigmoid
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.tables import listing
-from leukocls.data.names import UID, cell_key, subject_of
+from leukocls.data.names import UNKNOWN, cell_key, label_of, subject_of
 from leukocls.data.published import person_of
 from leukocls.data.text_tables import decoded, parse_csv, read_bytes, read_table
 
@@ -91,11 +91,10 @@ def read_truth(path: Path) -> Truth:
     label = _labels(table, column, cell, path)
     for name in names:
         _refuse_duplicates(table[name].map(cell_key), table[name], path)
-        suffixes = [(match := UID.match(value)) and match[2].casefold() for value in table[name]]
         wrong = [
             value
-            for value, suffix, y in zip(table[name], suffixes, label, strict=True)
-            if suffix and (suffix == "all") != (y == 1)
+            for value, y in zip(table[name], label, strict=True)
+            if label_of(value) not in (UNKNOWN, y)
         ]
         if wrong:
             raise LeukoclsError(
