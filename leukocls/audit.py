@@ -19,7 +19,7 @@ def _parser() -> argparse.ArgumentParser:
     add("predictions", type=Path, metavar="PREDICTIONS", help="a run, or a file as for evaluate")
     add("--split", type=Path, help="CSV or parquet with cell,split (or fold) and perhaps subject"
         " (default for a run: its split.csv)")  # fmt: skip
-    add("--data", type=Path, metavar="ROOT", help="the data set, to compare pixels")
+    add("--data", type=Path, metavar="ROOT", help="the data set, to compare images and labels")
     add("--outside", action="store_true", help="its images may lie outside the CSV's folder")
     add("--cache", type=Path, default=Path("outputs/store"), help="what is known of each file")
     add("--json", action="store_true", help="print one JSON document")
@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from leukocls.common.files import sha256_file
     from leukocls.common.tables import listing
     from leukocls.data.splits import read_split
-    from leukocls.evaluation.audit import audit, image_groups, split_of_run
+    from leukocls.evaluation.audit import audit, split_of_run
+    from leukocls.evaluation.audited_cells import data_cells
     from leukocls.evaluation.scoring import load_predictions
 
     source: Path = arguments.predictions
@@ -51,10 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         split = read_split(arguments.split)
         if sha256_file(arguments.split) != (record.get("inputs") or {}).get("split"):
             record = {"marks": marks}  # the run's selection does not refer to this split
-    images = None
+    data = None
     if arguments.data:
-        images = image_groups(arguments.data, arguments.cache, arguments.outside)
-    result = audit(predictions, split, record, images)
+        data = data_cells(arguments.data, arguments.cache, arguments.outside)
+    result = audit(predictions, split, record, data)
     if arguments.json:
         print(json.dumps({"source": str(source), "marks": marks, **result}, indent=2))
     else:

@@ -28,6 +28,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import leukocls.train  # noqa: F401  (before torch: it says how OpenMP threads wait)
+from leukocls.artifacts.record import write_record
 from leukocls.synthetic.tree import SyntheticSpec, write_tree
 
 ROOT = Path(__file__).parents[1]
@@ -204,6 +205,11 @@ def only_run(outputs: Path) -> Path:
 def record(directory: Path) -> dict[str, Any]:
     """A run's run.json."""
     return json.loads((directory / "run.json").read_text(encoding="utf-8"))
+
+
+def edit_record(directory: Path, **changes: Any) -> None:
+    """Change entries of a run's run.json and sign it anew, as the run itself would."""
+    write_record(directory, record(directory) | changes)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import pandas as pd
 
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.files import atomic_write
+from leukocls.data.published import person_of
 from leukocls.data.text_tables import parquet_table, read_bytes
 
 KEY = ["epoch", "split", "cell"]
@@ -25,6 +26,9 @@ COLUMNS = {
     "logit": "float32",
     "prob": "float64",
 }
+# Merged subjects, as the split kept them together. Not part of the digest: versions before 0.2
+# wrote none.
+PERSON = "person"
 
 
 def sigmoid(logit: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -32,6 +36,16 @@ def sigmoid(logit: npt.ArrayLike) -> npt.NDArray[np.float64]:
     z = np.asarray(logit, dtype=np.float64)
     small = np.exp(-np.abs(z))
     return np.where(z >= 0, 1.0, small) / (1.0 + small)
+
+
+def persons(frame: pd.DataFrame) -> "pd.Series[str]":
+    """The person that each row's cell is from, "" if unknown.
+
+    The column `person`, or where it says nothing `leukocls.data.published.person_of` the subject.
+    """
+    known = frame[PERSON] if PERSON in frame else pd.Series("", index=frame.index)
+    by_subject = map(person_of, frame["cell"], frame["subject"])
+    return known.where(known != "", pd.Series(by_subject, index=frame.index, dtype=object))
 
 
 def view_columns(frame: pd.DataFrame) -> list[str]:
@@ -43,7 +57,8 @@ def view_columns(frame: pd.DataFrame) -> list[str]:
 def canonical(frame: pd.DataFrame, source: str = "predictions") -> pd.DataFrame:
     """`frame` with the format's columns, types and row order (epoch, split, cell).
 
-    An unknown subject is "", an unknown label −1; `prob` is sigmoid(float64(logit)).
+    An unknown subject or person is "", an unknown label −1; `prob` is sigmoid(float64(logit)).
+    The column `person` may be missing.
 
     Raises:
         LeukoclsError: naming `source`, on anything else.
@@ -59,13 +74,14 @@ def canonical(frame: pd.DataFrame, source: str = "predictions") -> pd.DataFrame:
         raise refuse(f"column {', '.join(missing)} is missing")
     if views != [f"view_{v}" for v in range(len(views))]:
         raise refuse(f"there are gaps in {', '.join(views)}")
-    if extra := sorted({str(name) for name in frame.columns} - {*COLUMNS, *views}):
+    if extra := sorted({str(name) for name in frame.columns} - {*COLUMNS, PERSON, *views}):
         raise refuse(f"unexpected column {', '.join(extra)}")
     if frame.empty:
         raise refuse("no rows")
-    types = {**COLUMNS, **dict.fromkeys(views, "float32")}
-    columns = [*KEY, "subject", "label", *views, "logit", "prob"]
-    table = frame[columns].assign(subject=frame["subject"].fillna(""))
+    types = {**COLUMNS, PERSON: "str", **dict.fromkeys(views, "float32")}
+    texts = [name for name in ("subject", PERSON) if name in frame]
+    columns = [*KEY, *texts, "label", *views, "logit", "prob"]
+    table = frame[columns].assign(**{name: frame[name].fillna("") for name in texts})
     for name in columns:
         if table[name].isna().any():
             raise refuse(f"column {name} holds missing values or NaN")
@@ -124,7 +140,7 @@ def digest(frame: pd.DataFrame) -> str:
     """
     table = canonical(frame)
     state = hashlib.sha256()
-    for name in table.columns:
+    for name in table.columns.drop(PERSON, errors="ignore"):
         kind = COLUMNS.get(name, "float32")
         state.update(f"{name}:{kind}:{len(table)}\n".encode())
         if kind == "str":

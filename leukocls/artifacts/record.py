@@ -1,5 +1,6 @@
 """run.json: a run's record, its state, and where runs are found."""
 
+import hashlib
 import json
 import os
 import socket
@@ -12,6 +13,8 @@ from leukocls.artifacts.identity import config_hash
 from leukocls.artifacts.marks import Mark
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.files import atomic_write
+
+DIGEST = "record_sha256"  # the record's digest of all its other entries; new in 0.2
 
 
 class RunState(StrEnum):
@@ -40,7 +43,7 @@ def read_record(directory: Path) -> dict[str, Any]:
     """The run.json of a run directory, in the present format whichever version wrote it.
 
     Raises:
-        LeukoclsError: it is missing or damaged.
+        LeukoclsError: it is missing, damaged or edited.
     """
     path = directory / "run.json"
     try:
@@ -55,12 +58,24 @@ def read_record(directory: Path) -> dict[str, Any]:
         raise LeukoclsError(f"{path}: damaged ({error}); train this run again") from error
     if not isinstance(record, dict):
         raise LeukoclsError(f"{path}: damaged (no JSON object); train this run again")
+    if DIGEST in record and record[DIGEST] != record_digest(record):
+        raise LeukoclsError(
+            f"{path}: edited since leukocls wrote it (its entries do not have the digest {DIGEST});"
+            " restore it, or train this run again"
+        )
     return _upgraded(record)
 
 
 def write_record(directory: Path, record: dict[str, Any]) -> None:
-    """Replace run.json as a whole."""
-    atomic_write(directory / "run.json", json.dumps(record, indent=2))
+    """Replace run.json as a whole, with a digest of the record in it."""
+    signed = record | {DIGEST: record_digest(record)}
+    atomic_write(directory / "run.json", json.dumps(signed, indent=2))
+
+
+def record_digest(record: dict[str, Any]) -> str:
+    """sha256 of the sorted JSON of a record's entries, without its own digest."""
+    entries = {key: value for key, value in record.items() if key != DIGEST}
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
 def _upgraded(record: dict[str, Any]) -> dict[str, Any]:
@@ -163,11 +178,14 @@ def heading(record: dict[str, Any], split: str | None, as_selected: bool) -> str
 def headline(record: dict[str, Any]) -> dict[str, Any] | None:
     """The run's weighted F1 with its `heading` and `set`; None without one.
 
-    That of its test if it has one, else that of the set that chose the epoch.
+    That of its test if it has one, else that of the set that chose the epoch. A run that trained
+    measured that set; only a scored checkpoint may lack it.
     """
-    metrics = _object(record, "metrics")
+    metrics, chosen_on = _object(record, "metrics"), _object(record, "selection").get("set")
+    if chosen_on not in metrics and not _object(record, "identity").get("score"):
+        return None
     headed = {heading(record, split, as_selected=True): split for split in metrics}
-    split = headed.get("test") or _object(record, "selection").get("set")
+    split = headed.get("test") or chosen_on
     value = _object(metrics, str(split)).get("weighted_f1")
     if value is None:
         return None

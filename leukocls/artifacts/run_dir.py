@@ -90,7 +90,9 @@ class RunDir:
             record = read_record(self.directory)
             status, started = record["status"], record["started"]
             differ = self.differences(record)
-        except (LeukoclsError, KeyError, TypeError) as error:
+        except LeukoclsError as error:
+            raise LeukoclsError(f"{error} (force=true or --force)") from error
+        except (KeyError, TypeError) as error:
             raise LeukoclsError(
                 f"{path}: does not read ({error}); force=true (--force) starts the run again."
             ) from error

@@ -11,6 +11,8 @@ from importlib import resources
 
 import pandas as pd
 
+from leukocls.data.names import subject_key, subject_of
+
 SIDE, FINAL_SIDE = 450, 600  # px; final images are larger
 MANIFEST = "synthetic.json"  # the file that marks a data tree as SYNTHETIC
 FINAL_CELLS = 2586  # the labels and subjects of final are not published
@@ -71,6 +73,15 @@ def published_counts() -> dict[str, int]:
     """Published number of cells in each part."""
     counts = {part: sum(subjects.values()) for part, subjects in published_subjects().items()}
     return counts | {"final": FINAL_CELLS}
+
+
+def person_of(cell: str, subject: str) -> str:
+    """The person that a cell is from: its subject in one spelling, "" if unknown.
+
+    Subjects of cells with C-NMC's names are merged by the images that C-NMC holds more than once.
+    """
+    key = subject_key(subject)
+    return merged_subject(key) if subject_of(cell) else key
 
 
 def merged_subject(subject: str) -> str:

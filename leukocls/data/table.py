@@ -17,8 +17,8 @@ from collections import Counter
 from pathlib import Path
 
 from leukocls.common.errors import Fault, LeukoclsError
-from leukocls.data.names import LABEL_WORDS, UNKNOWN, cell_key, subject_of
-from leukocls.data.published import merged_subject
+from leukocls.data.names import LABEL_WORDS, UNKNOWN, cell_key
+from leukocls.data.published import person_of
 from leukocls.data.text_tables import read_words
 
 INSIDE = (
@@ -26,8 +26,6 @@ INSIDE = (
     " data.outside=true"
 )
 REQUIRED = ("cell", "subject", "label", "path")
-# P07 and p7 count as one person: treating one person as two would leak.
-LEADING_ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
 PART_OF_SPLIT = {
     "": "train",
     "train": "train",
@@ -83,9 +81,7 @@ def table_rows(path: Path, outside: bool, faults: list[Fault]) -> tuple[list[tup
         elif not (path.parent / file).is_file():
             missing.append(row.cell)
         else:
-            group = LEADING_ZEROS.sub("", row.subject.upper())
-            if group == subject_of(row.cell):  # C-NMC's own, some of which are one person
-                group = merged_subject(group)
+            group = person_of(row.cell, row.subject)
             rows.append((row.cell, file, part, -1, row.subject, label, -1, -1, group))
     return rows, missing
 

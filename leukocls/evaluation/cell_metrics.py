@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from leukocls.artifacts.predictions import sigmoid
+from leukocls.artifacts.predictions import persons, sigmoid
 from leukocls.common.errors import LeukoclsError
 from leukocls.evaluation.metrics import (
     COUNTS,
@@ -65,7 +65,8 @@ def cell_metrics(
         prob: in [0, 1], [n].
         label_pred: hard labels, 0 or 1, [n]. At least one of the three is needed; the first has
             priority.
-        subject: names, "" if unknown, [n].
+        subject: the person that each cell is from, "" if unknown, [n]. Metrics of subjects count
+            persons.
         threshold: probability in (0, 1) above which a cell is called ALL.
 
     Raises:
@@ -126,14 +127,14 @@ def by_split(frame: Any, threshold: float) -> dict[str, dict[str, Any]]:
     """`cell_metrics` of the labelled cells of each split, without the list of subjects.
 
     Args:
-        frame: one row for each cell, with `split`, `label` (−1 unknown), `logit` and `subject`.
+        frame: predictions of one epoch.
     """
     results = {}
     for split, cells in frame[frame["label"] >= 0].groupby("split"):
         values = cell_metrics(
             cells["label"],
             logit=cells["logit"],
-            subject=cells["subject"],
+            subject=persons(cells),
             threshold=threshold,
         )
         values["subject"].pop("per_subject")

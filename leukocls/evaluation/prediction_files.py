@@ -17,10 +17,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from leukocls.artifacts import predictions
-from leukocls.artifacts.predictions import sigmoid
+from leukocls.artifacts.predictions import PERSON, sigmoid
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.tables import listing
-from leukocls.data.names import UID, cell_key, subject_of
+from leukocls.data.names import UNKNOWN, cell_key, label_of, subject_of
+from leukocls.data.published import person_of
 from leukocls.data.text_tables import decoded, parse_csv, read_bytes, read_table
 
 CHALLENGE_FILE = "isbi_valid.predict"
@@ -36,6 +37,7 @@ class Truth:
         path: the file.
         rows: the row of each cell, by `cell_key` of each of its names.
         cell, label, subject: columns of the file; labels are 0 or 1, subjects "" if unknown.
+        person: `leukocls.data.published.person_of` the subjects, by C-NMC's names in any column.
     """
 
     path: Path
@@ -43,6 +45,7 @@ class Truth:
     cell: list[str]
     label: npt.NDArray[np.int64]
     subject: list[str]
+    person: list[str]
 
 
 def read_predictions(path: Path, unique: bool = True) -> pd.DataFrame:
@@ -53,7 +56,8 @@ def read_predictions(path: Path, unique: bool = True) -> pd.DataFrame:
 
     Returns:
         `cell`, `subject` ("" if unknown), `label` (−1 if unknown), and one of `logit`, `prob` and
-        `label_pred`; `epoch` and `split` if the file has them; `view_*` of a predictions.parquet.
+        `label_pred`; `person`, `epoch` and `split` if the file has them; `view_*` of a
+        predictions.parquet.
 
     Raises:
         LeukoclsError: not a prediction file, or bad values.
@@ -87,11 +91,10 @@ def read_truth(path: Path) -> Truth:
     label = _labels(table, column, cell, path)
     for name in names:
         _refuse_duplicates(table[name].map(cell_key), table[name], path)
-        suffixes = [(match := UID.match(value)) and match[2].casefold() for value in table[name]]
         wrong = [
             value
-            for value, suffix, y in zip(table[name], suffixes, label, strict=True)
-            if suffix and (suffix == "all") != (y == 1)
+            for value, y in zip(table[name], label, strict=True)
+            if label_of(value) not in (UNKNOWN, y)
         ]
         if wrong:
             raise LeukoclsError(
@@ -99,11 +102,15 @@ def read_truth(path: Path) -> Truth:
                 " 1 is ALL and 0 is HEM"
             )
     rows = {cell_key(value): i for name in names for i, value in enumerate(table[name])}
-    return Truth(path, rows, cell, label, _subjects(table, names))
+    subject = _subjects(table, names)
+    # Prelim's names are numbers; only the column of original names says that they are C-NMC's.
+    original = [next(filter(subject_of, row), row[0]) for row in table[names].to_numpy()]
+    person = [person_of(*pair) for pair in zip(original, subject, strict=True)]
+    return Truth(path, rows, cell, label, subject, person)
 
 
 def join(frame: pd.DataFrame, truth: Truth, source: str) -> pd.DataFrame:
-    """Predictions with the labels and subjects of `truth`, joined by cell name.
+    """Predictions with the labels, subjects and persons of `truth`, joined by cell name.
 
     Args:
         frame: one epoch of one split.
@@ -134,7 +141,9 @@ def join(frame: pd.DataFrame, truth: Truth, source: str) -> pd.DataFrame:
             " one of the two files is wrong"
         )
     subject = [truth.subject[i] or own for i, own in zip(row, frame["subject"], strict=True)]
-    return frame.assign(label=label, subject=subject)
+    known = frame[PERSON] if PERSON in frame else [""] * len(frame)
+    person = [own or truth.person[i] for i, own in zip(row, known, strict=True)]
+    return frame.assign(label=label, subject=subject, person=person)
 
 
 def challenge_zip(cell: Iterable[str], called: Iterable[bool], source: str) -> bytes:
@@ -205,6 +214,8 @@ def _foreign(table: pd.DataFrame, path: Path, unique: bool) -> pd.DataFrame:
             )
     if not {"logit", "prob"} & {*scored}:
         frame["label_pred"] = _labels(table, hard, cell, path)
+    if PERSON in table:
+        frame[PERSON] = table[PERSON].fillna("").astype(str).str.strip()
     if "split" in table:
         frame["split"] = table["split"].astype(str)
     if "epoch" in table:

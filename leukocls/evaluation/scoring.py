@@ -8,13 +8,14 @@ import numpy as np
 import pandas as pd
 
 from leukocls.artifacts import predictions
-from leukocls.artifacts.predictions import sigmoid
+from leukocls.artifacts.predictions import PERSON, sigmoid
 from leukocls.artifacts.record import heading, read_record
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.tables import listing
 from leukocls.data.names import subject_of
 from leukocls.evaluation import cell_metrics, prediction_files
 from leukocls.evaluation.prediction_files import Truth
+from leukocls.evaluation.selection import contradiction
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ def scored_parts(
                 "epoch": epoch,
                 "threshold": None if "label_pred" in cells else threshold,
                 "heading": heading(record, split, as_selected),
+                "persons_from": PERSON if PERSON in rows else "subject",
                 "marks": list(record.get("marks") or []),
             }
             parts.append(ScoredPart(cells.sort_values("cell"), origin))
@@ -110,7 +112,9 @@ def metrics_of(part: ScoredPart) -> dict[str, Any]:
         )
     try:
         values = cell_metrics.cell_metrics(
-            frame["label"].to_numpy(), subject=frame["subject"].to_numpy(dtype=str), **part.outputs
+            frame["label"].to_numpy(),
+            subject=predictions.persons(frame).to_numpy(dtype=str),
+            **part.outputs,
         )
     except LeukoclsError as error:
         raise LeukoclsError(f"{source}: {error}") from error
@@ -131,7 +135,8 @@ def load_predictions(source: Path, unique: bool = True) -> tuple[pd.DataFrame, d
         unique: whether a duplicate cell in a file from elsewhere is an error.
 
     Raises:
-        LeukoclsError: the file cannot be read, or is not the one that the run wrote.
+        LeukoclsError: the file cannot be read, is not the one that the run wrote, or gives another
+            selection than run.json says.
     """
     directory = source if source.is_dir() else source.parent
     in_run = source.name == "predictions.parquet" and (directory / "run.json").exists()
@@ -150,6 +155,11 @@ def load_predictions(source: Path, unique: bool = True) -> tuple[pd.DataFrame, d
             f"{directory / 'predictions.parquet'}: these are not the predictions the run wrote"
             " (their digest is not run.json's predictions_sha256); they were edited or belong to"
             " another run: restore them or train again"
+        )
+    if reason := contradiction(frame, record):
+        raise LeukoclsError(
+            f"{directory / 'run.json'}: its selection does not follow from predictions.parquet:"
+            f" {reason}. Restore the file that was edited, or train again"
         )
     return frame, record
 

@@ -4,6 +4,7 @@ import textwrap
 from typing import Any
 
 from leukocls.artifacts.marks import banner
+from leukocls.artifacts.predictions import PERSON
 from leukocls.common.tables import aligned
 from leukocls.evaluation import metrics, published_results
 from leukocls.evaluation.cell_metrics import SUBJECT_KEYS
@@ -44,7 +45,10 @@ def result_text(result: dict[str, Any], per_subject: bool = False) -> str:
         )
         for name in SUBJECT_KEYS
     ]
-    lines += ["", aligned(counts), "", f"{subjects or 'unknown'} subjects", aligned(rows)]
+    persons = f"{subjects or 'unknown'} persons"
+    if subjects and result["persons_from"] != PERSON:
+        persons += ", by subject: the file has no column person"
+    lines += ["", aligned(counts), "", persons, aligned(rows)]
     if per_subject and by_subject["per_subject"]:
         keys = ("subject", "label", "n", "correct", "accuracy", "mean_logit")
         table = [[_shown(row[key]) for key in keys] for row in by_subject["per_subject"]]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import OmegaConf
 
+from leukocls.artifacts.predictions import persons
 from leukocls.common.errors import LeukoclsError
 from leukocls.data.splits import read_split
 from leukocls.evaluation import scoring
@@ -149,7 +150,7 @@ def pictures(images: np.ndarray, table: pd.DataFrame) -> Picture:
 def figures(
     wandb: Any, record: dict[str, Any], frame: pd.DataFrame, picture: Picture | None
 ) -> dict[str, Any]:
-    """Confusion matrix, accuracy by subject and a table of cells, for each split.
+    """Confusion matrix, accuracy by person and a table of cells, for each split.
 
     Args:
         record: run.json of the finished run.
@@ -176,15 +177,15 @@ def figures(
         values = cell_metrics(
             known["label"],
             logit=known["logit"],
-            subject=known["subject"],
+            subject=persons(known),
             threshold=threshold,
         )
         rows = [[one["subject"], one["accuracy"]] for one in values["subject"]["per_subject"]]
         logged[f"{split}/subjects"] = wandb.plot.bar(
-            wandb.Table(columns=["subject", "accuracy"], data=rows),
-            "subject",
+            wandb.Table(columns=["person", "accuracy"], data=rows),
+            "person",
             "accuracy",
-            title=f"Accuracy by subject: {title}",
+            title=f"Accuracy by person: {title}",
         )
     return logged
 

@@ -89,7 +89,8 @@ def predict(model: Pipeline, index: Index, split: Split, table: pd.DataFrame) ->
     for name, rows in split.rows.items():
         if name == "train":
             continue
-        cells = index.table.iloc[rows][["cell", "subject", "label"]]
+        cells = index.table.iloc[rows][["cell", "subject", "group", "label"]]
+        cells = cells.rename(columns={"group": "person"})
         logit = model.decision_function(table.iloc[rows]).astype("float32")
         frames.append(
             cells.assign(epoch=EPOCH, split=name, view_0=logit, logit=logit, prob=sigmoid(logit))

@@ -13,7 +13,7 @@ from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
 from leukocls.artifacts import predictions
-from leukocls.artifacts.predictions import sigmoid
+from leukocls.artifacts.predictions import PERSON, sigmoid
 from leukocls.common.errors import DataFault
 from leukocls.data.index import Index
 from leukocls.evaluation.cell_metrics import by_split
@@ -103,6 +103,9 @@ class Recorder(pl.Callback):
         rows = read_history(self.directory)
         self.metrics = [row for row in rows if row["epoch"] <= epoch]
         frame = predictions.read(self.directory / "predictions.parquet")
+        if PERSON not in frame:
+            group = self.index.table.set_index("cell")["group"]
+            frame = frame.assign(person=frame["cell"].map(group))
         self.predictions = [frame[frame["epoch"] <= epoch]]
         if any(self.checkpoints.folder.glob("selected-*")):  # versions before 0.2 wrote none
             self.checkpoints.publish_best(self.selected_epoch)
@@ -221,6 +224,7 @@ class Recorder(pl.Callback):
                 "split": split,
                 "cell": cells["cell"].to_numpy(),
                 "subject": cells["subject"].to_numpy(),
+                "person": cells["group"].to_numpy(),
                 "label": cells["label"].to_numpy(),
                 **{f"view_{v}": column for v, column in enumerate(scores["views"].T)},
                 "logit": scores["logit"],

@@ -133,6 +133,24 @@ def test_unreadable_files_are_named(tmp_path, content):
         predictions.read(path)
 
 
+def test_persons_are_kept_and_no_part_of_the_digest(frame, tmp_path):
+    merged = frame.assign(person=frame["subject"].replace({"57": "57+58", "": None}))
+    assert predictions.digest(merged) == predictions.digest(frame)
+    predictions.write(tmp_path / "a.parquet", merged)
+    back = predictions.read(tmp_path / "a.parquet")
+    assert back.columns[:5].to_list() == ["epoch", "split", "cell", "subject", "person"]
+    assert predictions.persons(back).to_list() == back["person"].to_list()
+    assert dict(zip(back["subject"], back["person"], strict=True)) == {
+        "57": "57+58", "H3": "H3", "": ""
+    }  # fmt: skip
+    # Without the column, C-NMC's merged subjects, where the names of the cells are C-NMC's.
+    assert predictions.persons(frame).to_list() == frame["subject"].to_list()
+    named = frame.assign(
+        cell=[f"UID_{s or 9}_1_{k}_hem.bmp" for k, s in enumerate(frame["subject"])]
+    )
+    assert predictions.persons(named).to_list() == ["57", "H3+H10", ""] * 2
+
+
 def test_an_unknown_subject_may_be_null(frame, tmp_path):
     nulls = frame.assign(subject=frame["subject"].replace({"": None}))
     assert predictions.digest(nulls) == predictions.digest(frame)

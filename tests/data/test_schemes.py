@@ -10,7 +10,7 @@ from unittest.mock import MagicMock
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Outcome, Train, only_run, record, small
+from conftest import Outcome, Train, edit_record, only_run, record, small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
@@ -368,7 +368,7 @@ def killed(middle, outputs, monkeypatch):
     shutil.copytree(source, run)
     unset = {"status": "running", "pid": -1, "metrics": {}, "threshold": None}
     unset |= {"predictions_sha256": None, "weights_sha256": None}
-    (run / "run.json").write_text(json.dumps(record(run) | unset))
+    edit_record(run, **unset)
 
 
 def killed_between(middle, outputs, monkeypatch):

@@ -6,11 +6,13 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import edit_record, record
 from PIL import Image
 
 from leukocls import audit
 from leukocls.artifacts import predictions
 from leukocls.artifacts.predictions import sigmoid
+from leukocls.artifacts.record import write_record
 from leukocls.common.errors import LeukoclsError
 from leukocls.data.published import subject_counts
 from leukocls.evaluation.audit import audit as audited
@@ -150,12 +152,76 @@ def test_numbers_of_other_data_sets_are_not_those_of_c_nmc(judge):
     assert (verdict, code) == ("unknown", 0)
     assert found["subjects"]["ok"] is True
     assert found["subjects"]["overlap"] == 0
-    # The same subject on both sides is one person there too; a and A may be two.
-    own["subject"] = ["a", "a", "b", "b", "A", "A", "b", "c"]
+    # The same subject on both sides is one person there too.
+    own["subject"] = ["a", "a", "b", "b", "d", "d", "b", "c"]
     verdict, _, found = judge(scores(own, "val"), own)
     assert verdict == "leaky"
     assert found["subjects"]["cells"] == ["c6"]
-    assert found["subjects"]["values"] == ["b"]
+    assert found["subjects"]["values"] == ["B"]
+
+
+@pytest.mark.parametrize(
+    ("trained", "scored"), [("P07", "p7"), ("h101", "H101"), ("101", "101.0"), ("p7 ", "P007")]
+)
+def test_two_spellings_of_a_subject_are_one_person(judge, trained, scored):
+    own = pd.DataFrame({"cell": list("abcdef"), "split": ["train"] * 3 + ["val"] * 3})
+    own["subject"] = [trained, "x", "y", scored, "z", "w"]
+    verdict, code, found = judge(scores(own, "val"), own)
+    assert (verdict, code) == ("leaky", 1)
+    assert found["subjects"]["cells"] == ["d"]
+
+
+def test_two_spellings_in_names_are_one_person_whatever_the_column_says(judge):
+    split = table(train={"H3": 2, "1": 2}, val={"H3": 1, "2": 1})
+    split["cell"] = split["cell"].str.replace("_H3_5_", "_H03_5_")
+    for subject in (["H3", "H3", "1", "1", "H3", "2"], ["H3", "H3", "1", "1", "H03", "2"]):
+        verdict, _, found = judge(scores(split, "val"), split.assign(subject=subject))
+        assert (verdict, found["subjects"]["cells"]) == ("leaky", [split["cell"][4]])
+
+
+def test_persons_of_the_predictions_count(judge):
+    """A run's predictions know that two subjects share images; the split does not."""
+    split = pd.DataFrame({"cell": list("abcdef"), "split": ["train"] * 3 + ["val"] * 3})
+    split["subject"] = ["s1", "s2", "s3", "s4", "s5", "s6"]
+    predicted = scores(split, "val").assign(subject=["s4", "s5", "s6"])
+    assert judge(predicted, split)[2]["subjects"]["ok"] is True
+    persons = ["S1+S4", "S5", "S6"]
+    verdict, _, found = judge(predicted.assign(person=persons), split)
+    assert (verdict, found["subjects"]["cells"]) == ("leaky", ["d"])
+    # Subjects by other numbers than the split's say nothing of them.
+    renamed = predicted.assign(subject=["x", "y", "z"], person=["x+s1", "y", "z"])
+    assert judge(renamed, split)[2]["subjects"]["ok"] is True
+
+
+@pytest.mark.parametrize(
+    "twin",
+    ["images/{}.bmp", "{}.png", "images\\{}.BMP", "./a/b/{}.jpeg", "{}"],
+)
+@pytest.mark.parametrize("name", ["UID_3_9_1_all", "c9", "17"])
+def test_a_cell_that_was_trained_on_by_another_name_is_found(judge, twin, name):
+    split = pd.DataFrame(
+        {
+            "cell": ["c1", "c2", twin.format(name), name + ".bmp", "c4"],
+            "split": ["train"] * 3 + ["val"] * 2,
+            "subject": list("vwxyz"),
+        }
+    )
+    verdict, _, found = judge(scores(split, "val"), split)
+    assert (verdict, found["cells"]["cells"]) == ("leaky", [name + ".bmp"])
+
+
+def test_folders_tell_cells_of_one_name_apart(judge):
+    split = pd.DataFrame(
+        {"cell": ["a/1.png", "a/2.png", "b/1.png", "b/3.png"], "subject": list("wxyz")}
+    ).assign(split=["train", "train", "val", "val"])
+    predicted = scores(split, "val")
+    found = judge(predicted, split)[2]
+    assert all(found[check]["ok"] for check in ("cells", "once", "complete"))
+    # Other people's predictions may name them without the folder, where that is enough.
+    predicted["cell"] = ["b/1", "3.png"]
+    assert judge(predicted, split)[2]["complete"]["ok"] is True
+    predicted["cell"] = ["1", "3"]
+    assert judge(predicted, split)[2]["complete"]["cells"] == ["1"]
 
 
 def test_spelling_of_names_hides_nothing(judge):
@@ -257,6 +323,37 @@ def test_a_turned_copy_under_another_subject_is_found_with_the_images(judge, pic
     assert [check for check in CHECKS if found[check]["ok"] is None] == ["selection"]
 
 
+def test_labels_are_compared_with_those_of_the_data(judge, pictures, tmp_path):
+    """Flipped in both files, so that they agree."""
+    data, split = pictures
+    apart = split.drop(columns="path").query("cell != 'c5'")
+    flipped = apart.assign(label=apart["label"].where(apart["cell"] != "c6", 1 - apart["label"]))
+    predicted = scores(apart, "val").assign(label=[0, 1, 1])
+    assert judge(predicted, flipped)[2]["labels"]["ok"] is True
+    found = judge(predicted, flipped, "--data", data, "--cache", tmp_path / "cache")[2]
+    assert (found["labels"]["ok"], found["labels"]["cells"]) == (False, ["c6"])
+
+
+def test_cells_of_the_data_that_both_files_lack_are_named(judge, pictures, tmp_path):
+    """The harder half of prelim, dropped from predictions and split."""
+    data, split = pictures
+    cells = pd.read_csv(data)
+    parts = data.parent / "parts.csv"
+    cells.assign(split=["train"] * 4 + ["prelim"] * 4).to_csv(parts, index=False)
+    split = split.assign(split=["train"] * 4 + ["prelim"] * 4)
+    half = split[split["cell"] != "c5"][:-1]
+    options = ["--cache", tmp_path / "cache"]
+    assert judge(scores(half, "prelim"), half)[2]["complete"]["ok"] is True
+    verdict, _, found = judge(scores(half, "prelim"), half, "--data", parts, *options)
+    assert (verdict, found["complete"]["cells"]) == ("broken", ["c5", "c7"])
+    # Without parts in the data nobody knows who was meant to be scored, but for one person's cells.
+    persons = data.parent / "persons.csv"
+    cells.assign(subject=[*"abcdefgg"]).to_csv(persons, index=False)
+    verdict, _, found = judge(scores(half, "prelim"), half, "--data", persons, *options)
+    assert (verdict, found["complete"]["ok"]) == ("unknown", None)
+    assert found["complete"]["cells"] == ["c7"]
+
+
 def test_images_that_are_not_there_prove_nothing(judge, pictures, tmp_path):
     """The training images are missing, among them the one that c5 is a copy of."""
     data, split = pictures
@@ -344,6 +441,19 @@ def test_labels_that_contradict_are_named(judge):
         assert judge(predicted.assign(label=[1, 1, 1, 0, 0]), split)[2]["labels"]["ok"] is True
 
 
+def test_labels_that_contradict_the_names_are_named(judge):
+    """Flipped in both files: the names still say what the cells are."""
+    predicted = scores(HONEST, "prelim").assign(label=[1, 1, 0, 0, 1])
+    is_hem = HONEST["cell"].str.endswith("hem.bmp")
+    label = np.where(is_hem, "0", "1")
+    label[[-3, -1]] = ["0", "1"]
+    verdict, _, found = judge(predicted, HONEST.assign(label=label))
+    assert (verdict, found["labels"]["cells"]) == (
+        "broken",
+        HONEST["cell"].iloc[[-3, -1]].to_list(),
+    )
+
+
 # --- selection
 
 
@@ -368,6 +478,20 @@ def test_several_epochs_without_a_run_are_a_selection(judge):
     assert found["once"]["ok"] is True
     assert "several epochs" in found["selection"]["text"]
     assert judge(predicted.assign(epoch=2), HONEST)[0] == "unknown"
+
+
+def test_an_honest_file_with_all_epochs_of_its_selection_set_is_no_selection(judge):
+    val, prelim = scores(HONEST, "val"), scores(HONEST, "prelim")
+    curve = [val.assign(epoch=epoch) for epoch in (0, 1, 2)]
+    for named in (False, True):
+        predicted = pd.concat([*curve, prelim.assign(epoch=1)])
+        if named:
+            predicted["split"] = predicted["cell"].map(HONEST.set_index("cell")["split"])
+        verdict, code, found = judge(predicted, HONEST)
+        assert (verdict, code, found["selection"]["ok"]) == ("unknown", 0, None)
+        assert "val could choose" in found["selection"]["text"]
+    both = pd.concat([*curve, *(prelim.assign(epoch=epoch) for epoch in (0, 1))])
+    assert judge(both, HONEST)[0] == "selection"
 
 
 def test_subjects_that_chose_are_no_test(judge):
@@ -416,12 +540,12 @@ def run(tmp_path):
         written = hashlib.sha256((directory / "split.csv").read_bytes()).hexdigest()
         said = {
             "id": "x-proposal-s0-01234567", "status": "done", "marks": list(marks),
-            "selection": {"rule": "best_weighted_f1", "set": chosen_on, "epoch": epochs[-1]},
+            "selection": {"rule": "last", "set": chosen_on, "epoch": epochs[-1]},
             "threshold": 0.5, "data_digest": "0" * 64,
             "predictions_sha256": predictions.digest(frame),
             "inputs": {"split": written},
         } | record  # fmt: skip
-        (directory / "run.json").write_text(json.dumps(said))
+        write_record(directory, said)
         return directory
 
     return write
@@ -438,6 +562,26 @@ def told(capsys):
         return said["verdict"], code, {one["check"]: one for one in said["findings"]}
 
     return call
+
+
+def test_a_verdict_says_which_copies_were_looked_for(run, capsys):
+    directory = run()
+    bare = pd.read_csv(directory / "split.csv")[["cell", "split"]]
+    bare.to_csv(directory / "bare.csv", index=False)
+    for more, compared in (([], True), (["--split", str(directory / "bare.csv")], False)):
+        audit.main([str(directory), *more, "--json"])
+        found = json.loads(capsys.readouterr().out)["compared"]
+        assert (len(found) == 4 and "flipped" in found) if compared else found == []
+    audit.main([str(directory)])
+    words = " ".join(capsys.readouterr().out.split())
+    assert all(kind in words for kind in ("exact copies", "turned", "flipped", "moved"))
+
+
+def test_a_selection_set_that_the_split_lacks_is_no_proof():
+    split, record = HONEST.assign(pixels=HONEST["cell"]), {"selection": {"set": "dev"}}
+    predicted = scores(HONEST, "prelim").assign(subject="", label=-1)
+    result = audited(predicted, split, record, None)
+    assert result["verdict"] == "selection"
 
 
 def test_a_run_that_selected_elsewhere_is_honest(run, told):
@@ -484,6 +628,21 @@ def test_a_run_keeps_its_marks_whatever_split_it_is_judged_by(run, capsys):
     assert json.loads(capsys.readouterr().out)["marks"] == ["SYNTHETIC", "LEAKY"]
     audit.main(arguments)
     assert "*** SYNTHETIC LEAKY ***" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_record_with_an_edited_selection_set_is_refused(run, told, signed):
+    """One word, and the set that chose the epoch would be a test."""
+    directory = run(HONEST[HONEST["split"] != "val"], "prelim")
+    selection = record(directory)["selection"] | {"set": "val"}
+    if signed:
+        edit_record(directory, selection=selection)
+    else:
+        path = directory / "run.json"
+        path.write_text(json.dumps(record(directory) | {"selection": selection}))
+    with pytest.raises(LeukoclsError, match=r"run\.json: (edited|its selection)") as caught:
+        told(directory)
+    assert caught.value.exit_code == 2
 
 
 def test_a_split_that_was_edited_since_is_refused(run, told):

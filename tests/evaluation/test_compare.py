@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import record
+from conftest import edit_record, record
 from scipy import stats as oracle
 from sklearn import metrics as scores
 
 from leukocls import compare
 from leukocls.artifacts import predictions
+from leukocls.artifacts.record import write_record
 from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.evaluation import comparison, metrics, published_results
 from leukocls.reporting import tables
@@ -65,20 +66,15 @@ def write_run(directory, frame, **changes):
         "identity": {"seed": seed, "rescore_from": None},
         "data_digest": "d1",
         "split_scheme": "challenge",
-        "selection": {"rule": "best_weighted_f1", "set": "prelim", "epoch": 1},
+        "selection": {"rule": "last", "set": "prelim", "epoch": 1},
         "threshold": 0.5,
         "marks": ["SYNTHETIC"],
         # Never read: every number is taken anew.
         "metrics": {"prelim": {"weighted_f1": 0.123}},
         "predictions_sha256": predictions.digest(frame),
     }
-    (directory / "run.json").write_text(json.dumps(known | changes))
+    write_record(directory, known | changes)
     return directory
-
-
-def edit(directory, **changes):
-    known = record(directory)
-    (directory / "run.json").write_text(json.dumps(known | changes))
 
 
 def selected_on_prelim(seed, strength):
@@ -119,7 +115,7 @@ def honest(tmp_path):
         for seed in SEEDS:
             frame = pd.concat([frame_of("val", epoch, seed, strength) for epoch in (0, 1)])
             frame = pd.concat([frame, frame_of("prelim", 1, seed, strength)])
-            selection = {"rule": "best_weighted_f1", "set": "val", "epoch": 1}
+            selection = {"rule": "last", "set": "val", "epoch": 1}
             where = root / arm / f"seed_{seed:03d}"
             write_run(where, frame, selection=selection, split_scheme="honest")
     return root
@@ -256,7 +252,7 @@ def test_a_test_set_is_the_table_and_the_chosen_seed_is_shown_on_it(honest):
 
 def test_leaky_runs_have_no_test(honest):
     for run in honest.rglob("run.json"):
-        edit(run.parent, marks=["LEAKY"])
+        edit_record(run.parent, marks=["LEAKY"])
     document = comparison.compare([honest])
     assert (document["test_set"], document["marks"]) == (None, ["LEAKY"])
     assert arm_of(document, "proposal")["weighted_f1"]["values"] == pytest.approx(
@@ -274,7 +270,7 @@ def test_a_run_without_selection_or_test_is_refused(sweep):
 
 
 def test_marks_are_those_of_any_run(sweep):
-    edit(sweep / "norot" / "seed_001", marks=["SYNTHETIC", "LIMITED"])
+    edit_record(sweep / "norot" / "seed_001", marks=["SYNTHETIC", "LIMITED"])
     document = comparison.compare([sweep])
     assert document["marks"] == ["SYNTHETIC", "LIMITED"]
     assert "*** SYNTHETIC LIMITED ***" in tables.comparison_text(document)
@@ -314,10 +310,17 @@ def test_arms_that_share_runs_are_paired_and_others_are_not(sweep):
 
 def test_the_same_training_is_shared_however_it_came_about(sweep):
     """Trained again to the same bits, or with another epoch chosen, it is no independent run."""
+    chosen = set()
     for seed in SEEDS:
-        where = sweep / "proposal,optim.lr=1" / f"seed_{seed:03d}"
-        selection = {"rule": "last", "set": "prelim", "epoch": 0}
-        write_run(where, selected_on_prelim(seed, 1.0), selection=selection)
+        frame = selected_on_prelim(seed, 1.0)
+        f1 = [
+            scores.f1_score(cells["label"], cells["logit"] > 0, average="weighted")
+            for _, cells in frame.groupby("epoch")
+        ]
+        chosen.add(epoch := int(np.argmax(f1)))
+        selection = {"rule": "best_weighted_f1", "set": "prelim", "epoch": epoch}
+        write_run(sweep / "proposal,optim.lr=1" / f"seed_{seed:03d}", frame, selection=selection)
+    assert 0 in chosen
     tests = comparison.compare([sweep])["tests"]
     by_arm = {row["b"]: row["test"] for row in tests}
     assert by_arm == {
@@ -356,7 +359,7 @@ def test_what_is_undefined_is_null_with_a_reason(sweep, capsys):
         frame = predictions.read(run.parent / "predictions.parquet")
         frame = frame[frame["label"] == 1]
         predictions.write(run.parent / "predictions.parquet", frame)
-        edit(run.parent, predictions_sha256=predictions.digest(frame))
+        edit_record(run.parent, predictions_sha256=predictions.digest(frame))
     assert compare.main([str(sweep), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     arm = arm_of(document, "proposal")
@@ -372,7 +375,7 @@ def test_what_is_undefined_is_null_with_a_reason(sweep, capsys):
 def test_equal_arms_have_no_p_value(sweep):
     shutil.copytree(sweep / "proposal", sweep / "copy")
     for seed in SEEDS:
-        edit(sweep / "copy" / f"seed_{seed:03d}", id=f"copy-{seed}")
+        edit_record(sweep / "copy" / f"seed_{seed:03d}", id=f"copy-{seed}")
     document = comparison.compare([sweep / "proposal", sweep / "copy"])
     for row in document["tests"]:
         assert (row["p"], row["reason"]) == (None, "all differences are zero")
@@ -396,7 +399,7 @@ def test_links_and_scorings_are_left_out_unless_they_are_named(sweep):
     for arm in ("phase=a,proposal", "link=b,proposal", "score=prelim,proposal"):
         shutil.copytree(sweep / "proposal", sweep / arm)
         for seed in SEEDS:
-            edit(sweep / arm / f"seed_{seed:03d}", id=f"{arm}-{seed}")
+            edit_record(sweep / arm / f"seed_{seed:03d}", id=f"{arm}-{seed}")
     names = [arm["name"] for arm in comparison.compare([sweep])["arms"]]
     assert sorted(names) == sorted(["proposal", "norot", "nospeclr_1e-4", "proposal,optim.lr=1"])
     document = comparison.compare([sweep / "proposal", sweep / "phase=a,proposal"])
@@ -441,12 +444,16 @@ def test_places_without_runs_are_refused(tmp_path):
     [
         ({"data_digest": "d2"}, "data_digest d2: prellberg2019/norot/seed_001"),
         ({"split_scheme": "lofo"}, "split_scheme lofo: prellberg2019/norot/seed_001"),
-        ({"selection": {"set": "val", "epoch": 1}}, "selection set val: "),
-        ({"selection": {"set": "val", "epoch": 1}}, "scored set prelim (test): "),
+        ({"selection": {"rule": "last", "set": "val", "epoch": 1}}, "selection set val: "),
+        ({"selection": {"rule": "last", "set": "val", "epoch": 1}}, "scored set prelim (test): "),
     ],
 )
 def test_what_cannot_be_compared_is_not_mixed(sweep, change, condition):
-    edit(sweep / "norot" / "seed_001", **change)
+    run = sweep / "norot" / "seed_001"
+    edit_record(run, **change)
+    if "selection" in change:
+        frames = [frame_of("val", 0, 1, 1.0), *(frame_of(s, 1, 1, 1.0) for s in ("val", "prelim"))]
+        write_run(run, pd.concat(frames), **change)
     message = refused(sweep)
     assert message.startswith("these runs cannot be compared")
     assert condition in message
@@ -464,7 +471,7 @@ def test_runs_that_scored_other_cells_are_not_mixed(sweep):
 
 def test_two_configurations_are_not_one_arm(sweep):
     identity = {"seed": 1, "rescore_from": None, "optim.lr": 0.1}
-    edit(sweep / "proposal" / "seed_001", identity=identity)
+    edit_record(sweep / "proposal" / "seed_001", identity=identity)
     message = refused(sweep)
     assert "one arm, two configurations" in message
     assert "optim.lr (None and 0.1)" in message
@@ -477,8 +484,8 @@ def test_two_configurations_are_not_one_arm(sweep):
 def broken(sweep):
     """Seed 1 failed, seed 2 was killed, seed 3 never began, and another arm misses one."""
     error = "RuntimeError: out of memory\nand a trace"
-    edit(sweep / "nospeclr_1e-4" / "seed_001", status="failed", error=error)
-    edit(sweep / "nospeclr_1e-4" / "seed_002", status="interrupted", error="interrupted")
+    edit_record(sweep / "nospeclr_1e-4" / "seed_001", status="failed", error=error)
+    edit_record(sweep / "nospeclr_1e-4" / "seed_002", status="interrupted", error="interrupted")
     shutil.rmtree(sweep / "nospeclr_1e-4" / "seed_003")
     shutil.rmtree(sweep / "norot" / "seed_000")
     return sweep
@@ -532,7 +539,7 @@ def test_seeds_can_be_planned(sweep, capsys):
 
 def test_an_arm_of_which_nothing_is_done_is_told(sweep):
     for seed in SEEDS:
-        edit(sweep / "norot" / f"seed_{seed:03d}", status="failed", error="x")
+        edit_record(sweep / "norot" / f"seed_{seed:03d}", status="failed", error="x")
     document = comparison.compare([sweep], incomplete=True)
     arm = arm_of(document, "norot")
     assert (arm["n"], arm["weighted_f1"]["reason"]) == (0, "no finished run")
@@ -542,7 +549,7 @@ def test_an_arm_of_which_nothing_is_done_is_told(sweep):
 
 def test_an_arm_of_which_nothing_is_done_is_no_reference(sweep):
     for seed in SEEDS:
-        edit(sweep / "proposal" / f"seed_{seed:03d}", status="failed", error="x")
+        edit_record(sweep / "proposal" / f"seed_{seed:03d}", status="failed", error="x")
     document = comparison.compare([sweep], incomplete=True)
     assert document["reference"] == document["arms"][0]["name"] != "proposal"
     assert arm_of(document, "proposal")["n"] == 0
@@ -573,6 +580,15 @@ def test_a_damaged_record_is_told(sweep):
     path = sweep / "norot" / "seed_001" / "run.json"
     path.write_text('{"status": "done"')
     assert f"{path}: damaged" in refused(sweep, fault=DataFault)
+
+
+def test_an_edited_record_is_told(sweep):
+    path = sweep / "norot" / "seed_001" / "run.json"
+    path.write_text(path.read_text().replace('"set": "prelim"', '"set": "val"'))
+    assert f"{path}: edited" in refused(sweep, fault=DataFault)
+    # Signed anew, it names a set without predictions.
+    edit_record(path.parent, selection={"rule": "last", "set": "val", "epoch": 1})
+    assert f"{path}: its selection" in refused(sweep, fault=DataFault)
 
 
 # --- the command

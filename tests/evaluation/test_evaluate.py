@@ -6,10 +6,12 @@ import zipfile
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import edit_record
 from sklearn import metrics as oracle
 
 from leukocls import evaluate
 from leukocls.artifacts import predictions
+from leukocls.artifacts.record import write_record
 from leukocls.common.errors import LeukoclsError
 from leukocls.evaluation import metrics, prediction_files, scoring
 from leukocls.evaluation.cell_metrics import cell_metrics
@@ -18,7 +20,7 @@ SUBJECTS = ["51", "57", "H3", "H25"]
 
 
 def split_frame(split, epoch, n=40, labelled=True):
-    rng = np.random.default_rng([epoch, len(split)])
+    rng = np.random.default_rng([epoch, len(split), 2])
     number = np.arange(1, n + 1)
     subject = np.array(SUBJECTS)[number % 4]
     label = (number % 4 < 2).astype(int)
@@ -38,18 +40,17 @@ def split_frame(split, epoch, n=40, labelled=True):
     )
 
 
+# Epoch 1 is the best on val, and scores what is only reported.
 FRAME = pd.concat(
     split_frame(split, epoch, labelled=split != "final")
-    for epoch in (0, 1, 2)
-    for split in ("train", "val", "prelim", "final")
+    for epoch, splits in enumerate((["val"], ["train", "val", "prelim", "final"], ["val"]))
+    for split in splits
 )
 
 
-@pytest.fixture
-def run(tmp_path):
-    directory = tmp_path / "outputs" / "x" / "proposal" / "seed_000"
+def write_run(directory, frame=FRAME, **changes):
     directory.mkdir(parents=True)
-    predictions.write(directory / "predictions.parquet", FRAME)
+    predictions.write(directory / "predictions.parquet", frame)
     record = {
         "id": "x-proposal-s0-01234567",
         "status": "done",
@@ -57,10 +58,15 @@ def run(tmp_path):
         "threshold": 0.4,
         "view_weights": None,
         "marks": ["SYNTHETIC"],
-        "predictions_sha256": predictions.digest(FRAME),
+        "predictions_sha256": predictions.digest(frame),
     }
-    (directory / "run.json").write_text(json.dumps(record))
+    write_record(directory, record | changes)
     return directory
+
+
+@pytest.fixture
+def run(tmp_path):
+    return write_run(tmp_path / "outputs" / "x" / "proposal" / "seed_000")
 
 
 @pytest.fixture
@@ -113,7 +119,7 @@ def test_every_split_is_one_result_with_its_own_heading(run, js):
 
 
 @pytest.mark.parametrize(
-    "override", [("--epoch", "2"), ("--epoch", "last"), ("--threshold", "0.3"), ("--views", "0")]
+    "override", [("--threshold", "0.3"), ("--views", "0"), ("--threshold", "0.6", "--views", "1")]
 )
 def test_what_the_command_line_chose_is_never_called_test(run, js, override):
     assert js(run, "--split", "prelim", *override)["heading"] == "unknown"
@@ -121,17 +127,54 @@ def test_what_the_command_line_chose_is_never_called_test(run, js, override):
 
 
 def test_the_selection_set_is_never_called_test(run, js):
-    path = run / "run.json"
-    record = json.loads(path.read_text())
-    record["selection"]["set"] = "prelim"
-    path.write_text(json.dumps(record))
     for epoch in ("selected", "last", "all"):
-        found = js(run, "--split", "prelim", "--epoch", epoch)
+        found = js(run, "--split", "val", "--epoch", epoch)
         found = found if isinstance(found, list) else [found]
         assert {one["heading"] for one in found} == {"selection"}
-    record["selection"] = {"rule": "last", "set": None, "epoch": 1}
-    path.write_text(json.dumps(record))
+    edit_record(run, selection={"rule": "last", "set": None, "epoch": 1})
     assert js(run, "--split", "prelim")["heading"] == "unknown"
+
+
+def test_an_edited_record_is_refused(run):
+    """The file's own digest, which a record of a version before 0.2 does not have."""
+    path = run / "run.json"
+    written = path.read_text()
+    path.write_text(written.replace('"set": "val"', '"set": "prelim"'))
+    for source in (run, run / "predictions.parquet"):
+        message = refused(source, "--split", "prelim")
+        assert str(path) in message
+        assert "record_sha256" in message
+    edited = json.loads(written)
+    path.write_text(json.dumps(edited))  # other white space, the same entries
+    assert evaluate.main([str(run), "--split", "val"]) == 0
+    del edited["record_sha256"]
+    path.write_text(json.dumps(edited))
+    assert evaluate.main([str(run), "--split", "val"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("splits", "selection"),
+    [
+        # Selected on prelim, and one word edited: prelim would be a test.
+        (["prelim"], {"rule": "best_weighted_f1", "set": "val", "epoch": 1}),
+        (["val", "prelim"], {"rule": "best_weighted_f1", "set": "val", "epoch": 2}),
+        (["val", "prelim"], {"rule": "last", "set": "val", "epoch": 1}),
+        (["val", "prelim"], {"rule": "mean", "set": "val", "epoch": 1}),
+        # Val was looked at in every epoch.
+        (["val", "prelim"], {"rule": "best_weighted_f1", "set": "prelim", "epoch": 1}),
+    ],
+)
+def test_a_selection_that_the_predictions_do_not_give_is_refused(tmp_path, splits, selection):
+    """Also if the record was signed anew."""
+    frame = FRAME[FRAME["split"].isin(splits)]
+    directory = write_run(tmp_path / "forged", frame, selection=selection)
+    assert f"{directory / 'run.json'}: its selection" in refused(directory)
+
+
+def test_a_scored_checkpoint_was_selected_elsewhere(tmp_path, js):
+    frame = FRAME[FRAME["split"] == "prelim"]
+    directory = write_run(tmp_path / "scored", frame, identity={"score": "prelim"})
+    assert js(directory)["heading"] == "test"
 
 
 def test_epochs(run, js):
@@ -170,16 +213,14 @@ def test_the_row_order_of_the_file_changes_nothing(run, js):
 
 
 def test_a_run_without_a_digest_is_refused(run):
-    path = run / "run.json"
-    record = json.loads(path.read_text()) | {"predictions_sha256": None, "status": "running"}
-    path.write_text(json.dumps(record))
+    edit_record(run, predictions_sha256=None, status="running")
     assert "running" in refused(run)
 
 
 def test_a_predictions_file_away_from_its_run_is_of_unknown_origin(tmp_path, js):
     path = tmp_path / "copy.parquet"
     predictions.write(path, FRAME)
-    assert "--epoch" in refused(path, "--split", "prelim")
+    assert "--epoch" in refused(path, "--split", "val")
     result = js(path, "--split", "prelim", "--epoch", "1")
     assert (result["heading"], result["threshold"], result["run"]) == ("unknown", 0.5, None)
     assert js(path, "--split", "train", "--epoch", "1")["heading"] == "unknown"
@@ -246,7 +287,8 @@ def test_official_truth_is_joined_by_name(probs, truth, js):
     assert result["split"] is None
     assert result["epoch"] is None
     subjects = {row["subject"] for row in result["subject"]["per_subject"]}
-    assert subjects == {"1", "2", "3", "H1", "H2", "H3"}
+    # C-NMC's H2 and H3 share images with others, which its original names tell.
+    assert subjects == {"1", "2", "3", "H1", "H2+H4+H5+H6", "H3+H10"}
 
 
 def test_the_row_order_of_other_peoples_files_changes_no_bit(tmp_path, probs, truth, js):
@@ -315,6 +357,44 @@ def test_a_subject_column_counts(tmp_path, js):
     path = write_csv(tmp_path / "p.csv", ["cell", "prob", "label", "subject"], rows)
     result = js(path)
     assert (result["n_subjects"], result["subject"]["undecided"]) == (2, 1)
+
+
+PERSONS = {"51": "51", "57": "57", "H3": "H3+H25", "H25": "H3+H25"}
+
+
+def test_metrics_by_subject_count_persons(tmp_path, js, capsys):
+    """Subjects that share images are one person, whose cells vote together."""
+    frame = FRAME.assign(person=FRAME["subject"].map(PERSONS).fillna(""))
+    run = write_run(tmp_path / "merged", frame)
+    result = js(run, "--split", "prelim")
+    assert (result["n_subjects"], result["persons_from"]) == (3, "person")
+    rows = {row["subject"]: row for row in result["subject"]["per_subject"]}
+    cells = cells_of("prelim", 1)
+    assert rows["H3+H25"]["n"] == cells["subject"].isin(["H3", "H25"]).sum()
+    assert result["predictions_sha256"] == predictions.digest(FRAME)
+    evaluate.main([str(run), "--split", "prelim"])
+    assert "\n3 persons\n" in capsys.readouterr().out
+    # A run of a version before 0.2: the column subject is all there is, and the table says so.
+    before = write_run(tmp_path / "before")
+    result = js(before, "--split", "prelim")
+    assert (result["n_subjects"], result["persons_from"]) == (4, "subject")
+    evaluate.main([str(before), "--split", "prelim"])
+    assert "\n4 persons, by subject" in capsys.readouterr().out
+
+
+def test_persons_of_foreign_files(tmp_path, js):
+    """C-NMC's names tell who shares images; a column person has priority; one spelling of ids."""
+    names = ["UID_20_1_1_all", "UID_21_1_1_all", "UID_H3_1_1_hem", "UID_h10_1_1_hem"]
+    rows = [(name, 0.5, int(name.endswith("all"))) for name in names]
+    path = write_csv(tmp_path / "p.csv", ["cell", "prob", "label"], rows)
+    result = js(path)
+    assert (result["n_subjects"], result["persons_from"]) == (2, "subject")
+    rows = [(*row, person) for row, person in zip(rows, ["x", "", "z", "y"], strict=True)]
+    result = js(write_csv(path, ["cell", "prob", "label", "person"], rows))
+    assert (result["n_subjects"], result["persons_from"]) == (4, "person")
+    for one, other in (("P07", "p7"), ("h101", "H101"), ("101", "101.0")):
+        rows = [("a", 0.9, 1, one), ("b", 0.8, 1, other), ("c", 0.1, 0, "q")]
+        assert js(write_csv(path, ["cell", "prob", "label", "subject"], rows))["n_subjects"] == 2
 
 
 # --- refusals

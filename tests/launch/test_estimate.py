@@ -1,13 +1,12 @@
 """What a run is expected to take."""
 
-import json
 import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY, Train, small
+from conftest import ROOT, TINY, Train, edit_record, small
 from hydra import compose, initialize_config_dir
 
 from leukocls.data.index import build_index
@@ -75,9 +74,7 @@ def test_what_others_of_the_arm_took_is_believed(
     outputs = tmp_path / "outputs"
     arm = outputs.joinpath(*trained.parts[-3:-1])
     shutil.copytree(trained, arm / trained.name)
-    record = json.loads((arm / "seed_000/run.json").read_text())
-    record["timing"] = {"prepare_s": 200, "run_s": 7000}
-    (arm / "seed_000/run.json").write_text(json.dumps(record))
+    edit_record(arm / "seed_000", timing={"prepare_s": 200, "run_s": 7000})
     planned = train(*small(small_tree, outputs), "seed=range(3)", "plan=true", "jobs=1", "-m")
     assert planned.out.count("2.0 h") == 2
     assert "3 runs, 1 done; the rest takes about 4.0 h (1 at a time)" in planned.out

@@ -1,6 +1,5 @@
 """Phases of a run, and runs that start from another run's weights."""
 
-import json
 import shutil
 import sys
 from contextlib import redirect_stdout
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import TINY, Train, record
+from conftest import TINY, Train, edit_record, record
 from omegaconf import OmegaConf
 
 from leukocls.common.files import sha256_file
@@ -107,8 +106,7 @@ def test_a_stopped_phase_is_resumed(
     whole = record(directory(outputs, None))
     shutil.rmtree(directory(outputs, None))
     third = directory(outputs, "stage_3")
-    stopped = record(third) | {"status": "interrupted"}
-    (third / "run.json").write_text(json.dumps(stopped))
+    edit_record(third, status="interrupted")
     done = train(*georgiev(small_tree, folder))
     assert done.code == 0, done.err
     assert done.out.count("done already") == 2

@@ -19,7 +19,7 @@ from unittest.mock import MagicMock
 
 import pandas as pd
 import pytest
-from conftest import Train, only_run, record, small
+from conftest import Train, edit_record, only_run, record, small
 
 from leukocls import wandb_sync
 from leukocls.common.errors import DataFault, LeukoclsError
@@ -360,8 +360,7 @@ def test_the_follower_ends_when_the_run_is_killed(offline: Path, tmp_path: Path)
     shutil.copytree(run_of(offline), run)
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    said = record(run) | {"status": "running", "pid": dead.pid}
-    (run / "run.json").write_text(json.dumps(said))
+    edit_record(run, status="running", pid=dead.pid)
     assert wandb_sync.main(["--follow", str(run)]) == 0
 
 
@@ -521,7 +520,7 @@ def test_a_resumed_run_is_the_same_w_and_b_run(
     outputs = tmp_path / "outputs"
     shutil.copytree(run_of(offline), outputs / run_of(offline).relative_to(offline))
     run = only_run(outputs)
-    (run / "run.json").write_text(json.dumps(record(run) | {"status": "interrupted"}))
+    edit_record(run, status="interrupted")
     assert sync(outputs) == 3
     assert server.runs == {}
     again = train(*command(small_tree, outputs), "logger=wandb")
@@ -539,7 +538,7 @@ def test_what_cannot_be_sent_is_named_and_left_out(
     outputs = tmp_path / "outputs"
     shutil.copytree(offline, outputs)
     done, failed, damaged = (run_of(outputs, seed) for seed in SEEDS)
-    (failed / "run.json").write_text(json.dumps(record(failed) | {"status": "failed"}))
+    edit_record(failed, status="failed")
     (damaged / "run.json").write_text("{")
     shutil.rmtree(damaged.parent.parent / "moved", ignore_errors=True)
     config = done / "config.yaml"

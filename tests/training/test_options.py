@@ -1,6 +1,6 @@
 """What a recipe may ask of training: losses, samplers, averages, accumulation, patience, views."""
 
-import json
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -8,16 +8,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import Outcome, Train, only_run, record, small
+from conftest import Outcome, Train, edit_record, only_run, record, small
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
 from torchvision.ops import box_iou
 
+from leukocls.artifacts import predictions
 from leukocls.data.store import open_store
 from leukocls.data.verify import checked_index
 from leukocls.training.build import build
 from leukocls.training.checkpoints import Checkpoints
+from leukocls.training.recorder import Recorder
 
 
 @pytest.fixture
@@ -135,10 +137,26 @@ def test_patience_ends_training_and_a_resumed_run_does_not_go_on(run) -> None:
     assert pd.read_csv(directory / "metrics.csv")["epoch"].tolist() == [0, 1, 2]
     whole = record(directory)
     assert whole["status"] == "done"
-    (directory / "run.json").write_text(json.dumps(whole | {"status": "interrupted"}))
+    edit_record(directory, status="interrupted")
     run("still", *still)
     assert record(directory)["predictions_sha256"] == whole["predictions_sha256"]
     assert pd.read_csv(directory / "metrics.csv")["epoch"].tolist() == [0, 1, 2]
+
+
+def test_a_resumed_run_of_the_version_before_gets_its_persons(
+    trained: Path, small_tree: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "seed_000"
+    shutil.copytree(trained, run)
+    frame = predictions.read(run / "predictions.parquet")
+    frame.drop(columns="person").to_parquet(run / "predictions.parquet")
+    index = checked_index(small_tree, cache=small_tree.parent / "store").only(("train", "prelim"))
+    recorder = Recorder(run, index, "best_weighted_f1", "prelim")
+    recorder.reload(1)
+    before = frame[frame["epoch"] <= 1]
+    pd.testing.assert_frame_equal(
+        predictions.canonical(recorder.predictions[0]), before, check_dtype=False
+    )
 
 
 def test_accumulated_batches_make_fewer_steps(run) -> None:

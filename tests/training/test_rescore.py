@@ -1,12 +1,12 @@
 """NOROT and the other variants of Prellberg & Kramer 2019, through the command line."""
 
 import csv
-import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import Train, record, small
+from conftest import Outcome, Train, edit_record, record, small
 
 from leukocls.artifacts import predictions
 from leukocls.common.errors import LeukoclsError
@@ -84,9 +84,7 @@ def test_a_run_that_is_not_there_or_was_trained_otherwise_is_refused(
     source = run_of(outputs, "proposal")
     place = tmp_path / "outputs" / source.relative_to(outputs)
     shutil.copytree(source, place)
-    said = json.loads((place / "run.json").read_text())
-    said["identity"]["optim.lr.head"] = 1.0
-    (place / "run.json").write_text(json.dumps(said))
+    edit_record(place, identity=record(place)["identity"] | {"optim.lr.head": 1.0})
     told = train(*words, "ablation=norot")
     assert told.code == 2
     assert "optim.lr.head" in told.err
@@ -101,18 +99,21 @@ def test_a_test_that_another_epoch_scored_is_not_view_0s(
     small_tree: Path, tmp_path: Path, train: Train
 ) -> None:
     words = words_of(small_tree, tmp_path / "outputs")
-    words += ["split_scheme=honest", "selection=last"]
+    words += ["split_scheme=honest"]
     assert train(*words, "ablation=proposal").code == 0
-    assert train(*words, "ablation=norot").code == 0
-    # The last epoch scored prelim; the first did not.
     source = run_of(tmp_path / "outputs", "proposal")
-    said = json.loads((source / "run.json").read_text())
     frame = predictions.read(source / "predictions.parquet")
-    moved = frame["epoch"].where(frame["split"] != "prelim", 0)
-    predictions.write(source / "predictions.parquet", frame.assign(epoch=moved))
-    said["predictions_sha256"] = predictions.digest(frame.assign(epoch=moved))
-    (source / "run.json").write_text(json.dumps(said))
-    told = train(*words, "ablation=norot", "force=true")
+    epoch = record(source)["selection"]["epoch"]
+
+    def norot_after_view_0_is_best_at(best: int) -> Outcome:
+        right = np.where(frame["label"] == 1, 9, -9) * np.where(frame["epoch"] == best, 1, -1)
+        edited = frame.assign(view_0=np.where(frame["split"] == "val", right, frame["view_0"]))
+        predictions.write(source / "predictions.parquet", edited)
+        edit_record(source, predictions_sha256=predictions.digest(edited))
+        return train(*words, "ablation=norot", "force=true")
+
+    assert norot_after_view_0_is_best_at(epoch).code == 0
+    told = norot_after_view_0_is_best_at((epoch + 1) % 3)
     assert told.code == 2
     assert "rescore_from=null" in told.err
 
@@ -197,10 +198,8 @@ def test_rescore_from_what_was_trained_again_is_not_called_done(
     proposal = run_of(tmp_path / "outputs", "proposal")
     frame = predictions.read(proposal / "predictions.parquet")
     predictions.write(proposal / "predictions.parquet", frame.assign(view_0=frame["view_0"] + 1))
-    changed = record(proposal) | {
-        "predictions_sha256": predictions.digest(predictions.read(proposal / "predictions.parquet"))
-    }
-    (proposal / "run.json").write_text(json.dumps(changed))
+    changed = predictions.digest(predictions.read(proposal / "predictions.parquet"))
+    edit_record(proposal, predictions_sha256=changed)
     told = train(*words, "ablation=norot")
     assert told.code == 2
     assert "inputs.rescored" in told.err

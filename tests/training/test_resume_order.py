@@ -1,11 +1,10 @@
 """A resumed run continues with the order, the weights and the losses of the run that stopped."""
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
-from conftest import Train, only_run, record, small
+from conftest import Train, edit_record, only_run, record, small
 
 from leukocls.training.checkpoints import Checkpoints
 from leukocls.training.recorder import Recorder
@@ -34,7 +33,7 @@ def stopped(small_tree: Path, tmp_path: Path, train: Train):
         patch.setattr(Checkpoints, "save_resume_point", pull_the_plug)
         assert train(*command(small_tree, outputs)).code == 1
     run = only_run(outputs)
-    (run / "run.json").write_text(json.dumps(record(run) | {"status": "interrupted"}))
+    edit_record(run, status="interrupted")
     return record(only_run(whole)), outputs
 
 

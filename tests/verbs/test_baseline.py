@@ -155,10 +155,14 @@ def test_every_scheme_scores_all_but_train(
     headings = {part.origin["split"]: part.origin["heading"] for part in found}
     assert headings == {"val": "selection"} | ({"prelim": "test"} if len(names) > 1 else {})
 
-    split = pd.read_csv(directory / "split.csv")
+    split = pd.read_csv(directory / "split.csv", dtype=str)
     assert set(split["split"]) == {"train", *names}
     frame = predictions.read(directory / "predictions.parquet")
     assert set(frame["cell"]) == set(split["cell"][split["split"] != "train"])
+    group = split.set_index("cell")["group"]
+    assert frame["person"].to_list() == frame["cell"].map(group).to_list()
+    persons = frame.groupby("split")["person"].nunique().to_dict()
+    assert {name: run["metrics"][name]["n_subjects"] for name in names} == persons
 
 
 def test_json_is_all_there_is_on_standard_output(small_tree: Path, verb: Verb) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 from leukocls import runs
+from leukocls.artifacts.record import write_record
 from leukocls.common.errors import LeukoclsError
 
 
@@ -164,6 +165,26 @@ def test_a_damaged_record_is_one_line_and_hides_no_other(tmp_path, capsys, conte
     code, rows = listed(capsys, tmp_path)
     assert code == 3
     assert [row["status"] for row in rows] == ["done", "damaged"]
+
+
+def test_an_edited_record_is_named_and_hides_no_other(tmp_path, capsys):
+    make(tmp_path)
+    edited = make(tmp_path, seed=4)
+    path = edited / "run.json"
+    write_record(edited, json.loads(path.read_text()))
+    path.write_text(path.read_text().replace('"set": "val"', '"set": "prelim"'))
+    code, rows = listed(capsys, tmp_path)
+    assert code == 3
+    assert [(row["status"], row["path"]) for row in rows[1:]] == [("damaged", str(edited))]
+    assert str(path) in rows[1]["error"]
+    assert "record_sha256" in rows[1]["error"]
+    assert rows[0]["headline"]["heading"] == "test"
+
+
+def test_a_run_that_did_not_score_its_selection_set_has_no_headline(tmp_path, capsys):
+    """Selected on prelim, and edited: prelim would be a test."""
+    make(tmp_path, metrics={"prelim": {"weighted_f1": 0.7}})
+    assert listed(capsys, tmp_path)[1][0]["headline"] is None
 
 
 def test_an_unfinished_record_has_no_headline(tmp_path, capsys):

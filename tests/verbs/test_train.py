@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import CANARY, ROOT, Train, only_run, record, small
+from conftest import CANARY, ROOT, Train, edit_record, only_run, record, small
 from hydra import compose, initialize_config_dir
 from sklearn import metrics as oracle
 from warm import Command
@@ -93,6 +93,10 @@ def test_run_directory(trained: Path, small_tree: Path) -> None:
     assert said["id"] == f"demo-{trained.parent.name}-s0-{said['config_hash'][:8]}"
     frame = predictions.read(trained / "predictions.parquet")
     assert said["predictions_sha256"] == predictions.digest(frame)
+    split = pd.read_csv(trained / "split.csv", dtype=str)
+    group = split.set_index("cell")["group"]
+    assert frame["person"].to_list() == frame["cell"].map(group).to_list()
+    assert said["metrics"]["prelim"]["n_subjects"] == frame["person"].nunique()
     assert [c for c in frame if c.startswith("view_")] == [f"view_{v}" for v in range(4)]
     views = frame[[f"view_{v}" for v in range(4)]].to_numpy()
     np.testing.assert_allclose(frame["logit"], views.mean(1), rtol=1e-5, atol=1e-6)
@@ -157,13 +161,20 @@ def test_changed_artefact_or_configuration_is_refused(
     refused = train(*command)
     assert (refused.code, "predictions.parquet: changed" in refused.err) == (2, True)
 
+    other = record(run)["identity"] | {"optim.weight_decay": 0.5}
+    edit_record(run, config_hash="0" * 64, identity=other)
     said = record(run)
-    said["config_hash"], said["identity"]["optim.weight_decay"] = "0" * 64, 0.5
-    (run / "run.json").write_text(json.dumps(said))
     refused = train(*command)
     assert refused.code == 2
     assert "optim.weight_decay (0.5 → 0.0)" in refused.err
     assert record(run) == said
+
+    path = run / "run.json"
+    path.write_text(path.read_text().replace('"set": "prelim"', '"set": "val"'))
+    refused = train(*command)
+    assert refused.code == 2
+    assert f"{path}: edited" in refused.err
+    assert "record_sha256" in refused.err
 
 
 def test_same_seed_same_predictions(trained: Path, small_tree: Path, tmp_path: Path, train: Train):
