@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from hydra._internal.hydra import Hydra
+from omegaconf import DictConfig, open_dict
 
 # Read when torch is loaded. Tests run side by side, a process for each core: a second thread for
 # each operation would only wait for the first one's.
@@ -200,6 +201,14 @@ def only_run(outputs: Path) -> Path:
     """The one run directory below `outputs`."""
     (found,) = outputs.rglob("run.json")
     return found.parent
+
+
+def hydra_of(config: DictConfig) -> DictConfig:
+    """Take the node `hydra` out of a composed configuration, as Hydra does."""
+    node = config.hydra
+    with open_dict(config):
+        del config.hydra
+    return node
 
 
 def record(directory: Path) -> dict[str, Any]:

@@ -68,4 +68,4 @@ def test_names_in_files_reach_no_terminal_raw(tmp_path: Path) -> None:
         out, err = process.communicate(timeout=60)
         assert process.returncode == code, err
         assert not any(ord(c) < 32 and c not in "\t\n" for c in out + err)
-        assert ("\\x1b[2Js" in out) if code == 0 else ("\\x1b]0;owned\\x07" in err)
+        assert ("\\x1b[2J" in out) if code == 0 else ("\\x1b]0;owned\\x07" in err)

@@ -1,9 +1,8 @@
 """What is one for a whole sweep, and phases whose order is their authors'."""
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, hydra_of
 from hydra import compose, initialize_config_dir
-from omegaconf import open_dict
 
 from leukocls.common.errors import LeukoclsError
 from leukocls.launch.job import composed
@@ -21,14 +20,6 @@ def test_options_of_the_sweep_cannot_be_swept(key: str) -> None:
         slots([config(f"{key}=1"), config(f"{key}=2")])
     assert str(refused.value).startswith(f"{key}:")
     assert len(slots([config(f"{key}=1"), config(f"{key}=1")])) >= 1
-
-
-def hydra_of(whole):
-    """Take the node `hydra` out of a composed configuration, as Hydra does."""
-    node = whole.hydra
-    with open_dict(whole):
-        del whole.hydra
-    return node
 
 
 def test_georgievs_second_stage_starts_anew() -> None:

@@ -93,14 +93,18 @@ def test_a_column_for_each_key_that_differs_in_100_columns(tmp_path, capsys):
     assert set(MARKS) <= {word for line in lines for word in line.split()}
 
 
-def scored(value, split="val"):
-    return {"metrics": {split: {"weighted_f1": value}}, "selection": {"set": "val", "epoch": 1}}
+def scored(value, **others):
+    metrics = {"val": value, **others}
+    return {
+        "metrics": {split: {"weighted_f1": f1} for split, f1 in metrics.items()},
+        "selection": {"set": "val", "epoch": 1},
+    }
 
 
 def test_sorted_and_of_one_experiment(tmp_path, capsys):
     for seed, value in enumerate((0.5, 0.9, 0.7)):
         make(tmp_path, seed=seed, **scored(value))
-    make(tmp_path, seed=3, **scored(0.1, "prelim"))  # a test is no selection
+    make(tmp_path, seed=3, **scored(0.2, prelim=0.1))  # a test is no selection
     make(tmp_path, seed=4, metrics={})
     make(tmp_path, "other")
     argv = [tmp_path, "--experiment", "prellberg2019"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import CANARY, ROOT, Train, edit_record, only_run, record, small
+from conftest import CANARY, ROOT, Train, edit_record, hydra_of, only_run, record, small
 from hydra import compose, initialize_config_dir
 from sklearn import metrics as oracle
 from warm import Command
@@ -263,7 +263,7 @@ def test_the_directory_of_a_score_names_its_data(trained: Path, tmp_path: Path) 
         words = [quoted_path(f"checkpoint={trained}"), "score=final", root]
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             config = compose("train", words, return_hydra_config=True)
-        (job,) = composed(config, config.hydra, "")
+        (job,) = composed(config, hydra_of(config), "")
         found.append(job.directory.parent.name)
     assert [name.split(",")[:2] for name in found] == [
         ["score=final", "berlin-cells"],
