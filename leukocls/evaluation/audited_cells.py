@@ -162,7 +162,7 @@ def _persons(table: pd.DataFrame, predictions: pd.DataFrame) -> list[str]:
         # The name has priority: a column could be edited to hide a leak.
         named = subject_of(cell)
         known = group or person_of(cell, named or own or subject)
-        ids = {subject_key(one) for one in (*members([known]), named)} - {""}
+        ids = {subject_key(one) for one in (*members([known]), named or own)} - {""}
         more = {subject_key(one) for one in members([same])} - {""}
         # The predictions' person counts where it speaks of the same subjects.
         groups.append(ids | more if ids & more else ids)

@@ -798,3 +798,16 @@ def test_a_run_judged_by_its_own_split_is_what_it_is_without(run, told):
     assert told(directory, "--split", directory / "other.csv")[0] != "honest"
     marked = run(marks=["LEAKY"])
     assert told(marked, "--split", directory / "other.csv")[0] == "leaky"
+
+
+def test_the_column_group_hides_no_subject(judge):
+    """In a split with both columns, a person is trained on if either says so."""
+    subjects = [*"aaabbbccdd"]
+    split = pd.DataFrame({"cell": [f"x{k}" for k in range(10)], "subject": subjects})
+    split = split.assign(group=subjects, split=["train"] * 6 + ["val"] * 4)
+    split = split.assign(label=[0, 0, 0, 1, 1, 1, 0, 0, 1, 1], pixels=split["cell"])
+    predicted = split[split["split"] == "val"][["cell", "label"]].assign(prob=0.3)
+    assert judge(predicted, split)[0] != "leaky"
+    edited = split.assign(subject=["C", *subjects[1:]])
+    verdict, _, found = judge(predicted, edited)
+    assert (verdict, found["subjects"]["ok"]) == ("leaky", False)
