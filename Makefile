@@ -28,7 +28,7 @@ PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal
 test: env ## run all tests (minutes), and list the slowest
 	$(PYTEST)
 
-test-fast: env ## run the quick tests of every package (within two minutes)
+test-fast: env ## run the quick tests of every package (two to three minutes)
 	$(PYTEST) -m "not slow"
 
 lint: env ## check style and types

@@ -38,7 +38,8 @@ SAMPLE = SHARED / "cnmc_sample" / "C-NMC_Leukemia"
 CANARY = "canary-0123456789abcdef"
 # Fixtures and files whose tests train networks or start processes.
 SLOW = {"train", "trained", "trained_once", "command", "chained", "compared", "faulty", "hanging"}
-SLOW |= {"offline", "test_baseline", "test_benchmarks", "test_cluster", "test_ranks", "test_readme"}
+SLOW |= {"offline", "test_baseline", "test_benchmarks", "test_cluster", "test_compare", "test_docs"}
+SLOW |= {"test_ranks"}
 
 
 @dataclass(frozen=True)
