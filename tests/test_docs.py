@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import csv
 import importlib
+import io
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from PIL import Image
 
+from leukocls import split as split_verb
 from leukocls.data.index import build_index
 
 README = ROOT / "README.md"
@@ -164,6 +166,10 @@ def desk(trained: Path, small_tree: Path, tmp_path_factory: pytest.TempPathFacto
     (folder / "outputs/synthetic").symlink_to(small_tree)
     spec = json.loads((small_tree / "synthetic.json").read_text())["spec"]
     drawn = [f"++data.synthetic.{key}={value}" for key, value in spec.items()]
+    with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()):
+        # Pages that plan with the split may be tried before the one that writes it.
+        words = "my_cells.csv --split-scheme subject --fold 0 --out my_split.csv"
+        assert split_verb.main(words.split()) == 0
     with contextlib.chdir(folder):
         for arguments in SCORING:
             synthetic = "data=synthetic" in arguments
