@@ -81,7 +81,7 @@ def key_of(override: str) -> str:
 
 
 def is_neutral(key: str) -> bool:
-    """Whether a key is left out of the arm's name: it changes no result, or stands in the path."""
+    """True for a key that the arm's name leaves out: it changes no result, or is in the path."""
     return key in IN_PATH or any(key == k or key.startswith(f"{k}.") for k in NEUTRAL)
 
 

@@ -20,7 +20,7 @@ SHORTEST = 8  # characters of an environment variable's value that is taken for 
 
 
 def is_secret(key: str) -> bool:
-    """Whether a setting's dotted key names a secret; options of a network never do."""
+    """True if a dotted key names a secret, such as an access token; never for keys of `model`."""
     return not key.startswith("model.") and NAME.search(key.split(".")[-1]) is not None
 
 

@@ -1,4 +1,4 @@
-"""What reaches the terminal: no control characters from files or names, and no closed pipe."""
+"""Safe printing: control characters are escaped, and a closed pipe ends a command quietly."""
 
 import os
 import sys

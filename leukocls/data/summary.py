@@ -1,4 +1,4 @@
-"""What a user should know of a data set that a CSV describes. None of it is a fault."""
+"""Notes on a data set that a CSV describes: image sizes, cut cells, subjects, missing parts."""
 
 import numpy as np
 import pandas as pd
@@ -39,7 +39,7 @@ def image_notes(index: Index, crop: int | str) -> list[str]:
 
 
 def _is_cut(table: pd.DataFrame, crop: int) -> np.ndarray:
-    """Whether each cell reaches out of the central crop × crop pixels of its image, bool [N]."""
+    """Mask of the cells that extend beyond the central crop × crop pixels, bool [N]."""
     window, box = windows(table, crop), table[BOX].to_numpy()
     first, last = window[:, :2], window[:, :2] + window[:, 2:]
     return ((box[:, :2] < first) | (box[:, 2:] > last)).any(1)
@@ -54,7 +54,7 @@ def _whole_crop(table: pd.DataFrame) -> int:
 
 
 def subject_notes(index: Index) -> list[str]:
-    """What subjects, classes and parts of the data mean for its splits and metrics.
+    """Notes on unknown and two-class subjects, missing classes and missing parts.
 
     Returns:
         Nothing for C-NMC, where all of this is known.

@@ -94,6 +94,6 @@ def _located(folder: Path, text: str) -> str:
 
 
 def _is_below(folder: Path, file: str) -> bool:
-    """Whether the file lies below the folder, links followed; no drive of Windows does."""
+    """True if the file is inside the folder once links are resolved; a Windows drive never is."""
     inside = (folder / file).resolve().is_relative_to(folder.resolve())
     return inside and not re.match("[A-Za-z]:", file)

@@ -23,7 +23,7 @@ RULES = {"best_weighted_f1": best_weighted_f1, "last": last}
 
 
 def contradiction(predictions: pd.DataFrame, record: dict[str, Any]) -> str:
-    """What a run's record says about its selection and its predictions do not; "" if nothing.
+    """The first contradiction between a run's recorded selection and its predictions, or "".
 
     The selection set is among the predictions, the rule gives the recorded epoch on it, and every
     other set holds that epoch alone. A scored checkpoint holds one epoch, chosen elsewhere.

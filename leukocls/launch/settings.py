@@ -76,7 +76,8 @@ def check_hydra(node: DictConfig, overrides: Sequence[str]) -> None:
     launcher = held["launcher"] or {}
     if launcher.get("_target_") not in LAUNCHERS:
         raise LeukoclsError("hydra/launcher: choose launcher=processes, submitit or slurm instead.")
-    targets = str([launcher, held["sweeper"]]).count("'_target_'")
+    if str([launcher, held["sweeper"]]).count("'_target_'") != 2:
+        raise LeukoclsError("hydra: a _target_ below the launcher or the sweeper; leave it out.")
     on_command_line = {key_of(override) for override in overrides}
     for name in COMMANDS:
         if launcher.get(name) and f"hydra.launcher.{name}" not in on_command_line:
@@ -84,8 +85,6 @@ def check_hydra(node: DictConfig, overrides: Sequence[str]) -> None:
                 f"hydra.launcher.{name}: holds commands for a shell, so a configuration file may"
                 " not set it; set it on the command line."
             )
-    if targets != 2:
-        raise LeukoclsError("hydra: a _target_ below the launcher or the sweeper; leave it out.")
 
 
 def check_secrets(config: DictConfig, overrides: Sequence[str]) -> None:
