@@ -21,11 +21,12 @@ from leukocls.common.files import atomic_write
 SMALL = ["--cells-per-subject", "9", "--final-cells", "125"]
 
 
-def measured(*words: str) -> dict[str, float]:
-    """Wall seconds and peak resident memory in MiB of `python -m leukocls.<words>`."""
+def measured(path: Path, *words: str) -> dict[str, float]:
+    """Wall seconds and peak resident memory in MiB of `python -m <words>`, with PYTHONPATH=path."""
     started = time.perf_counter()
     process = os.posix_spawn(
-        sys.executable, [sys.executable, "-m", *words], os.environ,
+        sys.executable, [sys.executable, "-m", *words],
+        os.environ | {"PYTHONPATH": str(path)},
         file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)],
     )  # fmt: skip
     _, status, used = os.wait4(process, 0)
@@ -40,13 +41,15 @@ def steps(folder: Path, name: str, options: list[str]) -> dict[str, dict[str, fl
     tree, cache = str(folder / name), f"--cache={folder / f'{name}-cache'}"
     index = "import sys; from leukocls.data.index import build_index; build_index(sys.argv[1])"
     (folder / "leukocls_index.py").write_text(index)
-    os.environ["PYTHONPATH"] = str(folder)
     return {
-        "synth": measured("leukocls.synth", tree, *options),
-        "index": measured("leukocls_index", tree),
-        "verify": measured("leukocls.verify", tree, cache),
-        "verify, again": measured("leukocls.verify", tree, cache),
-        "pack at 300 px": measured("leukocls.pack", tree, cache),
+        step: measured(folder, *words)
+        for step, *words in (
+            ["synth", "leukocls.synth", tree, *options],
+            ["index", "leukocls_index", tree],
+            ["verify", "leukocls.verify", tree, cache],
+            ["verify, again", "leukocls.verify", tree, cache],
+            ["pack at 300 px", "leukocls.pack", tree, cache],
+        )
     }
 
 

@@ -15,12 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hydra._internal.hydra import Hydra
 from omegaconf import DictConfig, open_dict
 
 # Read when torch is loaded. Tests run side by side, a process for each core: a second thread for
 # each operation would only wait for the first one's.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Hydra reads a dozen files for each command: by libyaml in a tenth of the time.
+yaml.SafeLoader = yaml.CSafeLoader  # type: ignore[misc]
 
 from warm import Command
 
@@ -40,6 +44,7 @@ CANARY = "canary-0123456789abcdef"
 SLOW = {"train", "trained", "trained_once", "command", "chained", "compared", "faulty", "hanging"}
 SLOW |= {"offline", "test_baseline", "test_benchmarks", "test_cluster", "test_compare", "test_docs"}
 SLOW |= {"test_ranks"}
+LONGEST = {"test_demo", "test_cluster"}
 
 
 @dataclass(frozen=True)
@@ -130,11 +135,27 @@ def small_tree(once: Callable[..., Path], small_spec: SyntheticSpec) -> Path:
     return once("data", lambda at: write_tree(at / "tree", small_spec, progress=False)) / "tree"
 
 
+@pytest.fixture(scope="session")
+def demo_cells(once: Callable[..., Path]) -> list[str]:
+    """Overrides for the demo's cells, which are drawn and decoded once."""
+
+    def make(folder: Path) -> None:
+        config = yaml.safe_load((ROOT / "conf/data/synthetic.yaml").read_text())
+        write_tree(folder / "tree", SyntheticSpec(**config["synthetic"]), progress=False)
+
+    folder = once("demo", make)
+    return [f"data.root={folder / 'tree'}", f"data.cache={folder / 'store'}"]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what trains or starts processes as slow: `make test-fast` leaves it out."""
+    """Mark what trains or starts processes as slow: `make test-fast` leaves it out.
+
+    Slow tests come first, so that at the end no process is left alone with a long one.
+    """
     for item in items:
         if SLOW & {item.path.stem, *getattr(item, "fixturenames", ())}:
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: (item.path.stem not in LONGEST, "slow" not in item.keywords))
 
 
 @pytest.fixture

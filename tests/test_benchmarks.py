@@ -63,8 +63,22 @@ def test_likeness_compares_genuine_and_synthetic(
     assert abs(shares["genuine"] - shares["synthetic"]) < 0.05
 
 
+@pytest.fixture
+def warm(command: Callable[..., Command]) -> SimpleNamespace:
+    """A `subprocess` whose commands of leukocls run in warm processes."""
+
+    def run(words: list[str], **_: object) -> None:
+        assert words[:3] == [sys.executable, "-m", "leukocls.train"]
+        flags = [word for word in words if word == "-m"][1:]
+        overrides = [word for word in words[3:] if word != "-m"]
+        done = command("train", *overrides, "threads=1", *flags)
+        assert done.wait() == 0, done.err
+
+    return SimpleNamespace(run=run, DEVNULL=None)
+
+
 def test_transfer_trains_the_same_cells_from_both_weights(
-    small_spec: SyntheticSpec, tmp_path: Path
+    small_spec: SyntheticSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm: object
 ) -> None:
     """One seed and epoch of a tiny tree; the arms differ in nothing but their weights."""
     try:
@@ -72,16 +86,33 @@ def test_transfer_trains_the_same_cells_from_both_weights(
     except LeukoclsError as error:
         pytest.skip(str(error))
     tree = [f"data.synthetic.{name}={value}" for name, value in asdict(small_spec).items()]
-    result = benchmark("transfer").measure(
-        tmp_path, 1, ["trainer.max_epochs=1", "data.size=32", *tree]
-    )
+    module = benchmark("transfer")
+    monkeypatch.setattr(module, "subprocess", warm)
+    result = module.measure(tmp_path, 1, ["trainer.max_epochs=1", "data.size=32", *tree])
     records = {arm: record(only_run(tmp_path / arm)) for arm in ("lite0", "random")}
     assert [records[arm]["inputs"]["weights"] for arm in records] == [lite0, None]
     assert records["lite0"]["identity"] == records["random"]["identity"]
     gain = result["gain"]["auroc"]
     ours, theirs = (result["arms"][arm]["mean"]["auroc"] for arm in records)
     assert gain["by_seed"] == [gain["mean"]] == [ours - theirs]
-    assert "SYNTHETIC" in benchmark("transfer").table(result)
+    assert "SYNTHETIC" in module.table(result)
+
+
+def test_leakage_comes_from_what_tells_subjects_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In this process, because two trees take less time than processes to share them."""
+    file, module = tmp_path / "leakage.json", benchmark("leakage")
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 1)
+    sizes = ["--trees", "2", "--subjects", "2", "--scales", "0", "2"]
+    monkeypatch.setattr(sys, "argv", ["leakage.py", *sizes, "--json", str(file)])
+    module.main()
+    printed, document = capsys.readouterr().out, json.loads(file.read_text())
+    assert document["models"].keys() >= {"logistic regression", "RBF SVM"}
+    for name, by_scale in document["models"].items():
+        assert name in printed
+        assert abs(by_scale["0"]["leakage"]) < 0.06
+        assert by_scale["2"]["leakage"] > 0.15
 
 
 def test_recorded_results_name_what_they_were_measured_with() -> None:
@@ -95,17 +126,11 @@ def test_recorded_results_name_what_they_were_measured_with() -> None:
 
 
 def test_sweep_tells_a_jobs_start_from_its_training(
-    tmp_path: Path, command: Callable[..., Command], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm: object
 ) -> None:
     """One repeat with two jobs, in processes that are warm."""
     module = benchmark("sweep")
-
-    def run(words: list[str], **_: object) -> None:
-        assert words[:3] == [sys.executable, "-m", "leukocls.train"]
-        done = command("train", "threads=1", *words[3:])
-        assert done.wait() == 0, done.err
-
-    monkeypatch.setattr(module, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(module, "subprocess", warm)
     found = module.measure(tmp_path, 2, 1)
     assert list(found) == ["first job of a sweep", "each further", "alone"]
     assert len(list(tmp_path.glob("many0/**/run.json"))) == 2

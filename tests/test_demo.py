@@ -7,13 +7,13 @@ from pathlib import Path
 from conftest import ROOT, Train, record
 
 
-def test_demo_learns(tmp_path: Path, train: Train) -> None:
+def test_demo_learns(tmp_path: Path, train: Train, demo_cells: list[str]) -> None:
     make = subprocess.run(
         ["make", "-n", "-C", str(ROOT), "demo"], capture_output=True, text=True, check=True
     )
     (command,) = (line for line in make.stdout.splitlines() if "leukocls.train" in line)
     _, _, _, *arguments = shlex.split(command)
-    done = train(*arguments, f"outputs={tmp_path / 'outputs'}")
+    done = train(*arguments, f"outputs={tmp_path / 'outputs'}", *demo_cells)
     assert done.code == 0, done.err
     (run,) = (tmp_path / "outputs/demo").rglob("run.json")
     recorded = record(run.parent)

@@ -30,7 +30,7 @@ from leukocls.launch.worker import SweepJob
 from leukocls.models.frozen import FrozenFeatures
 from leukocls.synthetic.latents import draw_cells
 from leukocls.synthetic.tree import SyntheticSpec
-from leukocls.training.build import build
+from leukocls.training.build import build, untrained
 from leukocls.training.inputs import split_options
 
 TIMED = 8  # images; a whole batch of a large network takes long on a CPU
@@ -233,8 +233,9 @@ def _timed(kind: str, side: int | str) -> tuple[float, float, float, int]:
     cuda = _device_name(config) != "cpu"
     device = torch.device("cuda" if cuda else "cpu")
     torch.set_num_threads(config["threads"])
-    fresh = {"pretrained": False, "weights": None}  # the values of weights change no time
-    network = build({k: fresh.get(k, v) for k, v in config["model"].items()}).to(device)
+    # As in training: the layout in memory changes the time.
+    layout = torch.channels_last
+    network = untrained(config["model"]).to(memory_format=layout).to(device)
     side = side if isinstance(side, int) else 224
 
     def forward(given: Tensor) -> Tensor:
@@ -252,7 +253,7 @@ def _timed(kind: str, side: int | str) -> tuple[float, float, float, int]:
             torch.cuda.synchronize()
         return (time.perf_counter() - started) / len(given)
 
-    images = torch.rand(TIMED, 3, side, side, device=device)
+    images = torch.rand(TIMED, 3, side, side, device=device).contiguous(memory_format=layout)
     once(images[:2], True)
     head = 0.0
     if isinstance(network, FrozenFeatures):

@@ -3,12 +3,14 @@
 import importlib
 import inspect
 from collections.abc import Collection
+from contextlib import nullcontext
 from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from leukocls.common.errors import LeukoclsError
 
@@ -21,6 +23,8 @@ ALLOWED = {
     "torch.optim.lr_scheduler.ConstantLR",
     "torch.optim.lr_scheduler.OneCycleLR",
 }
+# What `torch.nn.init` and timm draw random weights by.
+DRAWS = {"uniform_", "normal_", "kaiming_uniform_", "kaiming_normal_"}
 
 
 def build(config: Any) -> Any:
@@ -39,6 +43,35 @@ def build(config: Any) -> Any:
         if isinstance(cause, LeukoclsError):
             raise cause from None
         raise LeukoclsError(f"{config['_target_']}: {cause or error}") from error
+
+
+def untrained(model: Any, drawn: bool = True) -> nn.Module:
+    """The network of the configuration group `model`, without pretrained weights.
+
+    Args:
+        drawn: whether its weights are random; else they are of no value, and a large network is
+            built in a tenth of the time.
+
+    Raises:
+        LeukoclsError: as `build`.
+    """
+    random = {"pretrained": False, "weights": None}
+    config = {key: random.get(key, value) for key, value in model.items()}
+    with nullcontext() if drawn else _NoDraws():
+        network: nn.Module = build(config)
+    return network
+
+
+class _NoDraws(TorchFunctionMode):
+    """Leaves tensors as they are instead of filling them with random numbers."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(function, "__name__", "") in DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
 
 
 def parameters_of(target: str) -> Collection[str]:

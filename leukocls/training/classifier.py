@@ -66,7 +66,9 @@ class CellClassifier(pl.LightningModule):
         scored: list[str],
     ) -> None:
         super().__init__()
-        self.network, self.optim_config = network, optim
+        # Depthwise convolutions train up to twice as fast with the channels last, on CPUs as well.
+        self.network = network.to(memory_format=torch.channels_last)
+        self.optim_config = optim
         self.loss, self.views, self.seed = loss, views, seed
         self.proposes_box = getattr(network, "proposes_box", False)
         self.train_loss = MeanMetric()
@@ -88,6 +90,8 @@ class CellClassifier(pl.LightningModule):
 
     def _propose(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits [B], and boxes [B, 4] of a network that proposes them."""
+        if images.ndim == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
         output = self.network(images)
         output, box = output if self.proposes_box else (output, None)
         return to_logit(output), box

@@ -21,7 +21,7 @@ from leukocls.data.store import boxes, open_store, stored_side
 from leukocls.data.summary import image_notes
 from leukocls.models.frozen import FrozenFeatures
 from leukocls.models.weights import load_weights
-from leukocls.training.build import build
+from leukocls.training.build import build, untrained
 from leukocls.training.checkpoints import Checkpoints, epoch_of
 from leukocls.training.classifier import CellClassifier
 from leukocls.training.ddp import Rank, rank_zero_first, spawn_ranks
@@ -47,7 +47,7 @@ def check_recipe(inputs: Inputs) -> None:
     _loss(inputs)
     if isinstance(inputs, TrainInputs):
         # Any number of steps that a schedule can be spread over.
-        configure(_untrained(config.model), _plain(config.optim), steps=100)
+        configure(untrained(_plain(config.model), drawn=False), _plain(config.optim), steps=100)
 
 
 def fit(inputs: TrainInputs, run: RunDir, resume: bool) -> None:
@@ -201,7 +201,7 @@ def _classifier(inputs: Inputs) -> CellClassifier:
     config, training = inputs.config, isinstance(inputs, TrainInputs)
     if inputs.weights and (config.continue_from or not training):
         # A whole network, head included, and no weights of the backbone's own.
-        network = _untrained(config.model)
+        network = untrained(_plain(config.model), drawn=False)
         key = "continue_from" if training else "checkpoint"
         load_weights(network, inputs.weights, (), key)
     else:
@@ -214,12 +214,6 @@ def _classifier(inputs: Inputs) -> CellClassifier:
         seed=inputs.draws_seed,
         scored=inputs.split.scored,
     )
-
-
-def _untrained(model: DictConfig) -> nn.Module:
-    """The configured network with random weights."""
-    random = {"pretrained": False, "weights": None}
-    return build({key: random.get(key, value) for key, value in _plain(model).items()})
 
 
 def _loss(inputs: Inputs) -> CellLoss:

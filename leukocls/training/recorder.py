@@ -150,7 +150,9 @@ class Recorder(pl.Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         # The scored weights; an average of weights is swapped back before the next hook.
         state = pl_module.network.state_dict()
-        self._scored = {k: v.detach().clone().contiguous() for k, v in state.items()}
+        self._scored = {
+            k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in state.items()
+        }
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         fitting = trainer.state.fn == "fit"

@@ -258,13 +258,15 @@ def test_iou_is_tracked_beside_f1(model: str, run, small_tree: Path, tmp_path: P
     assert proper.any()
 
 
-def test_after_a_demo_sized_training_boxes_are_found(tmp_path: Path, train: Train) -> None:
+def test_after_a_demo_sized_training_boxes_are_found(
+    tmp_path: Path, train: Train, demo_cells: list[str]
+) -> None:
     """On synthetic cells of subjects not seen, from nothing before the first epoch."""
     done = train(
-        "experiment=demo", f"outputs={tmp_path / 'outputs'}", "model=resnet18_region",
+        "experiment=demo", f"outputs={tmp_path / 'outputs'}", *demo_cells, "model=resnet18_region",
         "model.backbone=test_resnet", "model.pretrained=false", "model.dropouts=[0.1,0.1]",
-        "optim=marzahl2019", "optim.lr=3e-3", "augment=marzahl2019_submission", "views=1",
-        "data.size=48", "trainer.max_epochs=12",
+        "optim=marzahl2019", "optim.lr=1e-2", "augment=marzahl2019_submission", "views=1",
+        "data.size=32", "data.batch_size=32", "trainer.max_epochs=12",
     )  # fmt: skip
     assert done.code == 0, done.err
     metrics = pd.read_csv(only_run(tmp_path / "outputs") / "metrics.csv")

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, Outcome, only_run, record
+from conftest import Outcome, only_run, record
 
 from leukocls import baseline, runs
 from leukocls.artifacts import predictions
@@ -260,19 +258,3 @@ def test_colour_shows_a_shortcut_and_nothing_else(
         assert found > 0.8
     else:
         assert 0.3 < found < 0.7
-
-
-def test_leakage_comes_from_what_tells_subjects_apart(tmp_path: Path) -> None:
-    file = tmp_path / "leakage.json"
-    script = ROOT / "benchmarks" / "leakage.py"
-    sizes = ["--trees", "2", "--subjects", "2", "--scales", "0", "2"]
-    done = subprocess.run(
-        [sys.executable, str(script), *sizes, "--json", str(file)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    document = json.loads(file.read_text())
-    assert document["models"].keys() >= {"logistic regression", "RBF SVM"}
-    for name, by_scale in document["models"].items():
-        assert name in done.stdout
-        assert abs(by_scale["0"]["leakage"]) < 0.06
-        assert by_scale["2"]["leakage"] > 0.15
