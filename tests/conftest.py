@@ -14,6 +14,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from hydra._internal.hydra import Hydra
@@ -23,9 +24,6 @@ from omegaconf import DictConfig, open_dict
 # each operation would only wait for the first one's.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Hydra reads a dozen files for each command: by libyaml in a tenth of the time.
-yaml.SafeLoader = yaml.CSafeLoader  # type: ignore[misc]
-
 from warm import Command
 
 # What runs in the background of a shell ignores Ctrl-C, and tests send it to themselves.
@@ -34,7 +32,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 import leukocls.train  # noqa: F401  (before torch: it says how OpenMP threads wait)
 from leukocls.artifacts.record import write_record
+from leukocls.data import verify
+from leukocls.data.duplicates import pixel_digest
 from leukocls.synthetic.tree import SyntheticSpec, write_tree
+
+# Hydra reads a dozen files for each command: by libyaml in a tenth of the time.
+yaml.SafeLoader = yaml.CSafeLoader  # type: ignore[misc]
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -135,6 +138,22 @@ def small_tree(once: Callable[..., Path], small_spec: SyntheticSpec) -> Path:
     return once("data", lambda at: write_tree(at / "tree", small_spec, progress=False)) / "tree"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def remembered() -> Iterator[None]:
+    """Tests look at the same few images again and again: one digest each is enough."""
+    known: dict[tuple[tuple[int, ...], int], str] = {}
+
+    def digest(image: np.ndarray) -> str:
+        key = (image.shape, hash(image.tobytes()))
+        if key not in known:
+            known[key] = pixel_digest(image)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "pixel_digest", digest)
+        yield
+
+
 @pytest.fixture(scope="session")
 def demo_cells(once: Callable[..., Path]) -> list[str]:
     """Overrides for the demo's cells, which are drawn and decoded once."""
@@ -214,7 +233,7 @@ def small(root: Path, outputs: Path) -> list[str]:
     """
     return [
         *TINY, "experiment=demo", "data=cnmc", f"data.root={root}", f"outputs={outputs}",
-        f"data.cache={root.parent / 'store'}", "data.size=48", "data.batch_size=8",
+        f"data.cache={root.parent / 'store'}", "data.size=32", "data.batch_size=8",
         "trainer.max_epochs=2", "views=4", "threads=1",
     ]  # fmt: skip
 

@@ -45,6 +45,7 @@ def balanced_folds(group: pd.Series, label: pd.Series, folds: int, seed: int) ->
             " fewer."
         )
     shares = np.hstack([cells / cells.sum(0), (cells > 0) / (cells > 0).sum(0)])
+    weighted = WEIGHTS * shares
     rng = random_numbers(seed, FOLD_STREAM)
     best, least = np.zeros(len(names), np.int64), np.inf
     for _ in range(CANDIDATES):
@@ -52,7 +53,7 @@ def balanced_folds(group: pd.Series, label: pd.Series, folds: int, seed: int) ->
         load = np.zeros((folds, 4))
         assigned = np.zeros(len(names), np.int64)
         for i in order:
-            assigned[i] = np.argmin(load @ (WEIGHTS * shares[i]))
+            assigned[i] = (load @ weighted[i]).argmin()
             load[assigned[i]] += shares[i]
         uneven = np.abs(load * folds - 1).max(0) @ WEIGHTS
         if uneven < least:

@@ -124,22 +124,6 @@ def write_manifest(root, **changes):
     (root / MANIFEST).write_text(json.dumps(said))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def remembered():
-    """The same few pictures are looked at by every test: one digest each is enough."""
-    known = {}
-
-    def digest(image):
-        key = (image.shape, hashlib.sha256(image).digest())
-        if key not in known:
-            known[key] = pixel_digest(image)
-        return known[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verify, "pixel_digest", digest)
-        yield
-
-
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory):
     root = write_complete(tmp_path_factory.mktemp("pristine"))

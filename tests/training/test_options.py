@@ -242,7 +242,7 @@ def test_iou_is_tracked_beside_f1(model: str, run, small_tree: Path, tmp_path: P
     network = build(OmegaConf.load(directory / "config.yaml").model).eval()
     network.load_state_dict(load_file(directory / "checkpoints/last.safetensors"))
     index = checked_index(small_tree, cache=tmp_path).only(("prelim",))
-    images = torch.from_numpy(np.array(open_store(index, "d" * 64, tmp_path, 300, 48)))
+    images = torch.from_numpy(np.array(open_store(index, "d" * 64, tmp_path, 300, 32)))
     with torch.no_grad():
         proposed = network(images.permute(0, 3, 1, 2) / 255)[1]
     tight = []
