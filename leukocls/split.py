@@ -12,6 +12,7 @@ from leukocls.common.arguments import add_data_options, add_split_options
 from leukocls.common.errors import run_verb
 from leukocls.common.files import atomic_write
 from leukocls.common.tables import aligned, listing
+from leukocls.data.names import PRELIM_TRAINED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +34,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def counts(table: pd.DataFrame) -> dict[str, dict[str, int]]:
     """Number of cells, and of cells and subjects by class, in each split of a table."""
-    present = {name: table[table["split"] == name] for name in ("train", "val", "prelim")}
+    names = ("train", "val", "prelim", PRELIM_TRAINED)
+    present = {name: table[table["split"] == name] for name in names}
     return {
         name: {
             "cells": len(cells),
@@ -56,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     from leukocls.artifacts.marks import banner, data_marks, run_marks
+    from leukocls.data.persons import shared_persons
     from leukocls.data.splits import SplitOptions, as_csv, make_split
     from leukocls.data.summary import two_class_subjects
     from leukocls.data.verify import checked_index
@@ -80,11 +83,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     atomic_write(arguments.out, as_csv(table))
     by_split = counts(table)
     marks = run_marks(data_marks(index, ("train", "prelim")), leaky=split.leaky)
+    shared = shared_persons(table)
     if arguments.json:
         document = {
             "file": str(arguments.out),
             "scheme": split.scheme,
             "marks": marks,
+            "shared_persons": shared,
             "selection": split.selection,
             "test": list(split.tests),
             "splits": by_split,
@@ -92,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(document, indent=2))
         return 0
     print(f"{arguments.out}: {split.scheme}, selection on {split.selection}")
-    for line in banner(marks):
+    for line in [*banner(marks), *shared]:
         print(line)
     rows = [[name, *numbers.values()] for name, numbers in by_split.items()]
     print(aligned([["split", *next(iter(by_split.values()))], *rows]))

@@ -13,6 +13,7 @@ from leukocls.artifacts.identity import config_hash
 from leukocls.artifacts.marks import Mark
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.files import atomic_write
+from leukocls.data.names import PRELIM_OFFICIAL, PRELIM_TRAINED
 
 DIGEST = "record_sha256"  # the record's digest of all its other entries; new in 0.2
 
@@ -154,7 +155,7 @@ def mark_ended(directory: Path, pid: int, state: RunState, error: str) -> None:
 
 
 def heading(record: dict[str, Any], split: str | None, as_selected: bool) -> str:
-    """The heading of the numbers of a split: `training`, `selection`, `test` or `unknown`.
+    """The heading of a split's numbers: `training`, `selection`, `test`, `leaky` or `unknown`.
 
     `test` requires that the run selected on another split, and that nothing was changed since: an
     epoch, threshold or set of views from the command line may have been chosen on this split.
@@ -167,6 +168,8 @@ def heading(record: dict[str, Any], split: str | None, as_selected: bool) -> str
         return "unknown"
     if split == "train":
         return "training"
+    if split in (PRELIM_TRAINED, PRELIM_OFFICIAL):
+        return "leaky"
     chosen_on = (record.get("selection") or {}).get("set")
     if split == chosen_on:
         return "selection"

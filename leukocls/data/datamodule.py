@@ -216,8 +216,8 @@ class CellDataModule(pl.LightningDataModule):
         return [self._evaluation_loader(name) for name in self.split.scored]
 
     def test_dataloader(self) -> list[DataLoader]:
-        """One loader for each split of `split.tests`, in that order."""
-        return [self._evaluation_loader(name) for name in self.split.tests]
+        """One loader for each split of `split.scored_once`, in that order."""
+        return [self._evaluation_loader(name) for name in self.split.scored_once]
 
     def _evaluation_loader(self, name: str) -> DataLoader:
         return self._loader([self.split.rows[name]], self.eval_batch_size, None)

@@ -62,7 +62,7 @@ def find_duplicates(index: Index, genuine: dict[str, bool]) -> list[Duplicates]:
         if len(rows) > 1:
             kind = "identical" if len(set(table["sha256"][rows])) == 1 else "turned"
             certain = all(genuine.get(part, False) for part in names[rows])
-            expected = certain or index.rules.expects_copies(table.loc[rows], kind)
+            expected = certain or index.rules.expects_copies(table.loc[rows])
             duplicates.append(Duplicates(tuple(rows), kind, expected))
     return duplicates
 

@@ -28,8 +28,16 @@ PART_DIGESTS = {
 # `labels_digest` of the published label file; line ends and the order of rows do not matter.
 LABELS_DIGEST = "eb0f51381b19b50f6964ac1ebd1ce77513f48fedd2f170b59b1cdeb9d779ceb6"
 
-# Subjects with images in common count as one in every split: the transitive closure of the pairs.
-MERGED = (("20", "21"), ("51", "75", "78"), ("H2", "H4", "H5", "H6"), ("H3", "H10"))
+# Subjects that share cells are one person in every split: the transitive closure of SHARED_IMAGES,
+# SHARED_CELLS and TRAIN_IN_PRELIM.
+MERGED = (
+    ("1", "15", "16", "17", "20", "21"),
+    ("43", "44"),
+    ("51", "55", "75", "78"),
+    ("H2", "H4", "H5", "H6", "H7"),
+    ("H3", "H10"),
+    ("H14", "H24"),
+)
 # The number of byte-identical images that two subjects share, 104 in all. Two more pairs of images
 # are in final (SAME_FINAL).
 SHARED_IMAGES = {
@@ -43,6 +51,29 @@ SHARED_IMAGES = {
     ("H10", "H10"): 5,
 }
 SAME_FINAL = (("972.bmp", "2217.bmp"), ("581.bmp", "914.bmp"))
+# The number of pairs of images of one cell that was stain-normalised and cut out twice.
+SHARED_CELLS = {
+    ("51", "78"): 180, ("51", "75"): 78, ("H10", "H3"): 35, ("H2", "H5"): 19, ("H2", "H6"): 14,
+    ("43", "44"): 11, ("H2", "H7"): 10, ("H2", "H4"): 9, ("17", "20"): 4, ("51", "55"): 4,
+    ("H14", "H24"): 2, ("H5", "H6"): 2, ("20", "21"): 2, ("1", "15"): 1, ("1", "17"): 1,
+    ("16", "20"): 1,
+}  # fmt: skip
+# Images of train that prelim and final hold again in other files: same pixels, other header.
+TRAIN_IN_PRELIM = {
+    "1359.bmp": "UID_51_134_2_all.bmp", "944.bmp": "UID_51_49_1_all.bmp",
+    "660.bmp": "UID_51_49_3_all.bmp", "1023.bmp": "UID_51_59_1_all.bmp",
+    "59.bmp": "UID_51_59_2_all.bmp", "385.bmp": "UID_51_74_1_all.bmp",
+}  # fmt: skip
+TRAIN_IN_FINAL = {
+    "1682.bmp": "UID_51_12_1_all.bmp", "1603.bmp": "UID_51_12_2_all.bmp",
+    "1141.bmp": "UID_51_131_1_all.bmp", "1673.bmp": "UID_51_147_3_all.bmp",
+    "1.bmp": "UID_51_147_4_all.bmp", "1563.bmp": "UID_51_147_6_all.bmp",
+    "2522.bmp": "UID_51_47_2_all.bmp", "1374.bmp": "UID_51_47_5_all.bmp",
+    "1857.bmp": "UID_51_47_6_all.bmp", "1132.bmp": "UID_51_82_1_all.bmp",
+    "2246.bmp": "UID_51_82_3_all.bmp", "575.bmp": "UID_51_82_4_all.bmp",
+    "1796.bmp": "UID_51_82_5_all.bmp", "1322.bmp": "UID_51_8_8_all.bmp",
+    "397.bmp": "UID_51_8_9_all.bmp", "2413.bmp": "UID_51_97_6_all.bmp",
+}  # fmt: skip
 
 
 def labels_digest(rows: Iterable[tuple[str, str, int]]) -> str:
@@ -78,12 +109,22 @@ def published_counts() -> dict[str, int]:
 def person_of(cell: str, subject: str) -> str:
     """The person that a cell is from: its subject in one spelling, "" if unknown.
 
-    Subjects of cells with C-NMC's names are merged by the images that C-NMC holds more than once.
+    Subjects of cells with C-NMC's names are merged by the cells that C-NMC holds more than once.
     """
     key = subject_key(subject)
     return merged_subject(key) if subject_of(cell) else key
 
 
 def merged_subject(subject: str) -> str:
-    """The group of a subject: "20+21" for 20 and for 21; its own name for most others."""
+    """The person of a subject: "43+44" for 43 and for 44; its own name for most others."""
     return next(("+".join(group) for group in MERGED if subject in group), subject)
+
+
+def published_parts(person: str) -> set[str]:
+    """The parts, train and prelim, in which C-NMC as published has cells of a person."""
+    subjects = person.split("+")
+    return {
+        "prelim" if part == "prelim" else "train"
+        for part, counts in published_subjects().items()
+        if not counts.keys().isdisjoint(subjects)
+    }

@@ -4,7 +4,7 @@ The scanner chooses the rules and the index carries them. A new kind of data set
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,13 +13,17 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from leukocls.common.errors import LeukoclsError
+from leukocls.data.names import cell_key
 from leukocls.data.published import (
     FINAL_SIDE,
     LABELS_DIGEST,
     SAME_FINAL,
     SHARED_IMAGES,
     SIDE,
+    TRAIN_IN_FINAL,
+    TRAIN_IN_PRELIM,
     published_counts,
+    published_parts,
     published_subjects,
 )
 
@@ -57,14 +61,17 @@ class DataRules:
         """Digest that the label file must have (`published.labels_digest`); None if unknown."""
         return None
 
-    def expects_copies(self, cells: pd.DataFrame, kind: str) -> bool:
+    def expects_copies(self, cells: pd.DataFrame) -> bool:
         """Whether copies of one image under these names are no fault.
 
         Args:
             cells: rows of the index with the same pixels, at least two.
-            kind: as in `leukocls.data.duplicates.Duplicates`.
         """
         raise NotImplementedError
+
+    def expects_in(self, person: str, parts: Collection[str]) -> bool:
+        """Whether cells of a person in more than one of these parts are no fault."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ class TableRules(DataRules):
     largest_crop: ClassVar[int] = 2048
     listed_parts: ClassVar[tuple[str, ...]] = ("train", "prelim", "final")
 
-    def expects_copies(self, cells: pd.DataFrame, kind: str) -> bool:
+    def expects_copies(self, cells: pd.DataFrame) -> bool:
         """Whether part and class of the copies agree; their subjects are merged, so none leaks."""
         return len(set(cells["part"])) == len(set(cells["label"])) == 1
 
@@ -104,9 +111,18 @@ class PublishedRules(CnmcRules):
     def labels_digest(self) -> str:
         return LABELS_DIGEST
 
-    def expects_copies(self, cells: pd.DataFrame, kind: str) -> bool:
-        """Whether C-NMC as published holds one image under all of these subjects."""
-        if kind != "identical":
+    def expects_copies(self, cells: pd.DataFrame) -> bool:
+        """Whether C-NMC as published holds one image under all of these names."""
+        known = {"prelim": TRAIN_IN_PRELIM, "final": TRAIN_IN_FINAL}
+        in_train = set(cells["cell"][cells["part"] == "train"].map(cell_key))
+        first = [
+            cell_key(known.get(part, {}).get(cell.casefold(), ""))
+            for part, cell in zip(cells["part"], cells["cell"], strict=True)
+        ]
+        cells = cells[[name not in in_train for name in first]]
+        if len(cells) == 1:
+            return True
+        if len(set(cells["sha256"])) > 1:
             return False
         if set(cells["part"]) == {"final"}:
             return set(cells["cell"]) in map(set, SAME_FINAL)
@@ -117,6 +133,10 @@ class PublishedRules(CnmcRules):
         return set(cells["part"]) == {"train"} and (
             twice or sorted({subject for pair in linked for subject in pair}) == subjects
         )
+
+    def expects_in(self, person: str, parts: Collection[str]) -> bool:
+        """Whether the person is in all of these parts as published: 51 of train is 55 of prelim."""
+        return set(parts) <= published_parts(person)
 
 
 @dataclass(frozen=True)
@@ -138,7 +158,7 @@ class SyntheticRules(CnmcRules):
     def labels_digest(self) -> str:
         return self._declared("labels_sha256")
 
-    def expects_copies(self, cells: pd.DataFrame, kind: str) -> bool:
+    def expects_copies(self, cells: pd.DataFrame) -> bool:
         """Whether the manifest lists these cells as copies of one image."""
         return len({self._sources.get(name, name) for name in cells["cell"]}) == 1
 

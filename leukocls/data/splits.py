@@ -23,7 +23,8 @@ from leukocls.data.folds import (
     scheme_without_prelim,
 )
 from leukocls.data.index import Index
-from leukocls.data.names import CLASSES, UNKNOWN
+from leukocls.data.names import CLASSES, PRELIM_TRAINED, UNKNOWN
+from leukocls.data.persons import apart_from_train, leaks_as_published, overlap
 from leukocls.data.random import FOLD_STREAM, random_numbers
 from leukocls.data.text_tables import read_words
 
@@ -51,8 +52,13 @@ class Split:
     @property
     def scored(self) -> list[str]:
         """The splits that are evaluated after each epoch; train only if there is no other."""
-        names = [name for name in self.rows if name != "train" and name not in self.tests]
+        names = [name for name in self.rows if name not in ("train", *self.scored_once)]
         return names or ["train"]
+
+    @property
+    def scored_once(self) -> list[str]:
+        """The splits that the chosen epoch scores at the end: tests, and what is no test."""
+        return [name for name in self.rows if name in (*self.tests, PRELIM_TRAINED)]
 
     def table(self, index: Index) -> pd.DataFrame:
         """One row with COLUMNS for each cell of the split, in the index's order."""
@@ -93,20 +99,27 @@ class SplitOptions:
 
 
 def challenge(index: Index, options: SplitOptions) -> Split:
-    """Train on folds 0-2 and select on prelim, as Prellberg & Kramer 2019. There is no test set."""
+    """Train on folds 0-2 and select on prelim, as Prellberg & Kramer 2019. There is no test set.
+
+    It is LEAKY where a person of train is in prelim, as 51 is: prelim's 55.
+    """
     if options.fold is not None:
         raise LeukoclsError("split_scheme=challenge has no folds: leave fold= out.")
     rows = {"train": part_rows(index, "train"), "prelim": _prelim_rows(index, "challenge")}
     need_subjects(index.table.iloc[np.concatenate([*rows.values()])], index.source)
-    return Split("challenge", rows, "prelim")
+    leaky = leaks_as_published(index, rows["prelim"])
+    return Split("challenge", rows, "prelim", leaky=leaky)
 
 
 def honest(index: Index, options: SplitOptions) -> Split:
-    """Select on a subject-disjoint fold inside train, and score prelim once, as the test set."""
+    """Select on a subject-disjoint fold inside train, and score prelim once, as the test set.
+
+    Cells of prelim whose person is in train are scored beside it, and are not part of the test.
+    """
     prelim = _prelim_rows(index, "honest")
     need_subjects(index.table.iloc[prelim], index.source)
-    inner = subject(index, options)
-    return Split("honest", {**inner.rows, "prelim": prelim}, "val", ("prelim",))
+    rows = {**subject(index, options).rows, **apart_from_train(index, prelim)}
+    return Split("honest", rows, "val", ("prelim",))
 
 
 def subject(index: Index, options: SplitOptions) -> Split:
@@ -224,20 +237,6 @@ def make_split(index: Index, scheme: str, options: SplitOptions | None = None) -
     return split
 
 
-def overlap(table: pd.DataFrame) -> pd.DataFrame:
-    """Cells outside train whose group or pixels are in another split as well.
-
-    Args:
-        table: columns `cell`, `group`, `pixels` ("" if unknown) and `split`.
-    """
-    shared = pd.Series(False, index=table.index)
-    for column in ("group", "pixels"):
-        known = table[column] != ""
-        splits = table[known].groupby(column)["split"].transform("nunique")
-        shared |= known & (splits.reindex(table.index, fill_value=1) > 1)
-    return table[shared & (table["split"] != "train")]
-
-
 def part_rows(index: Index, part: str) -> np.ndarray:
     """Rows of one part of the data, int64 [n], in the index's order.
 
@@ -301,9 +300,10 @@ def _from_file(index: Index, path: Path, options: SplitOptions) -> Split:
         raise LeukoclsError(f"{path}: needs the column split (train, val, prelim)")
     if options.fold is not None:
         raise LeukoclsError(f"split_scheme={path}: a file has no folds; leave fold= out.")
-    names = [name for name in ("train", "val", "prelim", "final") if name in set(table["split"])]
-    if set(table["split"]) - {*names, ""} or names[:1] != ["train"]:
-        held = ", ".join(sorted(set(table["split"]))) or "nothing"
+    present = set(table["split"])
+    names = [n for n in ("train", "val", "prelim", PRELIM_TRAINED, "final") if n in present]
+    if present - {*names, ""} or names[:1] != ["train"]:
+        held = ", ".join(sorted(present)) or "nothing"
         raise LeukoclsError(
             f"{path}: its column split holds {held}; it takes train, and val or prelim or both"
         )

@@ -288,7 +288,7 @@ def _shared_subject_faults(index: Index) -> list[Fault]:
     known = index.table[index.table["group"] != ""]
     for group, cells in known.groupby("group"):
         parts = list(dict.fromkeys(cells["part"]))
-        if len(parts) > 1:
+        if len(parts) > 1 and not index.rules.expects_in(str(group), parts):
             path = index.root / cells["file"][cells["part"] == parts[-1]].iloc[0]
             cause = f"subject {group} is in {' and in '.join(parts)}"
             how = "restore the names" if index.rules.cnmc_tree else "correct subject or split"

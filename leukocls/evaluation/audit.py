@@ -12,7 +12,8 @@ import pandas as pd
 from leukocls.artifacts.marks import Mark
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.files import sha256_file
-from leukocls.data.names import UNKNOWN, label_of, members
+from leukocls.common.tables import listing
+from leukocls.data.names import PRELIM_TRAINED, UNKNOWN, label_of, members
 from leukocls.data.splits import read_split
 from leukocls.evaluation.audited_cells import TRAIN, CellNames, joined
 
@@ -116,7 +117,9 @@ def _overlaps(table: pd.DataFrame) -> list[dict[str, Any]]:
         share = len(shared) / len(scored)
         text = f"{len(shared):,} of {len(scored):,} scored cells ({share:.1%}) are {description}"
         if check == "subjects":
-            text += f": {len(values)} of {known[column].nunique()} persons" if values else ""
+            if values:
+                names = listing(value.replace("+", " = ") for value in values)
+                text += f": {len(values)} of {known[column].nunique()} persons, {names}"
             if len(known) < len(scored):
                 text += f"; of {len(scored) - len(known):,} cells the subject is unknown"
         complete = len(known) == len(scored) and (trained[column] != "").all()
@@ -214,7 +217,7 @@ def _selection(
     predictions: pd.DataFrame, table: pd.DataFrame, record: dict[str, Any]
 ) -> dict[str, Any]:
     """The finding on the set that chose the epoch, which must be disjoint from the reported set."""
-    sides = sorted(set(table["side"]) - {TRAIN})
+    sides = sorted(set(table["side"]) - {TRAIN, PRELIM_TRAINED})
     scored = sorted(set(table["side"][table["scored"]]) - {TRAIN})
     chosen_on = (record.get("selection") or {}).get("set")
     # Without a record, sets that are scored at several epochs could choose, as those unscored.

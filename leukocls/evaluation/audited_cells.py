@@ -12,6 +12,7 @@ from leukocls.common.errors import LeukoclsError
 from leukocls.data.names import (
     LABEL_WORDS,
     LEADING_ZEROS,
+    PRELIM_TRAINED,
     UNKNOWN,
     members,
     subject_key,
@@ -127,8 +128,8 @@ def _column(source: pd.DataFrame, name: str, keys: "pd.Series[str]", absent: Any
 def _with_sides(split: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
     table = split.copy()
     scored = predictions
-    if "split" in predictions:  # numbers on training cells are not reported as results
-        scored = predictions[side_names(predictions["split"]) != TRAIN]
+    if "split" in predictions:  # numbers on trained cells and persons are not reported as results
+        scored = predictions[~side_names(predictions["split"]).isin([TRAIN, PRELIM_TRAINED])]
     table["scored"] = table["key"].isin(scored["key"])
     table["side"] = side_names(table["split"]) if "split" in table else TRAIN
     # If training cells are scored and the table has folds, it is a cross-validation.

@@ -64,6 +64,7 @@ def compare(
         "selection_set": first.run.record["selection"]["set"],
         "test_set": first.result["split"] if first.result["heading"] == "test" else None,
         "marks": merged_marks(record["marks"] for record in records),
+        "shared_persons": merged_marks(record.get("shared_persons", []) for record in records),
         "ddof": seed_tests.DDOF,
         "seeds_planned": None if seeds is None else planned,
         "reference": reference,

@@ -12,7 +12,7 @@ from leukocls.artifacts.predictions import PERSON, sigmoid
 from leukocls.artifacts.record import heading, read_record
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.tables import listing
-from leukocls.data.names import subject_of
+from leukocls.data.names import PRELIM_OFFICIAL, PRELIM_TRAINED, subject_of
 from leukocls.evaluation import cell_metrics, prediction_files
 from leukocls.evaluation.prediction_files import Truth
 from leukocls.evaluation.selection import contradiction
@@ -73,7 +73,8 @@ def scored_parts(
         )
     parts = []
     for split in splits:
-        rows = frame[frame["split"] == split] if "split" in frame else frame
+        names = ("prelim", PRELIM_TRAINED) if split == PRELIM_OFFICIAL else (split,)
+        rows = frame[frame["split"].isin(names)] if "split" in frame else frame
         for epoch in _epochs(rows, source, options.epoch, selected.get("epoch")):
             cells = rows[rows["epoch"] == epoch] if epoch is not None else rows
             cells = _with_views(cells, source, options.views, record.get("view_weights"))
@@ -95,6 +96,7 @@ def scored_parts(
                 "heading": heading(record, split, as_selected),
                 "persons_from": PERSON if PERSON in rows else "subject",
                 "marks": list(record.get("marks") or []),
+                "shared_persons": list(record.get("shared_persons") or []),
             }
             parts.append(ScoredPart(cells.sort_values("cell"), origin))
     return parts
@@ -168,7 +170,7 @@ def _splits(frame: pd.DataFrame, source: Path, wanted: str | None) -> list[str |
     """The splits to score; [None] if the file has no column `split`."""
     if "split" not in frame:
         return [None]
-    present = sorted(set(frame["split"]))
+    present = sorted(set(frame["split"].replace({PRELIM_TRAINED: PRELIM_OFFICIAL})))
     if wanted is None:
         return list(present)
     if wanted not in present:

@@ -25,7 +25,7 @@ def result_text(result: dict[str, Any], per_subject: bool = False) -> str:
     hard = result["threshold"] is None
     origin.append("hard labels" if hard else f"threshold {result['threshold']:g}")
     lines = [f"{result['heading'].upper()}   {' · '.join(origin)}"]
-    lines += banner(result["marks"])
+    lines += [*banner(result["marks"]), *result["shared_persons"]]
     if result["tp"] is None:
         return "\n".join([*lines, f"{result['n']} cells, no labels: nothing to score"])
 
@@ -67,7 +67,7 @@ def comparison_text(document: dict[str, Any]) -> str:
     if test:
         head = f"TEST   on {test}; selection set: {selection}"
     lines = [head]
-    lines += banner(document["marks"])
+    lines += [*banner(document["marks"]), *document["shared_persons"]]
     lines += ["", *_summaries(document)]
     lines.append(
         f"Percent, over seeds; SD with ddof {document['ddof']}; expected max: of n normal values"

@@ -28,6 +28,7 @@ from leukocls.common.files import atomic_write
 from leukocls.common.processes import Interrupted
 from leukocls.data import features
 from leukocls.data.index import Index
+from leukocls.data.persons import shared_persons
 from leukocls.data.splits import Split, SplitOptions, as_csv, make_split
 from leukocls.data.store import data_digest
 from leukocls.evaluation.cell_metrics import by_split
@@ -164,6 +165,7 @@ def start(baseline: Baseline) -> None:
         threshold=0.5,
         view_weights=[1.0],
         marks=run_marks(data_marks(index, ("train", "prelim")), leaky=split.leaky),
+        shared_persons=shared_persons(split.table(index)),
         metrics={},
         predictions_sha256=None,
         weights_sha256=None,

@@ -121,9 +121,9 @@ def _fit_rank(
     if not (points and recorder.exhausted):
         checkpoint = points[0] if points else None
         trainer.fit(classifier, parts.datamodule, ckpt_path=checkpoint, weights_only=True)
-    if inputs.split.tests:
+    if inputs.split.scored_once:
         load_weights(classifier.network, recorder.checkpoints.best, classifier=())
-        classifier.score(list(inputs.split.tests))
+        classifier.score(inputs.split.scored_once)
         trainer.test(classifier, parts.datamodule, verbose=False)
     return parts.results(run)
 

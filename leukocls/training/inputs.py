@@ -21,6 +21,8 @@ from leukocls.artifacts.run_dir import run_weights
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.files import sha256_file
 from leukocls.data.index import Index
+from leukocls.data.names import PRELIM_TRAINED
+from leukocls.data.persons import shared_persons
 from leukocls.data.random import continued_seed
 from leukocls.data.splits import Split, SplitOptions, as_csv, make_split, part_rows
 from leukocls.data.store import data_digest
@@ -121,6 +123,7 @@ class Inputs:
             "pos_weight": self.pos_weight,
             "view_weights": view_weights(self.config.views),
             "marks": self.marks,
+            "shared_persons": shared_persons(self.cells),
             "metrics": {},
             "predictions_sha256": None,
             "weights_sha256": None,
@@ -169,7 +172,7 @@ def _train_inputs(config: DictConfig) -> TrainInputs:
         )
     cells = split.table(index)
     official = index.rules.cnmc_subjects
-    evaluated = cells[cells["split"] != "train"]
+    evaluated = cells[~cells["split"].isin(["train", PRELIM_TRAINED])]
     tests = cells[cells["split"].isin(split.tests)]
     if has_seen(lineage, "chose", tests, official):
         raise LeukoclsError(

@@ -9,14 +9,19 @@ from conftest import SHARED
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from leukocls.data.names import UID
 from leukocls.data.published import (
     LABELS_DIGEST,
     MERGED,
     PART_DIGESTS,
     SAME_FINAL,
+    SHARED_CELLS,
     SHARED_IMAGES,
+    TRAIN_IN_FINAL,
+    TRAIN_IN_PRELIM,
     merged_subject,
     published_counts,
+    published_parts,
     published_subjects,
 )
 
@@ -29,27 +34,47 @@ def train_subjects():
     return sorted({subject for fold in FOLDS for subject in subjects[fold]})
 
 
-def test_merged_subjects_are_the_closure_of_the_shared_images(train_subjects):
-    place = {subject: number for number, subject in enumerate(train_subjects)}
-    pairs = np.array([[place[one], place[other]] for one, other in SHARED_IMAGES])
+@pytest.fixture(scope="module")
+def prelim_subjects():
+    return sorted(published_subjects()["prelim"])
+
+
+def test_merged_subjects_are_the_closure_of_the_shared_cells(train_subjects, prelim_subjects):
+    """RECIPES §1: 73 subjects become 59 persons, 39 with ALL and 20 without; 55 is one of them."""
+    subjects = [*train_subjects, *prelim_subjects]
+    place = {subject: number for number, subject in enumerate(subjects)}
+    links = [*SHARED_IMAGES, *SHARED_CELLS, ("51", "55")]
+    pairs = np.array([[place[one], place[other]] for one, other in links])
     shape = (len(place), len(place))
     graph = coo_array((np.ones(len(pairs)), pairs.T), shape)
     number, component = connected_components(graph, directed=False)
-    sets = [{s for s in train_subjects if component[place[s]] == k} for k in range(number)]
+    sets = [{s for s in subjects if component[place[s]] == k} for k in range(number)]
     assert {frozenset(group) for group in MERGED} == {frozenset(s) for s in sets if len(s) > 1}
     names = {merged_subject(subject) for subject in train_subjects}
-    # RECIPES §1: 73 subjects become 66, 44 with ALL and 22 without.
-    assert (len(train_subjects), number, len(names)) == (73, 66, 66)
-    assert sum(name.startswith("H") for name in names) == 22
+    assert (len(train_subjects), len(names)) == (73, 59)
+    assert sum(name.startswith("H") for name in names) == 20
+    assert len({merged_subject(subject) for subject in prelim_subjects}) == 28
 
 
-def test_a_merged_subject_is_of_one_class_and_never_of_prelim(train_subjects):
+def test_a_person_is_of_one_class_and_55_alone_is_in_both_parts(train_subjects, prelim_subjects):
     for group in MERGED:
         assert len({subject.startswith("H") for subject in group}) == 1
-        assert set(group) <= set(train_subjects)
+        assert set(group) <= {*train_subjects, "55"}
         assert {merged_subject(subject) for subject in group} == {"+".join(group)}
-    assert set(train_subjects).isdisjoint(published_subjects()["prelim"])
-    assert merged_subject("1") == "1"
+        both = {"train", "prelim"} if "55" in group else {"train"}
+        assert published_parts("+".join(group)) == both
+    assert set(train_subjects).isdisjoint(prelim_subjects)
+    assert merged_subject("2") == "2"
+    assert published_parts("53") == {"prelim"}
+
+
+def test_the_images_of_51_that_prelim_and_final_hold_again():
+    assert (len(TRAIN_IN_PRELIM), len(TRAIN_IN_FINAL)) == (6, 16)
+    for known, most in ((TRAIN_IN_PRELIM, 1_867), (TRAIN_IN_FINAL, 2_586)):
+        assert len(set(known.values())) == len(known)
+        for copy, first in known.items():
+            assert 1 <= int(copy.removesuffix(".bmp")) <= most
+            assert UID.fullmatch(first.removesuffix(".bmp"))[1] == "51"
 
 
 def test_there_are_106_pairs_of_identical_images():

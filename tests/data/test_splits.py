@@ -20,6 +20,8 @@ from leukocls import split as verb
 from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.data.folds import balanced_folds, nested
 from leukocls.data.index import COLUMNS, TABLE, Index
+from leukocls.data.names import PRELIM_TRAINED
+from leukocls.data.persons import shared_persons
 from leukocls.data.published import merged_subject, subject_counts
 from leukocls.data.rules import PublishedRules
 from leukocls.data.splits import (
@@ -36,6 +38,10 @@ from leukocls.data.verify import checked_index
 SAME_IMAGES = [
     ("20", "21", 71), ("51", "75", 10), ("51", "78", 11), ("H10", "H3", 1), ("H6", "H2", 1),
     ("H2", "H4", 3), ("H2", "H5", 2), ("H10", "H10", 5),
+]  # fmt: skip
+# And with cells in common that were stain-normalised and cut out twice.
+SAME_CELLS = [
+    ("1", "15"), ("1", "17"), ("16", "20"), ("17", "20"), ("43", "44"), ("H2", "H7"), ("H14", "H24"),
 ]  # fmt: skip
 # `all` trains on what there is, and holds nothing out.
 HOLDING = [scheme for scheme in SCHEMES if scheme != "all"]
@@ -68,11 +74,15 @@ def make_index(rows, pixels, group=None, layout="kaggle"):
 
 
 def persons(table):
-    """Who each cell is from once subjects with an image in common are one: connected components."""
+    """Who each cell is from once subjects with a cell in common are one: connected components."""
     subject, names = pd.factorize(table["subject"])
     image, images = pd.factorize(table["pixels"])
     n = len(names) + len(images)
-    links = coo_array((np.ones(len(table)), (subject, len(names) + image)), shape=(n, n))
+    pairs = np.stack([subject, len(names) + image])
+    if len(table) > 10_000:  # C-NMC's
+        twice = [[names.get_loc(one) for one in pair] for pair in SAME_CELLS]
+        pairs = np.hstack([pairs, np.array(twice).T])
+    links = coo_array((np.ones(pairs.shape[1]), pairs), shape=(n, n))
     return [f"p{number}" for number in connected_components(links, directed=False)[1][subject]]
 
 
@@ -101,6 +111,8 @@ def published():
         first = [cells_of[one].pop() for _ in range(shared)]
         second = [cells_of[other].pop() for _ in range(shared)]
         pixels[second] = pixels[first]
+    prelim_55 = [row for row, one in enumerate(rows) if one[0] == "prelim" and one[2] == "55"]
+    pixels[prelim_55[:6]] = pixels[cells_of["51"][:6]]
     return make_index(rows, pixels, [merged_subject(subject) for _, _, subject, _ in rows])
 
 
@@ -161,7 +173,7 @@ def side_of(index, split):
 def assert_apart(index, split):
     """No person and no image on two sides, whatever the index calls them."""
     side = side_of(index, split)
-    taken = side.dropna()
+    taken = side[side != PRELIM_TRAINED].dropna()
     for what in (persons_of(index), index.table["pixels"], index.table["group"]):
         pairs = set(zip(what.iloc[taken.index], taken, strict=True))
         twice = [who for who, n in Counter(who for who, _ in pairs).items() if n > 1]
@@ -205,8 +217,12 @@ def assert_partition(index, scheme, found):
         assert sides.pop("train") | sides.pop("val") == population
         assert (split.selection, split.scored) == ("val", ["val"])
         if scheme == "honest":
-            assert sides == {"prelim": prelim}
+            trained = set(index.table["group"].iloc[sorted(train)])
+            seen = {row for row in prelim if index.table["group"].iloc[row] in trained}
+            assert sides.pop(PRELIM_TRAINED, set()) == seen
+            assert sides == {"prelim": prelim - seen}
             assert split.tests == ("prelim",)
+            assert set(split.scored_once) == {"prelim", *([PRELIM_TRAINED] if seen else [])}
         else:
             assert sides == {}
             assert split.tests == ()
@@ -215,17 +231,19 @@ def assert_partition(index, scheme, found):
 # --- no person and no image on two sides (D3)
 
 
-def test_the_images_that_c_nmc_holds_twice_make_66_persons_of_73_subjects(published):
+def test_the_cells_that_c_nmc_holds_twice_make_59_persons_of_73_subjects(published):
     table = published.table[published.table["part"] == "train"]
     assert len(table) == 10_661
     assert table["subject"].nunique() == 73
     assert int(table["pixels"].duplicated().sum()) == 104
     person = pd.Series(persons(table), index=table.index)
-    assert person.groupby(table["label"]).nunique().to_dict() == {0: 22, 1: 44}
-    # What the package merges by name is what these images prove, no more and no less.
-    assert len(set(zip(person, table["group"], strict=True))) == 66 == table["group"].nunique()
+    assert person.groupby(table["label"]).nunique().to_dict() == {0: 20, 1: 39}
+    # What the package merges by name is what these cells prove, no more and no less.
+    assert len(set(zip(person, table["group"], strict=True))) == 59 == table["group"].nunique()
     spans = table.groupby("group")["fold"].nunique()
-    assert set(spans[spans > 1].index) == {"20+21", "51+75+78", "H3+H10", "H2+H4+H5+H6"}
+    assert set(spans[spans > 1].index) == {
+        "1+15+16+17+20+21", "43+44", "51+55+75+78", "H2+H4+H5+H6+H7", "H3+H10", "H14+H24",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("scheme", APART)
@@ -235,8 +253,26 @@ def test_published_subjects_and_images_are_on_one_side(published, scheme):
     ]
     assert_partition(published, scheme, found)
     for split in found:
-        assert not split.leaky
-        assert_apart(published, split)
+        assert split.leaky == (scheme == "challenge")
+        if not split.leaky:
+            assert_apart(published, split)
+
+
+def test_prelims_55_is_trainings_51(published):
+    """Honest reports 1,820 cells of 27 persons; the other 47 are scored beside them."""
+    split = make_split(published, "honest")
+    reported, trained = (published.table.iloc[split.rows[n]] for n in ("prelim", PRELIM_TRAINED))
+    assert (len(reported), reported["group"].nunique()) == (1_820, 27)
+    assert (len(trained), set(trained["subject"])) == (47, {"55"})
+    assert shared_persons(split.table(published)) == [
+        "55 of prelim is 51, 75 and 78 of train: its 47 cells are left out of the test"
+    ]
+    challenge = make_split(published, "challenge")
+    assert len(challenge.rows["prelim"]) == 1_867
+    assert shared_persons(challenge.table(published)) == [
+        "55 of prelim is 51, 75 and 78 of train: 47 of 1,867 scored cells are of a trained person"
+    ]
+    assert not shared_persons(make_split(published, "subject").table(published))
 
 
 def test_a_cell_level_split_of_the_published_cells_is_always_leaky(published):
@@ -285,15 +321,21 @@ def both_classes(index, fold):
 
 
 def test_lofo_leaves_out_what_spans_folds_and_is_not_at_home(published):
-    """By hand: most cells of 20+21 are in fold_2, of 51+75+78 in fold_1, and so on."""
+    """By hand: most cells of 51, 75 and 78 are in fold_1, and so on."""
     counts = subject_counts().query("split == 'train'")
     cells = {(row.subject.upper(), int(row.fold)): row.n_images for row in counts.itertuples()}
     left_out = set()
-    for group in (["20", "21"], ["51", "75", "78"], ["H2", "H4", "H5", "H6"], ["H3", "H10"]):
+    for group in (
+        ["1", "15", "16", "17", "20", "21"], ["43", "44"], ["51", "75", "78"],
+        ["H2", "H4", "H5", "H6", "H7"], ["H3", "H10"], ["H14", "H24"],
+    ):  # fmt: skip
         mine = {key: n for key, n in cells.items() if key[0] in group}
         by_fold = [sum(n for (_, fold), n in mine.items() if fold == k) for k in range(3)]
         left_out |= {key for key in mine if key[1] != int(np.argmax(by_fold))}
-    assert left_out == {("20", 0), ("75", 2), ("78", 2), ("H6", 0), ("H3", 2)}
+    assert left_out == {
+        ("16", 1), ("21", 2), ("43", 0), ("75", 2), ("78", 2), ("H6", 0), ("H7", 0), ("H3", 2),
+        ("H14", 1),
+    }  # fmt: skip
     expected = sum(cells[key] for key in left_out)
     for fold in range(3):
         split = make_split(published, "lofo", SplitOptions(fold))
@@ -335,15 +377,24 @@ def test_an_image_on_two_sides_is_refused_whatever_the_groups_say(tiny, scheme):
 
 
 @pytest.mark.parametrize("scheme", ["challenge", "honest"])
-def test_a_subject_of_train_in_prelim_is_refused(tiny, scheme):
+def test_a_subject_of_train_in_prelim_is_no_test(tiny, scheme):
     """In each fold: a subject must no more choose the epoch of its own test than train for it."""
     table = tiny.table.copy()
     prelim = table.index[table["part"] == "prelim"]
     group = table["group"][(table["part"] == "train") & (table["label"] == 1)].iloc[0]
     table.loc[prelim[table["label"][prelim] == 1], "group"] = group
+    index = replace(tiny, table=table)
     for fold in folds_of(scheme, 3):
-        with pytest.raises(LeukoclsError, match="two sides"):
-            make_split(replace(tiny, table=table), scheme, SplitOptions(fold, 3))
+        if scheme == "challenge":  # nobody has published that it is so
+            with pytest.raises(LeukoclsError, match="two sides"):
+                make_split(index, scheme, SplitOptions(fold, 3))
+            continue
+        split = make_split(index, scheme, SplitOptions(fold, 3))
+        assert set(table["label"].iloc[split.rows["prelim"]]) == {0}
+        assert set(table["group"].iloc[split.rows[PRELIM_TRAINED]]) == {group}
+    table.loc[prelim, "group"] = group
+    with pytest.raises(LeukoclsError, match=r"every person of prelim is in train|two sides"):
+        make_split(replace(tiny, table=table), scheme, SplitOptions(folds=3))
 
 
 # --- the challenge's split, and parts
@@ -424,9 +475,10 @@ def test_part_rows_are_those_of_the_part(index):
 
 # --- folds that are alike
 
-# Bounds of a fold's distance from an even share of the cells of HEM and of ALL. Measured over 50
-# seeds: of three folds 2.2 and 1.9 % at most, of five 4.5 and 6.9 % (some subjects are large).
-EVENNESS = {3: (0.04, 0.04), 5: (0.07, 0.09)}
+# Bounds of a fold's distance from an even share of the cells of HEM and of ALL, and of the numbers
+# of persons in two folds. Measured over 50 seeds: of three folds 2.8 and 3.8 % at most, of five 31
+# and 6.9 %, for H14 and H24 are one person with 23 % of all HEM cells.
+EVENNESS = {3: (0.04, 0.05, 1), 5: (0.32, 0.09, 2)}
 SEEDS = 50
 
 
@@ -447,7 +499,7 @@ def test_published_folds_are_alike_in_class_and_size(published, folds):
             members = np.unique(np.stack([group[cells], fold[cells]]), axis=1)
             assert members.shape[1] == len(set(group[cells]))  # a group is in one fold
             subjects = np.bincount(members[1], minlength=folds)
-            assert subjects.max() - subjects.min() <= 1, (seed, label, subjects)
+            assert np.ptp(subjects) <= EVENNESS[folds][2], (seed, label, subjects)
         its_fold.update(set(fold[largest]))
     # No fold is the one where large subjects go: fold=0 is what most people will hold out.
     assert len(its_fold) == folds

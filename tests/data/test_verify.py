@@ -219,7 +219,7 @@ def test_the_sample_is_whole_and_its_copies_are_known(sample_root, sample_cache,
     shown = capsys.readouterr().out
     (twenty,) = [line for line in shown.splitlines() if line.startswith("  20 = 21 ")]
     assert "2 image(s)" in twenty
-    assert "one subject 20+21" in twenty
+    assert "one subject 1+15+16+17+20+21" in twenty
     (healthy,) = [line for line in shown.splitlines() if line.startswith("  H2 = H4 ")]
     assert "1 image(s)" in healthy
     assert "one subject H2+H4+H5+H6" in healthy
@@ -233,10 +233,12 @@ def test_merged_groups_of_the_sample(sample_root, sample_cache):
     table = examine(sample_root, "auto", True, sample_cache).index.table
     groups = table[table["group"].str.contains("+", regex=False)].groupby("group")["subject"]
     assert {name: set(of) for name, of in groups} == {
-        "20+21": {"20", "21"},
-        "51+75+78": {"51", "78"},
-        "H2+H4+H5+H6": {"H2", "H4", "H5", "H6"},
+        "1+15+16+17+20+21": {"1", "16", "20", "21"},
+        "43+44": {"44"},
+        "51+55+75+78": {"51", "78"},
+        "H2+H4+H5+H6+H7": {"H2", "H4", "H5", "H6", "H7"},
         "H3+H10": {"H3", "H10"},
+        "H14+H24": {"H14"},
     }
 
 
@@ -569,11 +571,11 @@ ALONE = {
     # D3: subjects and pixels
     "subject of train in prelim": (
         labelled([("UID_1_9_9_all.bmp", "1.bmp", 1), *PRELIM[1:]]),
-        {"phase2/1.bmp": "subject 1 (is in train and in prelim|has 1 images in prelim)"},
+        {"phase2/1.bmp": "subject 1(\+15\+16\+17\+20\+21 is in train and in prelim| has 1 images)"},
     ),
     "merged subject of train in prelim": (
         labelled([("UID_H2_9_9_hem.bmp", "2.bmp", 0), PRELIM[0], *PRELIM[2:]]),
-        {"phase2/2.bmp": r"subject H2(\+H4\+H5\+H6 is in train and in prelim| has 1 images)"},
+        {"phase2/2.bmp": r"subject H2(\+H4\+H5\+H6\+H7 is in train and in prelim| has 1 images)"},
     ),
     "subject in another fold": (
         rename(ONE, "fold_1/all/UID_1_1_1_all.bmp"),

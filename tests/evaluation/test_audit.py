@@ -18,7 +18,10 @@ from leukocls.data.published import subject_counts
 from leukocls.evaluation.audit import audit as audited
 
 # RECIPES: who is one person in C-NMC.
-SAME = [{"20", "21"}, {"51", "75", "78"}, {"H2", "H4", "H5", "H6"}, {"H3", "H10"}]
+SAME = [
+    {"1", "15", "16", "17", "20", "21"}, {"43", "44"}, {"51", "55", "75", "78"},
+    {"H2", "H4", "H5", "H6", "H7"}, {"H3", "H10"}, {"H14", "H24"},
+]  # fmt: skip
 CHECKS = ["subjects", "cells", "pixels", "once", "complete", "labels", "selection"]
 
 

@@ -287,8 +287,8 @@ def test_official_truth_is_joined_by_name(probs, truth, js):
     assert result["split"] is None
     assert result["epoch"] is None
     subjects = {row["subject"] for row in result["subject"]["per_subject"]}
-    # C-NMC's H2 and H3 share images with others, which its original names tell.
-    assert subjects == {"1", "2", "3", "H1", "H2+H4+H5+H6", "H3+H10"}
+    # C-NMC's 1, H2 and H3 share cells with others, which its original names tell.
+    assert subjects == {"1+15+16+17+20+21", "2", "3", "H1", "H2+H4+H5+H6+H7", "H3+H10"}
 
 
 def test_the_row_order_of_other_peoples_files_changes_no_bit(tmp_path, probs, truth, js):
