@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from leukocls.data.verify import Examination
 
 SCHEMES_ON_COPIES = [
-    "  honest, subject: all copies on one side (subjects that share an image count as one); honest"
-    " leaves a person of train out of its test",
+    "  honest, subject: all copies on one side (subjects that share an image count as one)",
     "  cell: may put copies on both sides, and is marked LEAKY",
 ]
 CNMC_SCHEMES_ON_COPIES = [
     "  lofo: kept in the official fold with most cells of the merged subject, left out elsewhere",
-    "  challenge: trains on every copy; of a person in both parts prelim is LEAKY",
+    "  honest: nobody of train is in its test",
+    "  challenge: trains on every copy; LEAKY where prelim has a person of train",
 ]
 
 

@@ -41,7 +41,8 @@ SAME_IMAGES = [
 ]  # fmt: skip
 # And with cells in common that were stain-normalised and cut out twice.
 SAME_CELLS = [
-    ("1", "15"), ("1", "17"), ("16", "20"), ("17", "20"), ("43", "44"), ("H2", "H7"), ("H14", "H24"),
+    ("1", "15"), ("1", "17"), ("16", "20"), ("17", "20"), ("43", "44"), ("H2", "H7"),
+    ("H14", "H24"),
 ]  # fmt: skip
 # `all` trains on what there is, and holds nothing out.
 HOLDING = [scheme for scheme in SCHEMES if scheme != "all"]
