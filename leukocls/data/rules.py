@@ -84,7 +84,13 @@ class TableRules(DataRules):
 
     def expects_copies(self, cells: pd.DataFrame) -> bool:
         """Whether part and class of the copies agree; their subjects are merged, so none leaks."""
-        return len(set(cells["part"])) == len(set(cells["label"])) == 1
+        parts, persons = set(cells["part"]), set(cells["group"])
+        known = len(parts) == 1 or all(self.expects_in(person, parts) for person in persons)
+        return known and len(set(cells["label"])) == 1
+
+    def expects_in(self, person: str, parts: Collection[str]) -> bool:
+        """Whether the subjects are C-NMC's, and the person is in all of these parts of it."""
+        return self.cnmc_subjects and set(parts) <= published_parts(person)
 
 
 class CnmcRules(DataRules):

@@ -9,6 +9,7 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 from safetensors.numpy import save_file
 
+from leukocls.common.errors import DataFault
 from leukocls.data.index import build_index
 from leukocls.training.inputs import inputs_of
 
@@ -43,7 +44,7 @@ def marks(tmp_path, monkeypatch):
 
 def cells(prelim, name):
     """Six subjects of two cells, of which those in `prelim` are held out."""
-    subjects = ["1", "2", "20", "H1", "H2", "H3"]
+    subjects = ["3", "2", "20", "H1", "H2", "H3"]
     return [
         (name(subject, k), subject, "HEM" if "H" in subject else "ALL",
          "prelim" if subject in prelim else "train")
@@ -68,8 +69,9 @@ def own(subject, k):
         (cnmc, False, ["2"], []),
         (own, True, ["2"], []),
         (own, False, ["2"], ["LEAKY"]),
-        # C-NMC's 20 and 21 are one person.
+        # C-NMC's 20 and 21 are one person; so a run of 0.1 named them.
         (cnmc, True, ["20+21"], ["LEAKY"]),
+        (cnmc, True, ["1+15+16+17+20+21"], ["LEAKY"]),
     ],
 )
 def test_names_decide_whose_subjects_a_table_has(marks, name, named, groups, expected):
@@ -80,7 +82,13 @@ def test_subjects_of_c_nmc_that_are_one_person_are_one_in_a_table_too(marks, tmp
     marks(cells({"2", "H3"}, cnmc), [])
     table = build_index(tmp_path / "cells.csv").table
     groups = dict(zip(table["subject"], table["group"], strict=True))
-    assert groups["20"] == "20+21"
-    assert groups["H2"] == "H2+H4+H5+H6"
+    assert groups["20"] == "1+15+16+17+20+21"
+    assert groups["H2"] == "H2+H4+H5+H6+H7"
+    # 51 and 55 are one person, in both parts as published.
+    assert marks(cells({"2", "H3"}, cnmc), []) == []
+    both = [*cells({"2", "H3"}, cnmc), (cnmc("51", 0), "51", "ALL", "train")]
+    assert marks([*both, (cnmc("55", 0), "55", "ALL", "prelim")], []) == ["LEAKY"]
+    with pytest.raises(DataFault, match="is in train and in prelim"):
+        marks([*both, (cnmc("21", 0), "21", "ALL", "prelim")], [])
     marks(cells({"2", "H3"}, own), [])
     assert set(build_index(tmp_path / "cells.csv").table["group"]) == set(groups)
