@@ -13,7 +13,7 @@ env: $(VENV)/.done ## build .venv once: exact versions, this checkout, wandb and
 # Python keeps what it compiles, or each of the many processes of a sweep would compile it again.
 unexport PYTHONDONTWRITEBYTECODE
 
-# All modules take a minute and a half to compile; those that are imported, ten seconds.
+# All modules take a minute and a half to compile; those that are imported, a quarter of it.
 $(VENV)/.done: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is older than 3.11; name a newer one: make env PYTHON=python3.12"; exit 2; }

@@ -109,7 +109,7 @@ def extent(image: np.ndarray) -> tuple[int, int, int, int]:
         ValueError: all pixels are black.
     """
     flat = image.reshape(len(image), -1)
-    # The largest value is found ten times as fast as whether any is not zero.
+    # The largest value is found twice as fast as whether any is not zero.
     rows = np.flatnonzero(flat.max(1, initial=0))
     columns = np.flatnonzero(flat.max(0, initial=0).reshape(-1, 3).max(1, initial=0))
     if not len(rows):

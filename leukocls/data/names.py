@@ -11,8 +11,8 @@ CLASSES = ("HEM", "ALL")  # by label
 # Spellings of a class in a column `label`, in lower case.
 LABEL_WORDS = {"1": 1, "1.0": 1, "all": 1, "0": 0, "0.0": 0, "hem": 0}
 
-# Cells of prelim whose person is in train: scored beside the test, and never part of it. Together
-# with the others they are prelim as published.
+# Splits beside prelim: its cells whose person is in train, which are no part of the test; and all
+# of prelim as published.
 PRELIM_TRAINED, PRELIM_OFFICIAL = "prelim_trained", "prelim_official"
 
 # Kinds of features: the keys of `leukocls.data.features.KINDS`, which is slow to import.

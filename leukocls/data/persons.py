@@ -1,4 +1,4 @@
-"""Persons on two sides of a split: who they are, and what is left out of a report because of them.
+"""Persons with cells in both train and prelim: finding them, and keeping them out of the test.
 
 A person is a `group` of the index: one subject, or subjects that share cells.
 """
@@ -55,7 +55,7 @@ def apart_from_train(index: Index, prelim: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def leaks_as_published(index: Index, rows: np.ndarray) -> bool:
-    """Whether some of these rows are of persons in train, and the data was published like that."""
+    """True if some of these rows are of persons in train, and all of those are so as published."""
     shared = index.table.iloc[rows[in_train(index, rows)]]
     parts = index.table.groupby("group")["part"].agg(set)
     return len(shared) > 0 and all(

@@ -28,8 +28,8 @@ PART_DIGESTS = {
 # `labels_digest` of the published label file; line ends and the order of rows do not matter.
 LABELS_DIGEST = "eb0f51381b19b50f6964ac1ebd1ce77513f48fedd2f170b59b1cdeb9d779ceb6"
 
-# Subjects that share cells are one person in every split: the transitive closure of SHARED_IMAGES,
-# SHARED_CELLS and TRAIN_IN_PRELIM.
+# Subjects that share cells are one person in every split: the transitive closure of the pairs that
+# docs/splits-and-leakage.md lists.
 MERGED = (
     ("1", "15", "16", "17", "20", "21"),
     ("43", "44"),
@@ -51,13 +51,6 @@ SHARED_IMAGES = {
     ("H10", "H10"): 5,
 }
 SAME_FINAL = (("972.bmp", "2217.bmp"), ("581.bmp", "914.bmp"))
-# The number of pairs of images of one cell that was stain-normalised and cut out twice.
-SHARED_CELLS = {
-    ("51", "78"): 180, ("51", "75"): 78, ("H10", "H3"): 35, ("H2", "H5"): 19, ("H2", "H6"): 14,
-    ("43", "44"): 11, ("H2", "H7"): 10, ("H2", "H4"): 9, ("17", "20"): 4, ("51", "55"): 4,
-    ("H14", "H24"): 2, ("H5", "H6"): 2, ("20", "21"): 2, ("1", "15"): 1, ("1", "17"): 1,
-    ("16", "20"): 1,
-}  # fmt: skip
 # Images of train that prelim and final hold again in other files: same pixels, other header.
 TRAIN_IN_PRELIM = {
     "1359.bmp": "UID_51_134_2_all.bmp", "944.bmp": "UID_51_49_1_all.bmp",

@@ -70,7 +70,7 @@ class DataRules:
         raise NotImplementedError
 
     def expects_in(self, person: str, parts: Collection[str]) -> bool:
-        """Whether cells of a person in more than one of these parts are no fault."""
+        """True if one person may have cells in all of these parts, which else is a fault."""
         return False
 
 
@@ -89,7 +89,7 @@ class TableRules(DataRules):
         return known and len(set(cells["label"])) == 1
 
     def expects_in(self, person: str, parts: Collection[str]) -> bool:
-        """Whether the subjects are C-NMC's, and the person is in all of these parts of it."""
+        """True if the subject IDs are C-NMC's, and C-NMC has the person in all of these parts."""
         return self.cnmc_subjects and set(parts) <= published_parts(person)
 
 
@@ -118,7 +118,7 @@ class PublishedRules(CnmcRules):
         return LABELS_DIGEST
 
     def expects_copies(self, cells: pd.DataFrame) -> bool:
-        """Whether C-NMC as published holds one image under all of these names."""
+        """True if C-NMC as published holds one image under all of these names."""
         known = {"prelim": TRAIN_IN_PRELIM, "final": TRAIN_IN_FINAL}
         in_train = set(cells["cell"][cells["part"] == "train"].map(cell_key))
         first = [
@@ -141,7 +141,7 @@ class PublishedRules(CnmcRules):
         )
 
     def expects_in(self, person: str, parts: Collection[str]) -> bool:
-        """Whether the person is in all of these parts as published: 51 of train is 55 of prelim."""
+        """True if C-NMC has the person in all of these parts; 51 of train is also 55 of prelim."""
         return set(parts) <= published_parts(person)
 
 

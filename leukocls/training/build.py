@@ -50,7 +50,7 @@ def untrained(model: Any, drawn: bool = True) -> nn.Module:
 
     Args:
         drawn: whether its weights are random; else they are of no value, and a large network is
-            built in a tenth of the time.
+            built several times as fast.
 
     Raises:
         LeukoclsError: as `build`.

@@ -75,7 +75,7 @@ def make_index(rows, pixels, group=None, layout="kaggle"):
 
 
 def persons(table):
-    """Who each cell is from once subjects with a cell in common are one: connected components."""
+    """The person of each cell: connected components of subjects that share cells."""
     subject, names = pd.factorize(table["subject"])
     image, images = pd.factorize(table["pixels"])
     n = len(names) + len(images)

@@ -139,7 +139,7 @@ def test_challenge_says_who_is_in_both_parts(
     assert (code, "51 = 55" in text) == (1, True)
 
 
-def test_a_honest_runs_split_is_a_split_file(
+def test_an_honest_runs_split_is_a_split_file(
     trained_on, cnmc: Path, outputs: Path, tmp_path: Path, train: Train
 ) -> None:
     directory, _ = trained_on("honest")
