@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leukocls.common.arguments import add_data_options
@@ -17,12 +18,14 @@ if TYPE_CHECKING:
 
     from leukocls.data.verify import Examination
 
+# Headings of the kinds of `leukocls.data.duplicates`, the most certain first.
+KINDS = {"identical": "same file", "turned": "same pixels", "reprocessed": "processed again"}
 SCHEMES_ON_COPIES = [
-    "  honest, subject: all copies on one side (subjects that share an image count as one)",
-    "  cell: may put copies on both sides, and is marked LEAKY",
+    "  honest, subject: all cells of a person on one side",
+    "  cell: may put images of one cell on both sides, and is marked LEAKY",
 ]
 CNMC_SCHEMES_ON_COPIES = [
-    "  lofo: kept in the official fold with most cells of the merged subject, left out elsewhere",
+    "  lofo: kept in the official fold with most cells of the person, left out elsewhere",
     "  honest: nobody of train is in its test",
     "  challenge: trains on every copy; LEAKY where prelim has a person of train",
 ]
@@ -38,6 +41,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add_data_options(parser)
     add("--layout", default="auto", help="tcia, kaggle, challenge, or auto")
+    add("--duplicates", type=Path, metavar="FILE.csv", help="write all pairs of images of one cell")
+    add("--sheet", type=Path, metavar="FILE.png", help="draw these pairs, the least similar last")
     add("--json", action="store_true", help="print one JSON document")
     return parser
 
@@ -51,8 +56,13 @@ def text(examination: Examination) -> str:
     document, marks = examination.document(), data_marks(index, PARTS)
     parts = _cnmc_parts(document) if index.rules.cnmc_tree else _parts(index.table)
     lines = [f"{document['root']} ({document['layout']} layout)", *banner(marks), aligned(parts)]
-    if copies := _expected_copies(examination):
-        lines += ["", "Images that are known to be there more than once:", aligned(copies)]
+    if families := shared_cells(examination):
+        lines += ["", "Subjects that share cells; each line is one person:", aligned(families)]
+        if any(str(row[-1]).startswith("new") for row in families):
+            lines += ["  new: not among C-NMC's known families. Look at the pairs with --sheet."]
+    if count := repeated_cells(examination):
+        lines += ["", f"Cells that one subject has more than once: {count}."]
+    if families or count:
         lines += SCHEMES_ON_COPIES + CNMC_SCHEMES_ON_COPIES * index.rules.cnmc_tree
     if document["notes"]:
         lines += ["", *document["notes"]]
@@ -86,29 +96,53 @@ def _parts(table: pd.DataFrame) -> list[Sequence[object]]:
     return rows
 
 
-def _expected_copies(examination: Examination) -> list[tuple[str, ...]]:
-    """A row for each set of subjects (or final cells) with images in common."""
+def shared_cells(examination: Examination) -> list[Sequence[object]]:
+    """A row for each person with several subjects, or with cells in final; empty without any.
+
+    Those of C-NMC's names are listed even if none of the cells that they share is there.
+    """
     from leukocls.data.folds import home_folds
 
-    table = examination.index.table
-    trained = table[table["part"] == "train"]
-    home = home_folds(trained)
-    images: Counter[str] = Counter()
-    group_of: dict[str, str] = {}
+    table, cnmc = examination.index.table, examination.index.rules.cnmc_subjects
+    families = {
+        group: set(cells["subject"]) for group, cells in table.groupby("group") if "+" in group
+    }
+    images: dict[str, Counter[str]] = defaultdict(Counter)
+    new = set()
     for copies in (copies for copies in examination.duplicates if copies.expected):
         cells = table.loc[list(copies.rows)]
-        subjects = cells["subject"].where(cells["subject"] != "", cells["cell"])
-        name = " = ".join(sorted(set(subjects), key=lambda s: (len(s), s)))
-        images[name] += 1
-        group_of[name] = cells["group"].iloc[0]
-    rows: list[tuple[str, ...]] = []
-    for name, count in images.items():
-        group = group_of[name]
+        subjects = set(cells["subject"].where(cells["subject"] != "", cells["part"]))
+        if len(subjects) > 1 or subjects == {"final"}:
+            group = max(cells["group"])  # "" is that of final's cells
+            families.setdefault(group, set()).update(subjects)
+            images[group][copies.kind] += 1
+            new |= set() if copies.known else {group}
+    trained = table[table["part"] == "train"]
+    home = home_folds(trained)
+    rows: list[Sequence[object]] = [("  subjects", *KINDS.values(), "")]
+    for group, subjects in families.items():
+        if len(subjects) < 2 and not images[group]:
+            continue
         away = trained[(trained["group"] == group) & (trained["fold"] != home.get(group))]
-        lofo = f"lofo: fold_{home[group]}, {len(away)} cells left out" if len(away) else ""
-        merged = f"one subject {group}" if "+" in group else ""
-        rows.append((f"  {name}", f"{count} image(s)", merged, lofo))
-    return rows
+        notes = [
+            ("new" if group in new else "known") if cnmc else "",
+            f"lofo: fold_{home[group]}, {len(away)} cells left out" if len(away) else "",
+        ]
+        names = ", ".join(sorted(subjects, key=lambda subject: (len(subject), subject)))
+        counts = [images[group][kind] or "–" for kind in KINDS]
+        rows.append((f"  {names}", *counts, "; ".join(filter(None, notes))))
+    return rows if len(rows) > 1 else []
+
+
+def repeated_cells(examination: Examination) -> str:
+    """How many cells one subject has more than once, by kind; "" if there are none."""
+    groups = examination.index.table["subject"]
+    images = Counter(
+        copies.kind
+        for copies in examination.duplicates
+        if copies.expected and len(set(groups[list(copies.rows)]) - {""}) == 1
+    )
+    return ", ".join(f"{images[kind]:,} {name}" for kind, name in KINDS.items() if images[kind])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -119,17 +153,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     from leukocls.artifacts.marks import data_marks
+    from leukocls.common.files import atomic_write
+    from leukocls.data.duplicate_pairs import draw_pairs, pairs_table
     from leukocls.data.index import PARTS
     from leukocls.data.verify import examine
 
     examination = examine(
         arguments.root, arguments.layout, arguments.partial, arguments.cache, arguments.outside
     )
+    marks = data_marks(examination.index, PARTS)
+    written = []
+    if arguments.duplicates:
+        pairs = pairs_table(examination)
+        atomic_write(arguments.duplicates, pairs.to_csv(index=False, lineterminator="\n"))
+        written.append(f"{arguments.duplicates}: {len(pairs):,} pairs of images of one cell")
+    if arguments.sheet:
+        count = draw_pairs(
+            examination, arguments.sheet, " ".join([str(examination.index.source), *marks])
+        )
+        written.append(f"{arguments.sheet}: {count:,} of these pairs")
     if arguments.json:
-        document = examination.document() | {"marks": data_marks(examination.index, PARTS)}
-        print(json.dumps(document, indent=2))
+        print(json.dumps(examination.document() | {"marks": marks}, indent=2))
     else:
-        print(text(examination))
+        print("\n".join([text(examination), *written]))
     return DataFault.exit_code if examination.faults else 0
 
 

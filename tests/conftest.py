@@ -14,7 +14,6 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 from hydra._internal.hydra import Hydra
@@ -32,8 +31,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 import leukocls.train  # noqa: F401  (before torch: it says how OpenMP threads wait)
 from leukocls.artifacts.record import write_record
-from leukocls.data import verify
-from leukocls.data.duplicates import pixel_digest
 from leukocls.synthetic.tree import SyntheticSpec, write_tree
 
 # Hydra reads a dozen files for each command: by libyaml in a tenth of the time.
@@ -136,22 +133,6 @@ def small_spec() -> SyntheticSpec:
 def small_tree(once: Callable[..., Path], small_spec: SyntheticSpec) -> Path:
     """A small synthetic data root; tests that change it work on a copy."""
     return once("data", lambda at: write_tree(at / "tree", small_spec, progress=False)) / "tree"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def remembered() -> Iterator[None]:
-    """Tests look at the same few images again and again: one digest each is enough."""
-    known: dict[tuple[tuple[int, ...], int], str] = {}
-
-    def digest(image: np.ndarray) -> str:
-        key = (image.shape, hash(image.tobytes()))
-        if key not in known:
-            known[key] = pixel_digest(image)
-        return known[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verify, "pixel_digest", digest)
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,10 @@
-"""Images that a data set holds more than once, and the subjects that share them."""
+"""Cells that a data set holds more than once, and the subjects that share them.
+
+In three degrees: the same file, the same pixels, and the same cell processed again.
+"""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -10,60 +13,80 @@ import pandas as pd
 
 from leukocls.data.images import extent
 from leukocls.data.index import Index
+from leukocls.data.near_duplicates import TURNS, Pair, turned
+
+# Kinds of copies: the same file; the same pixels, but turned, flipped, moved or saved anew; the
+# same cell, photographed, stain-normalised or segmented again.
+IDENTICAL, TURNED, REPROCESSED = "identical", "turned", "reprocessed"
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Cells with the same pixels, up to quarter turns, flips and position in the frame.
+    """Images of one cell.
 
     Attributes:
-        rows: of the index.
-        kind: "identical" if the files are, or "turned": turned, flipped, moved or saved anew.
-        expected: whether they are no fault (`leukocls.data.rules.DataRules.expects_copies`).
+        rows: of the index; two if `kind` is REPROCESSED.
+        kind: IDENTICAL, TURNED or REPROCESSED.
+        similarity: 1 for the same pixels, else the correlation of `near_duplicates.agreement`.
+        known: whether the names alone say that the cells are of one person.
+        expected: whether they are no fault (`leukocls.data.rules`).
     """
 
     rows: tuple[int, ...]
     kind: str
+    similarity: float
+    known: bool
     expected: bool
 
 
 def pixel_digest(image: np.ndarray) -> str:
     """sha256 of the pixels of uint8 [H, W, 3] inside the tight box of those that are not black.
 
-    The smallest over quarter turns and flips: equal for copies that are turned by 90°, flipped,
-    moved within the frame or saved in another lossless format.
+    Equal for copies that are turned by 90°, flipped, moved within the frame or saved in another
+    lossless format: of the eight turns, the one whose bytes come first is taken.
 
     Raises:
         ValueError: all pixels are black.
     """
     top, left, bottom, right = extent(image)
-    tight = np.ascontiguousarray(image[top:bottom, left:right])
+    turns = [turned(image[top:bottom, left:right], turn) for turn in range(TURNS)]
+    starts = [(turn.shape, turn[0].tobytes()) for turn in turns]
+    first = min(starts)  # nearly always of one turn only
+    pixels = min(
+        turn.tobytes() for turn, start in zip(turns, starts, strict=True) if start == first
+    )
+    height, width, _ = first[0]
+    return hashlib.sha256(f"{height} {width}\n".encode() + pixels).hexdigest()
 
-    def digest(pixels: np.ndarray) -> str:
-        state = hashlib.sha256(f"{pixels.shape[0]} {pixels.shape[1]}\n".encode())
-        state.update(np.ascontiguousarray(pixels).data)
-        return state.hexdigest()
 
-    return min(digest(np.rot90(half, k)) for half in (tight, tight[::-1]) for k in range(4))
-
-
-def find_duplicates(index: Index, genuine: dict[str, bool]) -> list[Duplicates]:
-    """Every set of cells with the same pixels.
+def find_duplicates(
+    index: Index, pairs: Iterable[Pair], genuine: Mapping[str, bool]
+) -> list[Duplicates]:
+    """Every set of images with the same pixels, and every pair of images that show one cell.
 
     Args:
         index: one whose columns `pixels` and `sha256` are filled in.
+        pairs: as `leukocls.data.contents.with_contents` gives them.
         genuine: by part, whether its files are those published, so that copies are expected.
     """
-    table = index.table
-    names = index.part_names()
-    sets = table.index[table["pixels"] != ""].to_series().groupby(table["pixels"])
+    rules, table = index.rules, index.table
+    certain = index.part_names().map(lambda part: genuine.get(part, False)).to_numpy(bool)
+    groups = table["group"].to_numpy(str)
+
+    def found(rows: tuple[int, ...], kind: str, similarity: float) -> Duplicates:
+        places = list(rows)
+        known = len({*groups[places]} - {""}) < 2
+        expects = rules.expects_again if kind == REPROCESSED else rules.expects_copies
+        expected = certain[places].all() or expects(table.iloc[places])
+        return Duplicates(rows, kind, similarity, known, bool(expected))
+
     duplicates = []
-    for _, rows in sets:
-        if len(rows) > 1:
-            kind = "identical" if len(set(table["sha256"][rows])) == 1 else "turned"
-            certain = all(genuine.get(part, False) for part in names[rows])
-            expected = certain or index.rules.expects_copies(table.loc[rows])
-            duplicates.append(Duplicates(tuple(rows), kind, expected))
+    copied = table[table["pixels"].duplicated(keep=False) & (table["pixels"] != "")]
+    for _, cells in copied.groupby("pixels"):
+        kind = IDENTICAL if len(set(cells["sha256"])) == 1 else TURNED
+        duplicates.append(found(tuple(cells.index), kind, 1.0))
+    for pair in pairs:
+        duplicates.append(found(pair[:2], REPROCESSED, pair.correlation))
     return duplicates
 
 
@@ -80,8 +103,9 @@ def merged_groups(table: pd.DataFrame, duplicates: Iterable[Duplicates]) -> list
             group = parent[group]
         return group
 
+    own = table["group"].to_numpy(str)
     for copies in duplicates:
-        groups = [group for group in table["group"][list(copies.rows)] if group]
+        groups = [str(group) for group in own[list(copies.rows)] if group]
         for first, second in pairwise(groups):
             parent[root_of(second)] = root_of(first)
     members: dict[str, set[str]] = {}

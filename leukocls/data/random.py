@@ -21,7 +21,8 @@ FOLD_STREAM, SUBSET_STREAM = 0, 1
     PLACEMENT_STREAM,
     FIELD_STREAM,
     ORDER_OF_FILES_STREAM,
-) = range(8)
+    REPROCESSED_STREAM,
+) = range(9)
 
 
 def random_numbers(seed: int, stream: int) -> np.random.Generator:

@@ -69,6 +69,20 @@ class DataRules:
         """
         raise NotImplementedError
 
+    def expects_again(self, cells: pd.DataFrame) -> bool:
+        """Whether several images of one cell under these names are no fault.
+
+        They have one class and are in one part, or their persons are expected in all of the parts.
+        Their subjects are merged, so none leaks. Final has neither classes nor subjects.
+
+        Args:
+            cells: rows of the index that show one cell, at least two.
+        """
+        cells = cells[cells["part"] != "final"]
+        parts, persons = set(cells["part"]), set(cells["group"])
+        known = len(parts) < 2 or all(self.expects_in(person, parts) for person in persons)
+        return known and len(set(cells["label"])) < 2
+
     def expects_in(self, person: str, parts: Collection[str]) -> bool:
         """True if one person may have cells in all of these parts, which else is a fault."""
         return False
@@ -83,10 +97,8 @@ class TableRules(DataRules):
     listed_parts: ClassVar[tuple[str, ...]] = ("train", "prelim", "final")
 
     def expects_copies(self, cells: pd.DataFrame) -> bool:
-        """Whether part and class of the copies agree; their subjects are merged, so none leaks."""
-        parts, persons = set(cells["part"]), set(cells["group"])
-        known = len(parts) == 1 or all(self.expects_in(person, parts) for person in persons)
-        return known and len(set(cells["label"])) == 1
+        """True if part and class of the copies agree: nothing else is known of them."""
+        return self.expects_again(cells)
 
     def expects_in(self, person: str, parts: Collection[str]) -> bool:
         """True if the subject IDs are C-NMC's, and C-NMC has the person in all of these parts."""

@@ -1,27 +1,39 @@
 """Checks of a data set: every fault in one list. Training refuses the same faults."""
 
 import hashlib
-import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from leukocls.common.errors import DataFault, Fault, report
-from leukocls.common.files import atomic_write, in_parallel, sha256_file
 from leukocls.common.tables import listing
 from leukocls.data.cnmc import read_official_labels
-from leukocls.data.duplicates import Duplicates, find_duplicates, merged_groups, pixel_digest
-from leukocls.data.images import extent, image_sides, read_with_form
-from leukocls.data.index import COLUMNS, NAMED, Index, scan
+from leukocls.data.contents import with_contents
+from leukocls.data.duplicates import (
+    IDENTICAL,
+    REPROCESSED,
+    TURNED,
+    Duplicates,
+    find_duplicates,
+    merged_groups,
+)
+from leukocls.data.index import Index, scan
 from leukocls.data.published import PART_DIGESTS, labels_digest
 from leukocls.data.store import DEFAULT_CROP
 from leukocls.data.summary import image_notes, subject_notes
 
-CONTENT_COLUMNS = COLUMNS[len(NAMED) :]  # columns of the index that come from a file's content
-CACHE_VERSION = 4  # raise it when an entry means something else
 AGAIN = "fetch the part again from the original archive"
+_REMOVE = "restore the original files or remove the copies"
+# What is said of copies, by their kind.
+HOW = {
+    IDENTICAL: ("the same file as", _REMOVE),
+    TURNED: ("turned, flipped or moved:", _REMOVE),
+    REPROCESSED: (
+        "shows the same cell, processed again, as",
+        "keep a cell in one part and one class: look at it (verify --sheet) and remove one of them",
+    ),
+}
 ACCEPT = "fetch what is missing, or accept it: verify --partial, data.partial=true (marked PARTIAL)"
 
 
@@ -32,7 +44,7 @@ class Examination:
     Attributes:
         index: with all columns of its table filled in.
         faults: everything that is wrong with the data.
-        duplicates: every image that is there more than once.
+        duplicates: every image that is there more than once, and pairs of images of one cell.
         genuine: for each complete part of C-NMC, whether its files are those published.
     """
 
@@ -66,6 +78,8 @@ class Examination:
                     "cells": table["file"][list(copies.rows)].to_list(),
                     "subjects": table["subject"][list(copies.rows)].to_list(),
                     "kind": copies.kind,
+                    "similarity": copies.similarity,
+                    "known": copies.known,
                     "expected": copies.expected,
                 }
                 for copies in self.duplicates
@@ -88,8 +102,7 @@ def examine(
         LeukoclsError: `root` is missing or holds no known layout.
     """
     index, faults = scan(root, layout, outside)
-    cache.mkdir(parents=True, exist_ok=True)
-    index, damaged = _with_contents(index, cache)
+    index, damaged, pairs = with_contents(index, cache)
     faults += damaged
     # Without labels no prelim image has a row, and the label file is a fault already.
     labels_read = not any(fault.path.suffix == ".csv" for fault in faults)
@@ -102,7 +115,7 @@ def examine(
         if files.isdisjoint(fault.path for fault in faults):
             cause = "its files are not those published (sha256)"
             faults.append(Fault(_folder(index, part), cause, AGAIN))
-    duplicates = find_duplicates(index, genuine)
+    duplicates = find_duplicates(index, pairs, genuine)
     faults += _copy_faults(index, duplicates)
     faults += _shared_subject_faults(index)
     faults += _label_file_faults(index, faults)
@@ -131,53 +144,6 @@ def checked_index(
         more = "\n`python -m leukocls.verify --json` names each" if len(faults) > 20 else ""
         raise DataFault(report(examination.index.source, faults) + more)
     return examination.index
-
-
-def _with_contents(index: Index, cache: Path) -> tuple[Index, list[Fault]]:
-    """Fill in the columns that come from the files' content; a file that fails stays empty.
-
-    A file whose size and times are unchanged since the last call is not read again.
-    """
-    key = hashlib.sha256(str(index.source.resolve()).encode()).hexdigest()[:16]
-    cache_file = cache / f"contents-{key}.json"
-    try:
-        stored = json.loads(cache_file.read_text())
-        known = dict(stored["files"]) if stored["version"] == CACHE_VERSION else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        known = {}
-
-    def entry(item: tuple[str, tuple[Path, int | None]]) -> list | Fault:
-        file, (path, side) = item
-        try:
-            status = os.stat(path)
-            # The inode's change time moves even if the modification time is set back.
-            stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-            before = known.get(file)
-            length = len(stamp) + len(CONTENT_COLUMNS)
-            if isinstance(before, list) and before[:3] == stamp and len(before) == length:
-                return before
-            image, form = read_with_form(path, side)
-            pixels = pixel_digest(image)
-            return [*stamp, sha256_file(path), pixels, *extent(image), *image.shape[:2], form]
-        except DataFault as error:
-            return error.args[0]
-        except (OSError, ValueError) as error:
-            return Fault(path, str(error), "restore the file or leave it out")
-
-    items = zip(index.table["file"], image_sides(index), strict=True)
-    results = list(in_parallel(entry, items, len(index.table), "verify"))
-    entries = {
-        file: result
-        for file, result in zip(index.table["file"], results, strict=True)
-        if not isinstance(result, Fault)
-    }
-    if entries != known:
-        atomic_write(cache_file, json.dumps({"version": CACHE_VERSION, "files": entries}))
-    table = index.table.copy()
-    read = [not isinstance(result, Fault) for result in results]
-    for place, name in enumerate(CONTENT_COLUMNS if any(read) else (), start=3):
-        table.loc[read, name] = [entries[file][place] for file in table["file"][read]]
-    return replace(index, table=table), [fault for fault in results if isinstance(fault, Fault)]
 
 
 def _label_file_faults(index: Index, faults: list[Fault]) -> list[Fault]:
@@ -276,9 +242,8 @@ def _copy_faults(index: Index, duplicates: Iterable[Duplicates]) -> list[Fault]:
     for copies in (copies for copies in duplicates if not copies.expected):
         cells = index.table.loc[list(copies.rows)]
         first, *others = (index.root / file for file in cells["file"])
-        how = "the same file as" if copies.kind == "identical" else "turned, flipped or moved:"
-        cause = f"{how} {', '.join(map(str, others))}"
-        faults.append(Fault(first, cause, "restore the original files or remove the copies"))
+        how, remedy = HOW[copies.kind]
+        faults.append(Fault(first, f"{how} {', '.join(map(str, others))}", remedy))
     return faults
 
 

@@ -19,7 +19,7 @@ of them.
 from collections import defaultdict
 from dataclasses import fields, replace
 from itertools import zip_longest
-from math import pi, sqrt
+from math import exp, pi, sqrt
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,12 +34,13 @@ from leukocls.data.random import (
     NORMAL_STREAM,
     ORDER_OF_FILES_STREAM,
     PLACEMENT_STREAM,
+    REPROCESSED_STREAM,
     SUBJECT_EFFECT_STREAM,
     SUBJECT_STREAM,
     UNIFORM_STREAM,
     random_numbers,
 )
-from leukocls.synthetic.render import Cell
+from leukocls.synthetic.render import Cell, window
 from leukocls.synthetic.spec import SHIFTS, SyntheticSpec
 
 CENTRAL = 300  # px, side of the central square that an `outside` cell reaches beyond
@@ -232,7 +233,7 @@ def draw_cells(spec: SyntheticSpec) -> list[Cell]:
     the same subjects and counts differ only by the option that was changed.
 
     Raises:
-        LeukoclsError: train is too small for the duplicates.
+        LeukoclsError: train is too small for the duplicates and the reprocessed cells.
     """
     subjects = _subjects(spec)
     of_subject = np.repeat(np.arange(len(subjects)), [subject.cells for subject in subjects])
@@ -263,18 +264,47 @@ def draw_cells(spec: SyntheticSpec) -> list[Cell]:
         **{name: values for name, values in effects.items() if not name.startswith("hue")},
         **_latents(spec, true_class, effects),
         "duplicate_of": [""] * len(label),
+        "reprocessed_from": [""] * len(label),
     }
     order = [option.name for option in fields(Cell)]
     values = [np.asarray(columns[name]).tolist() for name in order]
     cells = [Cell(*row) for row in zip(*values, strict=True)]
-    return _shuffled(_with_duplicates(cells, spec.duplicates), spec.seed)
+    return _shuffled(_with_copies(cells, spec), spec.seed)
 
 
-def _with_duplicates(cells: list[Cell], count: int) -> list[Cell]:
-    """Replace cells of fold_2 by copies of cells of fold_0.
+def reprocessed(cell: Cell, rng: np.random.Generator, degree: float = 1.0) -> Cell:
+    """The same cell as if photographed, stain-normalised and segmented again.
+
+    Stain, focus, grain, outline, size and place change; the chromatin stays.
+
+    Args:
+        degree: size of the changes; with 1 the two images correlate as those of C-NMC do
+            (`benchmarks/near_duplicates.py`).
+    """
+    red, green, blue, focus, grain, rough = rng.normal(0, degree, 6).tolist()
+    wider, right, down = (degree * rng.uniform(-3, 3, 3)).tolist()
+    again = replace(
+        cell,
+        stain_red=cell.stain_red + 0.08 * red,
+        stain_green=cell.stain_green + 0.08 * green,
+        stain_blue=cell.stain_blue + 0.08 * blue,
+        focus=cell.focus * exp(0.4 * focus),
+        grain=cell.grain * exp(0.3 * grain),
+        roughness=cell.roughness * exp(0.15 * rough),
+        size=cell.size + wider / 2,
+        offset_x=cell.offset_x + right,
+        offset_y=cell.offset_y + down,
+    )
+    # Noise is drawn for a window that fits the cell; another window would show another cell.
+    return again if window(again)[1] == window(cell)[1] else replace(again, size=cell.size)
+
+
+def _with_copies(cells: list[Cell], spec: SyntheticSpec) -> list[Cell]:
+    """Replace cells of fold_2 by cells of fold_0: first copies, then cells processed again.
 
     Few pairs of subjects share many images, as in C-NMC.
     """
+    count = spec.duplicates + spec.reprocessed
     of_subject: dict[tuple[str, int], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for index, cell in enumerate(cells):
         of_subject[cell.part, cell.label][cell.subject].append(index)
@@ -287,13 +317,18 @@ def _with_duplicates(cells: list[Cell], count: int) -> list[Cell]:
     in_turn = [couple for both in zip_longest(*couples) for couple in both if couple]
     pairs = [pair for couple in in_turn for pair in zip(*couple, strict=False)]
     if len(pairs) < count:
+        what = "duplicates" if spec.duplicates else "reprocessed"
         raise LeukoclsError(
-            f"duplicates={count}: not allowed; give at most {len(pairs)} with these subjects"
+            f"{what}={count}: not allowed; give at most {len(pairs)} with these subjects"
         )
-    cells = list(cells)
-    for source, copy in pairs[:count]:
+    cells, rng = list(cells), random_numbers(spec.seed, REPROCESSED_STREAM)
+    for place, (source, copy) in enumerate(pairs[:count]):
         own = {name: getattr(cells[copy], name) for name in NAMING}
-        cells[copy] = replace(cells[source], **own, duplicate_of=cells[source].name)
+        if place < spec.duplicates:
+            cells[copy] = replace(cells[source], **own, duplicate_of=cells[source].name)
+        else:
+            again = reprocessed(cells[source], rng)
+            cells[copy] = replace(again, **own, reprocessed_from=cells[source].name)
     return cells
 
 

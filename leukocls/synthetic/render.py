@@ -83,6 +83,7 @@ class Cell:
     field_focus: float
     outside: bool  # reaches outside the central 300 × 300 px
     duplicate_of: str = ""  # dataset name of the cell that this one is a copy of
+    reprocessed_from: str = ""  # dataset name of the cell that this one shows again
 
     @property
     def sides(self) -> tuple[int, int]:
@@ -249,7 +250,7 @@ def _without_edge(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return inner
 
 
-def _window(cell: Cell) -> tuple[NDArray[np.int64], int]:
+def window(cell: Cell) -> tuple[NDArray[np.int64], int]:
     """Corner (x, y) and side in px of a square around the cell; the side is a multiple of 32."""
     side = 32 * -(-(max(cell.sides) + 6) // 32)
     corner = SIDE / 2 + np.array([cell.offset_x, cell.offset_y]) - side / 2
@@ -272,7 +273,7 @@ def render(cell: Cell) -> NDArray[np.uint8]:
     """Render one cell: [450, 450, 3] RGB, exactly 0 outside the cell and its attached piece."""
     rng = random_numbers(cell.seed, cell.stream)
     shapes = _shapes(cell, rng)
-    corner, side = _window(cell)
+    corner, side = window(cell)
     body = _raster(shapes.body, corner, side)
     mask = np.asarray(body) > 0
 
@@ -306,7 +307,7 @@ def render(cell: Cell) -> NDArray[np.uint8]:
 def render_mask(cell: Cell) -> NDArray[np.uint8]:
     """Render the mask of one cell, [450, 450]: CYTOPLASM, NUCLEUS, 0 for all else."""
     shapes = _shapes(cell, random_numbers(cell.seed, cell.stream))
-    corner, side = _window(cell)
+    corner, side = window(cell)
     body, nucleus = (np.asarray(_raster(p, corner, side)) > 0 for p in shapes[:2])
     mask = np.where(body, np.where(nucleus, NUCLEUS, CYTOPLASM), 0).astype(np.uint8)
     return _framed(mask, corner)

@@ -72,6 +72,9 @@ class SyntheticSpec:
     p_outside_300: float = _share(0.067, "share of cells that reach outside the central 300 px")
     label_noise: float = _share(0.0, "share of cells with the wrong label", 0.5)
     duplicates: int = _option(0, 0, "pairs of identical train images across folds and subjects")
+    reprocessed: int = _option(
+        0, 0, "pairs of train images of one cell, with another stain, focus and outline"
+    )
 
     def __post_init__(self) -> None:
         for option in fields(self):

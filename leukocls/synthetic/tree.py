@@ -187,6 +187,11 @@ def _manifest(
         ),
         "subjects": subjects,
         "duplicates": [[path_of[cell.duplicate_of], path_of[cell.name]] for cell in copies],
+        "reprocessed": [
+            [path_of[cell.reprocessed_from], path_of[cell.name]]
+            for cell in cells
+            if cell.reprocessed_from
+        ],
     }
 
 

@@ -330,7 +330,7 @@ def test_copies_within_a_table_are_told_of_without_the_schemes_of_c_nmc(lab, tmp
         Image.fromarray(picture(77)).save(lab / ROWS[number][3])
     assert verify.main([str(written(lab)), "--cache", str(tmp_path / "cache")]) == 0
     said = capsys.readouterr().out
-    assert "P0 = P1" in said
+    assert "  P0, P1  " in said
     assert "lofo" not in said
 
 

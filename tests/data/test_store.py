@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from leukocls.common.errors import DataFault, LeukoclsError
-from leukocls.data import store, verify
+from leukocls.data import contents, store, verify
 from leukocls.data.index import build_index
 from leukocls.data.store import boxes, data_digest, open_store
 from leukocls.data.verify import checked_index
@@ -61,7 +61,7 @@ def read_files(monkeypatch):
         names.append(Path(path).name)
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
-    monkeypatch.setattr(verify, "sha256_file", counted)
+    monkeypatch.setattr(contents, "sha256_file", counted)
     return names
 
 

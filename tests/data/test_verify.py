@@ -19,7 +19,7 @@ from PIL import Image
 
 from leukocls import verify as verb
 from leukocls.common.errors import DataFault, LeukoclsError
-from leukocls.data import rules, verify
+from leukocls.data import contents, rules, verify
 from leukocls.data.duplicates import pixel_digest
 from leukocls.data.published import MANIFEST
 from leukocls.data.verify import checked_index, examine
@@ -206,10 +206,11 @@ def test_the_sample_is_whole_and_its_copies_are_known(sample_root, sample_cache,
     }  # fmt: skip
     assert all(one["as_published"] is None for one in document["parts"].values())
     found = document["duplicates"]
-    assert all(one["expected"] and one["kind"] == "identical" for one in found)
-    assert Counter(tuple(sorted(one["subjects"])) for one in found) == {
-        ("20", "21"): 2,
-        ("H2", "H4"): 1,
+    assert all(one["expected"] and one["known"] for one in found)
+    assert Counter((one["kind"], *sorted(one["subjects"])) for one in found) == {
+        ("identical", "20", "21"): 2,
+        ("identical", "H2", "H4"): 1,
+        ("reprocessed", "H2", "H6"): 2,
     }
     # The files themselves are the oracle: no others are the same byte for byte.
     content = [path.read_bytes() for path in sorted(sample_root.rglob("*.bmp"))]
@@ -217,12 +218,10 @@ def test_the_sample_is_whole_and_its_copies_are_known(sample_root, sample_cache,
 
     assert verb.main(arguments) == 0
     shown = capsys.readouterr().out
-    (twenty,) = [line for line in shown.splitlines() if line.startswith("  20 = 21 ")]
-    assert "2 image(s)" in twenty
-    assert "one subject 1+15+16+17+20+21" in twenty
-    (healthy,) = [line for line in shown.splitlines() if line.startswith("  H2 = H4 ")]
-    assert "1 image(s)" in healthy
-    assert "one subject H2+H4+H5+H6" in healthy
+    (twenty,) = [line for line in shown.splitlines() if line.startswith("  1, 16, 20, 21 ")]
+    assert twenty.split()[4:8] == ["2", "–", "–", "known;"]
+    (healthy,) = [line for line in shown.splitlines() if line.startswith("  H2, H4, H5, H6, H7 ")]
+    assert healthy.split()[5:9] == ["1", "–", "2", "known;"]
     for scheme in ("honest", "subject", "lofo", "challenge", "cell"):
         assert scheme in shown
     assert "No fault found in what is there." in shown
@@ -436,7 +435,7 @@ def test_the_report_of_a_tree_without_fault(tree, lines):
     assert "*** SYNTHETIC ***" in shown
     assert shown[-1] == "No fault found in what is there."
     assert any(line.split() == ["fold_0", "5", "5", "3", "–"] for line in shown)
-    assert any(line.startswith("  20 = 21 ") for line in shown)
+    assert any(line.startswith("  1, 20, 21 ") for line in shown)
 
 
 def test_a_missing_root_is_a_refusal_not_a_fault(tmp_path, command):
@@ -460,7 +459,7 @@ def test_json_is_all_that_is_printed(tree, tmp_path, command):
     assert fault.keys() == {"path", "cause", "remedy"}
     assert fault["path"] == str(tree / ONE)
     (copies,) = document["duplicates"]
-    assert copies.keys() == {"cells", "subjects", "kind", "expected"}
+    assert copies.keys() == {*("cells", "subjects", "kind", "similarity", "known", "expected")}
     assert document["parts"].keys() == COUNTS.keys()
 
 
@@ -960,7 +959,7 @@ def test_an_unknown_copy_inside_a_genuine_part_is_reported_and_no_fault(bare, pu
     assert (code, document["faults"]) == (0, [])
     (copies,) = [one for one in document["duplicates"] if one["subjects"] == ["H6", "H6"]]
     assert copies["expected"]
-    assert any(line.split()[:3] == ["H6", "1", "image(s)"] for line in lines(bare)[1])
+    assert "Cells that one subject has more than once: 1 same file." in lines(bare)[1]
     # Once the part is no longer the published one, nothing vouches for its copies.
     (bare / ONE).unlink()
     code, document = told(bare, "--partial")
@@ -1027,13 +1026,13 @@ def test_a_part_alone_is_recognised(genuine, told, lines, kept):
 @pytest.fixture
 def read_files(monkeypatch):
     """Names of the images that are read."""
-    names, read = [], verify.read_with_form
+    names, read = [], contents.read_with_form
 
     def counted(path, side=None):
         names.append(path.name)
         return read(path, side)
 
-    monkeypatch.setattr(verify, "read_with_form", counted)
+    monkeypatch.setattr(contents, "read_with_form", counted)
     return names
 
 
@@ -1082,17 +1081,18 @@ def test_a_damaged_file_is_told_every_time(tree, told):
 
 
 def memory(cache):
-    (path,) = cache.iterdir()
+    (path,) = cache.glob("contents-*.json")
     return path
 
 
 @pytest.mark.parametrize(
     "damage",
     [
-        b"", b"{", b"null", b"[]", b"\xff\xfe\0", b'{"version": 4}',
-        b'{"version": 4, "files": null}', b'{"version": 4, "files": []}',
-        b'{"version": 4, "files": {"fold_0/all/UID_1_1_1_all.bmp": null}}',
-        b'{"version": 4, "files": {"fold_0/all/UID_1_1_1_all.bmp": 3}}',
+        b"", b"{", b"null", b"[]", b"\xff\xfe\0", b'{"version": 5}',
+        b'{"version": 5, "files": {}, "near_duplicates": [["a", "b", 1]]}',
+        b'{"version": 5, "files": null}', b'{"version": 5, "files": []}',
+        b'{"version": 5, "files": {"fold_0/all/UID_1_1_1_all.bmp": null}}',
+        b'{"version": 5, "files": {"fold_0/all/UID_1_1_1_all.bmp": 3}}',
     ],
 )  # fmt: skip
 def test_a_damaged_memory_is_ignored(tree, tmp_path, read_files, damage):
@@ -1140,7 +1140,7 @@ def test_two_roots_with_one_cache_do_not_mix(pristine, tree, tmp_path, read_file
     read_files.clear()
     assert (pixels(tree, cache), pixels(copy, cache)) == (mine, theirs)
     assert read_files == []
-    assert len(list(cache.iterdir())) == 2
+    assert len(list(cache.glob("contents-*.json"))) == 2
 
 
 def test_nothing_is_written_into_the_data(tree, told):
