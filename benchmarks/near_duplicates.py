@@ -31,6 +31,7 @@ from leukocls.synthetic.spec import SyntheticSpec
 
 DEGREES = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0)
 PALE = (228, 208, 222)  # a background between cells
+WHOLE = SyntheticSpec(scale="full")  # 15,114 cells
 LEVELS = (0.01, 0.05, 0.5, 0.95)  # of the quantiles that are reported
 
 Change = Callable[[Cell, np.random.Generator], np.ndarray]
@@ -164,7 +165,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("root", nargs="?", type=Path, help="C-NMC 2019, or some of its folds")
     parser.add_argument("--cells", type=int, default=400, help="cells that are rendered again")
-    parser.add_argument("--scale", default="full", choices=("full", "demo"))
     parser.add_argument("--cache", type=Path, default=Path("outputs/store"))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

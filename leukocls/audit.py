@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             ok, cells = finding["ok"], finding["cells"]
             sign = {True: "good", False: "BAD", None: "unseen"}[ok]
             names = f": {listing(cells)}" if cells and ok is False else ""
-            print(f"  {sign:7}{finding['check']:10}{finding['text']}{names}")
+            print(f"  {sign:7}{finding['check']:12}{finding['text']}{names}")
         print("\n" + textwrap.fill(result["words"], 96))
     return 0 if result["verdict"] in ("honest", "unknown") else DataFault.exit_code
 

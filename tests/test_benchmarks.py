@@ -63,6 +63,22 @@ def test_likeness_compares_genuine_and_synthetic(
     assert abs(shares["genuine"] - shares["synthetic"]) < 0.05
 
 
+def test_near_duplicates_counts_what_is_found_and_what_is_not_one(
+    sample_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On few cells, and on the sample, in which two pairs are known."""
+    written, module = tmp_path / "near.json", benchmark("near_duplicates")
+    monkeypatch.setattr(module, "WHOLE", replace(module.WHOLE, scale="demo", cells_per_subject=1))
+    words = [str(sample_root), "--cells", "8", "--cache", str(tmp_path), "--json", str(written)]
+    monkeypatch.setattr(sys, "argv", ["near_duplicates.py", *words])
+    module.main()
+    result = json.loads(written.read_text())
+    assert result["SYNTHETIC: cells processed again"]["degree 0.25"]["recall"] == 1
+    assert result["SYNTHETIC: cells processed again"]["resized by 1.05"]["recall"] == 0
+    assert result["SYNTHETIC: all cells of scale=full"]["pairs"] == 0
+    assert result["genuine"]["pairs"] == {"H2 = H6": 2}
+
+
 @pytest.fixture
 def warm(command: Callable[..., Command]) -> SimpleNamespace:
     """A `subprocess` whose commands of leukocls run in warm processes."""

@@ -17,8 +17,9 @@ from leukocls.data.names import PRELIM_TRAINED, UNKNOWN, label_of, members
 from leukocls.data.splits import read_split
 from leukocls.evaluation.audited_cells import TRAIN, CellNames, joined
 
-# What equal pixel digests find.
+# What equal pixel digests find, and what is found in the images themselves.
 COMPARED = ("exact copies", "turned by quarter turns", "flipped", "moved")
+REPROCESSED = "processed again"
 VERDICTS = {
     "leaky": "LEAKY. Subjects or images of the scored cells were also used for training or"
     " selection: the numbers partly measure memory, and do not hold for new subjects.",
@@ -28,14 +29,14 @@ VERDICTS = {
     " are the best of several on the same cells, not a test.",
     "unknown": "NOT PROVED HONEST. No fault was found, but not everything could be checked.",
     "honest": "HONEST. No person and no image is on two sides, every cell is scored once, and the"
-    f" reported set chose nothing. Images were compared for {', '.join(COMPARED)}, not for nearly"
-    " equal pixels.",
+    " reported set chose nothing.",
 }
 # The verdict of each check that fails. VERDICTS are in order of severity.
 VERDICT_OF_CHECK = {
     "subjects": "leaky",
     "cells": "leaky",
     "pixels": "leaky",
+    "reprocessed": "leaky",
     "mark": "leaky",
     "once": "broken",
     "complete": "broken",
@@ -88,7 +89,11 @@ def audit(
     default = "unknown" if unchecked else "honest"
     worst = next((name for name in VERDICTS if name in failed), default)
     compared = [*COMPARED] if (table["pixels"] != "").any() else []
+    compared += [REPROCESSED] if (table["shows"] != "").any() else []
     words = VERDICTS[worst]
+    if worst == "honest":
+        words += f" Images were compared for copies: {', '.join(compared)}."
+        words += "" if REPROCESSED in compared else " Cells processed again: see --data."
     return {"verdict": worst, "words": words, "compared": compared, "findings": findings}
 
 
@@ -103,8 +108,11 @@ def _overlaps(table: pd.DataFrame) -> list[dict[str, Any]]:
         ("subjects", "group", "of persons that were trained on"),
         ("cells", "key", "cells that were trained on, by name"),
         ("pixels", "pixels", "images that were trained on, some under another name or turned"),
+        ("reprocessed", "shows", "images of cells that were trained on, some processed again"),
     ):
         known = scored[scored[column] != ""]
+        if check == "reprocessed" and known.empty:
+            continue  # only the data tells; `compared` says what was looked for
         if known.empty:
             reason = {
                 "subjects": "no subjects: add a column subject to the split",

@@ -65,7 +65,9 @@ def _tails(path: Parts) -> Iterable[Parts]:
 
 
 def data_cells(root: Path, cache: Path, outside: bool) -> pd.DataFrame:
-    """The labelled cells of a data set: `cell`, `part`, `label`, `pixels` and `group`.
+    """The labelled cells of a data set: `cell`, `part`, `label`, `pixels`, `shows` and `group`.
+
+    `shows` is equal for all images of one cell, also if it was processed again.
 
     Args:
         root, cache, outside: as `leukocls.data.verify.examine`.
@@ -73,10 +75,14 @@ def data_cells(root: Path, cache: Path, outside: bool) -> pd.DataFrame:
     Raises:
         LeukoclsError: `root` is missing or holds no known layout.
     """
-    table = examine(root, "auto", True, cache, outside).index.table
+    examination = examine(root, "auto", True, cache, outside)
+    table = examination.index.table
+    digests = table["pixels"].to_numpy(str)
+    linked = [{*digests[list(copies.rows)].tolist()} for copies in examination.duplicates]
+    shows = _merged([*linked, *({digest} - {""} for digest in digests.tolist())])[len(linked) :]
     # Final's cells may have the names of prelim's, and have no labels that could leak.
-    table = table[table["part"] != "final"]
-    return table[["cell", "part", "label", "pixels", "group"]].reset_index(drop=True)
+    table = table.assign(shows=shows)[table["part"] != "final"]
+    return table[["cell", "part", "label", "pixels", "shows", "group"]].reset_index(drop=True)
 
 
 def side_names(split: pd.Series) -> pd.Series:
@@ -89,7 +95,7 @@ def joined(split: pd.DataFrame, predictions: pd.DataFrame, data: pd.DataFrame) -
 
     Columns added: `side`, the split's name or the fold; `trains`; `scored`; `own`, the fold whose
     training cells were not used to score this cell; `pixels`, `group` (its person) and the data's
-    `part`, each "" if unknown; `label` and `data_label`, UNKNOWN if unknown.
+    `shows` and `part`, each "" if unknown; `label` and `data_label`, UNKNOWN if unknown.
 
     Args:
         split: columns `key` and `cell`, `split` or `fold`, and what it has of `subject`, `group`,
@@ -112,6 +118,7 @@ def joined(split: pd.DataFrame, predictions: pd.DataFrame, data: pd.DataFrame) -
     known = {name: _column(source, name, table["key"]) for name in ("pixels", "group")}
     table = table.assign(**known)
     table["part"] = _column(data, "part", table["key"])
+    table["shows"] = _column(data, "shows", table["key"])
     table["data_label"] = _column(data, "label", table["key"], UNKNOWN)
     table["group"] = _persons(table, predictions)
     words = table["label"].str.lower() if "label" in table else pd.Series("", index=table.index)

@@ -16,6 +16,9 @@ from leukocls.artifacts.record import write_record
 from leukocls.common.errors import LeukoclsError
 from leukocls.data.published import subject_counts
 from leukocls.evaluation.audit import audit as audited
+from leukocls.synthetic.latents import draw_cells, reprocessed
+from leukocls.synthetic.render import render
+from leukocls.synthetic.spec import SyntheticSpec
 
 # RECIPES: who is one person in C-NMC.
 SAME = [
@@ -23,6 +26,8 @@ SAME = [
     {"H2", "H4", "H5", "H6", "H7"}, {"H3", "H10"}, {"H14", "H24"},
 ]  # fmt: skip
 CHECKS = ["subjects", "cells", "pixels", "once", "complete", "labels", "selection"]
+# With the images themselves.
+DATA_CHECKS = [*CHECKS[:3], "reprocessed", *CHECKS[3:]]
 
 
 def cell(subject, number):
@@ -68,7 +73,10 @@ def judge(tmp_path, capsys):
         capsys.readouterr()
         code = audit.main([str(paths[0]), "--split", str(paths[1]), *map(str, more), "--json"])
         told = json.loads(capsys.readouterr().out)
-        assert [one["check"] for one in told["findings"]] == CHECKS
+        with_images = "--data" in more and (told["compared"] or [""])[-1] == "processed again"
+        assert [one["check"] for one in told["findings"]] == (
+            DATA_CHECKS if with_images else CHECKS
+        )
         assert told["source"] == str(paths[0])
         return told["verdict"], code, {one["check"]: one for one in told["findings"]}
 
@@ -324,6 +332,26 @@ def test_a_turned_copy_under_another_subject_is_found_with_the_images(judge, pic
     assert (verdict, code) == ("unknown", 0)
     assert found["pixels"]["ok"] is True
     assert [check for check in CHECKS if found[check]["ok"] is None] == ["selection"]
+
+
+def test_a_cell_that_was_processed_again_is_found_with_the_images(judge, tmp_path):
+    """Neither its subject nor its pixels tell: it is scored under another subject's name."""
+    cells = [cell for cell in draw_cells(SyntheticSpec()) if cell.part != "final"][:8]
+    cells[5] = reprocessed(cells[0], np.random.default_rng(0), 0.5)
+    rows = []
+    for k, cell in enumerate(cells):
+        Image.fromarray(render(cell)).save(tmp_path / f"c{k}.png")
+        rows.append((f"c{k}", f"s{k}" if k % 5 else "", k % 5 > 2, f"c{k}.png"))
+    data = pd.DataFrame(rows, columns=["cell", "subject", "label", "path"])
+    data = data.assign(label=data["label"].astype(int))
+    data.to_csv(tmp_path / "cells.csv", index=False)
+    split = data.assign(split=["train"] * 4 + ["val"] * 4)
+    more = ("--data", tmp_path / "cells.csv", "--cache", tmp_path / "cache")
+    verdict, code, found = judge(scores(split, "val"), split, *more)
+    assert (verdict, code) == ("leaky", 1)
+    assert found["reprocessed"]["ok"] is False
+    assert found["reprocessed"]["cells"] == ["c5"]
+    assert found["pixels"]["ok"] is True
 
 
 def test_labels_are_compared_with_those_of_the_data(judge, pictures, tmp_path):
