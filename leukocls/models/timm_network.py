@@ -10,7 +10,7 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 
 from leukocls.common.errors import LeukoclsError
-from leukocls.models.weights import load_weights
+from leukocls.models.weights import HUB, LOCAL, initial_weights, load_weights
 
 NORMALISATION = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
@@ -19,8 +19,8 @@ class TimmNetwork(nn.Module):
     """A timm network, from images [B, 3, S, S] in [0, 1] to logits [B, outputs].
 
     Args:
-        backbone: its name in timm; SE-ResNeXt50 of Prellberg & Kramer 2019 is
-            `legacy_seresnext50_32x4d`.
+        backbone: its name in timm, `hf-hub:OWNER/NAME` or `local-dir:FOLDER`; SE-ResNeXt50 of
+            Prellberg & Kramer 2019 is `legacy_seresnext50_32x4d`.
         pretrained: whether to start from timm's ImageNet weights, which are downloaded if needed
             (without effect if `weights` is given).
         weights: a file or name as `leukocls.models.weights.weights_file` takes it, or None.
@@ -54,7 +54,8 @@ class TimmNetwork(nn.Module):
         if frozen not in (None, "weights", "all"):
             raise LeukoclsError(f"model.frozen={frozen}: choose null, weights or all.")
         self.frozen, self.early = frozen, early
-        download = pretrained and weights is None
+        file = initial_weights({"backbone": backbone, "pretrained": pretrained, "weights": weights})
+        download = pretrained and file is None
         self.backbone: Any = _create(
             backbone, download, {"num_classes": outputs, **(options or {})}
         )
@@ -64,8 +65,8 @@ class TimmNetwork(nn.Module):
             for name in self.classifier_names:
                 head: Any = self.backbone.get_submodule(name)
                 head.reset_parameters()
-        if weights is not None:
-            load_weights(self.backbone, weights, self.classifier_names)
+        if file is not None:
+            load_weights(self.backbone, weights or file, self.classifier_names)
         # Not persistent: the configuration holds them, and the state dict stays the backbone's.
         self.mean: Tensor
         self.std: Tensor
@@ -91,7 +92,10 @@ class TimmNetwork(nn.Module):
     @property
     def classifier_names(self) -> tuple[str, ...]:
         """The names of the last linear layers: one, or several in distilled networks."""
-        names = self.backbone.pretrained_cfg.get("classifier") or ()
+        names = self.backbone.pretrained_cfg.get("classifier")
+        if names is None:  # as in some repositories of the hub
+            last = self.backbone.get_classifier()
+            names = [name for name, module in self.backbone.named_modules() if module is last]
         return (names,) if isinstance(names, str) else tuple(names)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -183,7 +187,7 @@ def _create(backbone: str, pretrained: bool, options: dict[str, Any]) -> nn.Modu
             f"model.options.{hidden[0]}: not available, since a run records the weights that it"
             " starts from; use model.weights=FILE or model.pretrained."
         )
-    if not timm.is_model(backbone.split(".")[0]):
+    if not backbone.startswith((HUB, LOCAL)) and not timm.is_model(backbone.split(".")[0]):
         close = difflib.get_close_matches(backbone, timm.list_models(), n=3)
         hint = f" Did you mean {', '.join(close)}?" if close else ""
         raise LeukoclsError(
@@ -196,7 +200,7 @@ def _create(backbone: str, pretrained: bool, options: dict[str, Any]) -> nn.Modu
         if not pretrained:
             raise LeukoclsError(
                 f"model.backbone={backbone}: timm cannot build it ({error})."
-                " Check model.options and the image size."
+                " Check the name, model.options and the image size."
             ) from error
         reason = next(iter(str(error).splitlines()), "no message")
         raise LeukoclsError(

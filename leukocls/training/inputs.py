@@ -29,7 +29,7 @@ from leukocls.data.store import data_digest
 from leukocls.data.verify import checked_index
 from leukocls.data.views import view_weights
 from leukocls.evaluation.selection import BEST_THRESHOLD, RULES
-from leukocls.models.weights import weights_file
+from leukocls.models.weights import initial_weights, pretraining
 from leukocls.synthetic.tree import SyntheticSpec, write_tree
 
 # Groups and keys of a scored run's configuration that stay those of its training.
@@ -122,6 +122,7 @@ class Inputs:
             "threshold": None,
             "pos_weight": self.pos_weight,
             "view_weights": view_weights(self.config.views),
+            "pretraining": pretraining(self.config.model),
             "marks": self.marks,
             "shared_persons": shared_persons(self.cells),
             "metrics": {},
@@ -246,8 +247,7 @@ def _score_inputs(config: DictConfig) -> ScoreInputs:
 def _initial_weights(config: DictConfig) -> Path | None:
     if config.continue_from:
         return run_weights(config.continue_from, "continue_from", "last")
-    weights = config.model.get("weights")
-    return weights_file(weights) if weights else None
+    return initial_weights(config.model)
 
 
 def _with_recipe_of(directory: Path, config: DictConfig) -> DictConfig:

