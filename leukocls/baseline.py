@@ -9,23 +9,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leukocls.common.arguments import add_data_options, add_split_options
-from leukocls.common.errors import run_verb
+from leukocls.common.errors import LeukoclsError, run_verb
 from leukocls.data.names import FEATURE_KINDS
 
 if TYPE_CHECKING:
     from leukocls.artifacts.run_dir import RunDir
+    from leukocls.training.baselines import Recipe
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m leukocls.baseline",
-        description="Logistic regression on a few features of each cell, written as a run: how far"
-        " size, outline or colour alone get.",
+        description="A simple classifier on features of each cell, written as a run: how far size,"
+        " outline or colour alone get, or the frozen features of a pretrained network.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add_data_options(parser)
-    add("--features", required=True, choices=FEATURE_KINDS, help="features of a cell")
+    add("--features", required=True, metavar="NAME", help=f"{', '.join(FEATURE_KINDS)}; or a"
+        " network: a model of conf/model, or a name as timm takes it")  # fmt: skip
+    add("--classifier", default="logistic", choices=("logistic", "knn"),
+        help="logistic regression, or k nearest neighbours; C and k are chosen by persons within"
+        " the training cells")  # fmt: skip
+    add("--weights", metavar="FILE", help="weights of the network, as model.weights of training")
+    add("--crop", type=int, default=300, help="px, the central square that the network sees")
+    add("--size", type=int, default=224, help="px, to which it is resized")
     add_split_options(parser, scheme="challenge")
     add("--outputs", type=Path, default=Path("outputs"), help="directory of runs")
     add("--force", action="store_true", help="run again if the run is done already")
@@ -50,6 +58,35 @@ def _show(run: RunDir, as_json: bool) -> None:
         print(f"\n{run.directory}")
 
 
+def _recipe(arguments: argparse.Namespace) -> Recipe:
+    """What the options ask for.
+
+    Raises:
+        LeukoclsError: no such features, or weights for features that no network makes.
+    """
+    from leukocls.training.baselines import Recipe
+
+    if arguments.features in FEATURE_KINDS:
+        if arguments.weights:
+            raise LeukoclsError("--weights: only for the features of a network.")
+        return Recipe(arguments.features, arguments.classifier)
+    from leukocls.launch.settings import model_group
+    from leukocls.training.backbone_features import settings_of
+
+    group = model_group(arguments.features)
+    try:
+        network = settings_of(group or arguments.features, arguments.weights)
+    except LeukoclsError as error:
+        raise LeukoclsError(
+            f"--features {arguments.features}: none of {', '.join(FEATURE_KINDS)}, no model of"
+            f" conf/model, and no network of timm's. {error}"
+        ) from error
+    sides = (arguments.crop, arguments.size)
+    return Recipe(
+        arguments.features, arguments.classifier, network, *sides, bool(arguments.weights)
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Train and score one baseline.
 
@@ -64,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from leukocls.data.verify import checked_index
     from leukocls.training import baselines
 
+    recipe = _recipe(arguments)
     index = checked_index(
         arguments.root,
         partial=arguments.partial,
@@ -80,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.n_cells,
     )
     baseline = baselines.open_baseline(
-        index, arguments.features, arguments.split_scheme, options, arguments.outputs
+        index, recipe, arguments.split_scheme, options, arguments.outputs
     )
     run = baseline.run
     with run.locked():

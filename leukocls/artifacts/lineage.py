@@ -7,12 +7,14 @@ from typing import Any
 import pandas as pd
 from safetensors import SafetensorError, safe_open
 
+from leukocls.data.duplicates import PIXELS_VERSION
 from leukocls.data.names import members
 
 KEY = "lineage"  # in the metadata of the weights file, so that copies of the file keep it
 
-# One entry a run, the latest first: `named` (whether its subject IDs are C-NMC's) and, of the cells
-# it `trained` on and of those that `chose` its epoch, `groups` and `pixels`.
+# One entry a run, the latest first: `named` (whether its subject IDs are C-NMC's), `digests` (the
+# PIXELS_VERSION of its pixels) and, of the cells it `trained` on and of those that `chose` its
+# epoch, `groups` and `pixels`.
 Lineage = list[dict[str, Any]]
 
 
@@ -46,7 +48,8 @@ def lineage_of(
     cells = cells.rename(columns={"group": "groups"})
     # Without a held-out set nothing is chosen.
     chose = known(selection if selection != "train" else "")
-    return [{"named": cnmc_subjects, "trained": known("train"), "chose": chose}, *before]
+    own = {"named": cnmc_subjects, "digests": PIXELS_VERSION}
+    return [{**own, "trained": known("train"), "chose": chose}, *before]
 
 
 def as_metadata(lineage: Lineage) -> dict[str, str]:
@@ -72,6 +75,9 @@ def has_seen(lineage: Lineage, role: str, cells: pd.DataFrame, cnmc_subjects: bo
             return True
         if len(labelled) and groups and "" in {*groups, *labelled["group"]}:
             return True
-        if (set(run[role]["pixels"]) & set(cells["pixels"])) - {""}:
-            return True
+        if run.get("digests", 1) == PIXELS_VERSION:
+            if (set(run[role]["pixels"]) & set(cells["pixels"])) - {""}:
+                return True
+        elif run["named"] != cnmc_subjects and groups and len(labelled):
+            return True  # neither subjects nor images can be compared
     return False

@@ -20,6 +20,9 @@ from leukocls.data.near_duplicates import TURNS, Pair, turned
 IDENTICAL, TURNED, REPROCESSED = "identical", "turned", "reprocessed"
 
 
+PIXELS_VERSION = 2  # raise it when `pixel_digest` gives other digests of the same pixels
+
+
 @dataclass(frozen=True)
 class Duplicates:
     """Images of one cell.

@@ -50,6 +50,17 @@ LAUNCHERS = {f"hydra_plugins.leukocls.{kind}Launcher" for kind in ("Process", "S
 COMMANDS = ("setup", "python", "srun_args", "additional_parameters")
 
 
+def model_group(name: str) -> dict[str, Any] | None:
+    """The configuration group `model` of a name in conf/model; None if there is no such file."""
+    if not (CONF / "model" / f"{name}.yaml").is_file():
+        return None
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        group: Any = OmegaConf.to_container(compose(overrides=[f"+model={name}"])["model"])
+    return group
+
+
 def check_hydra(node: DictConfig, overrides: Sequence[str]) -> None:
     """Refuse Hydra settings that would run code or write files, whichever file they come from.
 

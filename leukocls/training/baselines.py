@@ -1,7 +1,10 @@
-"""Baselines: logistic regression on features of each cell, recorded as a run. No torch."""
+"""Baselines: a simple classifier on features of each cell, recorded as a run.
+
+Only features of a network need torch.
+"""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -9,78 +12,108 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from omegaconf import OmegaConf
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from leukocls.artifacts import predictions
 from leukocls.artifacts.environment import versions
 from leukocls.artifacts.identity import arm_name
+from leukocls.artifacts.lineage import has_seen, read_lineage
 from leukocls.artifacts.marks import data_marks, run_marks
 from leukocls.artifacts.predictions import sigmoid
 from leukocls.artifacts.record import RunState
 from leukocls.artifacts.run_dir import RunDir
-from leukocls.common.files import atomic_write
+from leukocls.common.files import atomic_write, sha256_file
 from leukocls.common.processes import Interrupted
 from leukocls.data import features
 from leukocls.data.index import Index
+from leukocls.data.names import PRELIM_TRAINED
 from leukocls.data.persons import shared_persons
 from leukocls.data.splits import Split, SplitOptions, as_csv, make_split
 from leukocls.data.store import data_digest
 from leukocls.evaluation.cell_metrics import by_split
+from leukocls.training import probes
+from leukocls.training.probes import Probe
 
 EXPERIMENT = "baseline"
 DEFAULT_SCHEME = "challenge"  # the split scheme that the name of an arm leaves out
 EPOCH = 1  # a single fit counts as one epoch, so there is nothing to select
-REGULARISATION = 1.0  # C of the L2 penalty on standardised features
+CLASSIFIER = "logistic"  # what the name of an arm leaves out
+CROP, SIZE = 300, 224  # px, of the images that a network sees
 PACKAGES = ("scikit-learn", "scikit-image")
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """What is measured of each cell, and what is fitted to it.
+
+    Attributes:
+        features: a kind of `leukocls.data.features`, or the name of a network.
+        classifier: a key of `leukocls.training.probes.GRIDS`.
+        network: `backbone_features.settings_of` the network; None for a kind.
+        crop, size: in px, of the images that the network sees; not used for a kind.
+        weights_given: whether the weights are not the network's usual ones.
+    """
+
+    features: str
+    classifier: str = CLASSIFIER
+    network: Mapping[str, Any] | None = None
+    crop: int = CROP
+    size: int = SIZE
+    weights_given: bool = False
+
+    @property
+    def weights(self) -> Path | None:
+        """The file of the network's weights; None without one."""
+        if self.network is None:
+            return None
+        from leukocls.models.weights import initial_weights
+
+        return initial_weights(self.network)
+
+    def settings(self) -> dict[str, Any]:
+        """All that determines the result, for the run's record."""
+        measured: dict[str, Any] = {"features_version": features.VERSION}
+        if self.network is not None:
+            from leukocls.models.weights import pretraining
+
+            measured = {
+                "network": {k: v for k, v in self.network.items() if k != "weights"},
+                "pretraining": pretraining(self.network),
+                "crop": self.crop,
+                "size": self.size,
+            }
+        grid = list(probes.GRIDS[self.classifier])
+        model = {"name": self.classifier, probes.PARAMETERS[self.classifier]: grid}
+        return {"features": self.features, **measured, "model": model, "seed": 0}
+
+    def overrides(self) -> list[str]:
+        """The choices that differ from the default, for the name of the arm."""
+        chosen: dict[str, tuple[object, object]] = {"classifier": (self.classifier, CLASSIFIER)}
+        if self.network is not None:
+            chosen |= {"crop": (self.crop, CROP), "size": (self.size, SIZE)}
+        named = [f"{name}={value}" for name, (value, usual) in chosen.items() if value != usual]
+        if self.weights_given and (file := self.weights):
+            named.append(f"weights={sha256_file(file)[:8]}")
+        return named
+
+
+@dataclass(frozen=True)
 class Baseline:
-    """One baseline: cells with their data digest, split, kind of features, and run directory."""
+    """One baseline: cells with their data digest, split, recipe, and run directory.
+
+    `leaky` tells whether the split or the network's weights have scored cells in training.
+    """
 
     index: Index
     digest: str
     split: Split
-    kind: str
+    recipe: Recipe
     run: RunDir
+    leaky: bool
 
 
-def fit(table: pd.DataFrame, label: npt.ArrayLike) -> Pipeline:
-    """Fit standardisation and logistic regression.
-
-    Args:
-        table: features [n, p].
-        label: [n], ALL = 1.
-    """
-    # Newton's method, because lbfgs stops early, at a point that depends on the build.
-    logistic = LogisticRegression(C=REGULARISATION, solver="newton-cholesky", tol=1e-8)
-    return make_pipeline(StandardScaler(), logistic).fit(table, label)
-
-
-def coefficients(model: Pipeline) -> pd.DataFrame:
-    """Coefficients of the model, the largest first: logit = Σ coefficient · (feature − mean) / sd.
-
-    The intercept is the row of a feature that is always 1, with mean 0 and SD 1.
-    """
-    scaler, logistic = model
-    order = np.argsort(-np.abs(logistic.coef_[0]), kind="stable")
-    return pd.DataFrame(
-        {
-            "feature": ["intercept", *scaler.feature_names_in_[order]],
-            "mean": [0.0, *scaler.mean_[order]],
-            "sd": [1.0, *scaler.scale_[order]],
-            "coefficient": [*logistic.intercept_, *logistic.coef_[0][order]],
-        }
-    )
-
-
-def predict(model: Pipeline, index: Index, split: Split, table: pd.DataFrame) -> pd.DataFrame:
+def predict(model: Probe, index: Index, split: Split, table: pd.DataFrame) -> pd.DataFrame:
     """Predictions for every split but train, in the format of predictions.parquet.
 
     Args:
@@ -92,15 +125,20 @@ def predict(model: Pipeline, index: Index, split: Split, table: pd.DataFrame) ->
             continue
         cells = index.table.iloc[rows][["cell", "subject", "group", "label"]]
         cells = cells.rename(columns={"group": "person"})
-        logit = model.decision_function(table.iloc[rows]).astype("float32")
+        logit = model.logits(table.iloc[rows]).astype("float32")
         frames.append(
             cells.assign(epoch=EPOCH, split=name, view_0=logit, logit=logit, prob=sigmoid(logit))
         )
     return predictions.canonical(pd.concat(frames))
 
 
-def cached_table(index: Index, kind: str, digest: str, cache: Path) -> pd.DataFrame:
-    """Features of `kind`, one row for each cell of the index, read from `cache` or measured."""
+def cached_table(index: Index, recipe: Recipe, digest: str, cache: Path) -> pd.DataFrame:
+    """The recipe's features, one row for each cell of the index, read from `cache` or measured."""
+    if recipe.network is not None:
+        from leukocls.training.backbone_features import backbone_table
+
+        return backbone_table(index, digest, recipe.network, recipe.crop, recipe.size, cache)
+    kind = recipe.features
     name = f"features-{kind}-{features.VERSION}-{version('scikit-image')}-{digest[:16]}.parquet"
     stored = cache / name
     if stored.is_file():
@@ -112,32 +150,32 @@ def cached_table(index: Index, kind: str, digest: str, cache: Path) -> pd.DataFr
 
 
 def open_baseline(
-    index: Index, kind: str, scheme: str, options: SplitOptions, outputs: Path
+    index: Index, recipe: Recipe, scheme: str, options: SplitOptions, outputs: Path
 ) -> Baseline:
     """Prepare a baseline with its run directory below `outputs`; nothing is written yet.
 
     Args:
         index: the parts train and prelim of data that `leukocls.data.verify` has read.
-        kind: a key of `leukocls.data.features.KINDS`.
 
     Raises:
-        LeukoclsError: no such split.
+        LeukoclsError: no such split, or no such weights.
     """
     split = make_split(index, scheme, options)
     settings, default = _settings(scheme, options), _settings(DEFAULT_SCHEME, SplitOptions())
     overrides = [f"{name}={value}" for name, value in settings.items() if value != default[name]]
-    directory = outputs / EXPERIMENT / arm_name(kind, overrides) / "seed_000"
-    recipe = {
-        "features": kind,
-        "features_version": features.VERSION,
-        "model": {"name": "logistic", "C": REGULARISATION},
-        "seed": 0,
+    name = arm_name(recipe.features, [*recipe.overrides(), *overrides])
+    digest, cells, weights = data_digest(index), split.table(index), recipe.weights
+    inputs: dict[str, str | None] = {
+        "data": digest,
+        "split": sha256(as_csv(cells).encode()).hexdigest(),
     }
-    digest = data_digest(index)
-    split_digest = sha256(as_csv(split.table(index)).encode()).hexdigest()
-    inputs: dict[str, str | None] = {"data": digest, "split": split_digest}
-    run = RunDir(directory, OmegaConf.create({**recipe, **settings}), inputs)
-    return Baseline(index, digest, split, kind, run)
+    if recipe.network is not None:
+        inputs["weights"] = sha256_file(weights) if weights else None
+    config = OmegaConf.create({**recipe.settings(), **settings})
+    run = RunDir(outputs / EXPERIMENT / name / "seed_000", config, inputs)
+    scored = cells[~cells["split"].isin(["train", PRELIM_TRAINED])]
+    seen = has_seen(read_lineage(weights), "trained", scored, index.rules.cnmc_subjects)
+    return Baseline(index, digest, split, recipe, run, split.leaky or seen)
 
 
 def _settings(scheme: str, options: SplitOptions) -> dict[str, Any]:
@@ -164,11 +202,12 @@ def start(baseline: Baseline) -> None:
         selection={"rule": "last", "set": split.selection, "epoch": None},
         threshold=0.5,
         view_weights=[1.0],
-        marks=run_marks(data_marks(index, ("train", "prelim")), leaky=split.leaky),
+        marks=run_marks(data_marks(index, ("train", "prelim")), leaky=baseline.leaky),
         shared_persons=shared_persons(split.table(index)),
         metrics={},
         predictions_sha256=None,
         weights_sha256=None,
+        chosen=None,
         timing={},
     )
 
@@ -186,19 +225,24 @@ def execute(baseline: Baseline, cache: Path) -> None:
 def _execute(baseline: Baseline, cache: Path) -> None:
     index, split, run = baseline.index, baseline.split, baseline.run
     started = time.perf_counter()
-    table = cached_table(index, baseline.kind, baseline.digest, cache)
+    table = cached_table(index, baseline.recipe, baseline.digest, cache)
     ready = time.perf_counter()
-    train = split.rows["train"]
-    model = fit(table.iloc[train], index.table["label"].to_numpy()[train])
+    train = index.table.iloc[split.rows["train"]]
+    # Whoever splits by cells chooses by cells, too.
+    person = pd.Series("", train.index) if split.scheme == "cell" else train["group"]
+    name = baseline.recipe.classifier
+    model = probes.fit(table.iloc[split.rows["train"]], train["label"], person, name, seed=0)
     frame = predict(model, index, split, table)
     atomic_write(run.directory / "split.csv", as_csv(split.table(index)))
-    atomic_write(run.directory / "coefficients.csv", coefficients(model).to_csv(index=False))
+    if (coefficients := model.coefficients()) is not None:
+        atomic_write(run.directory / "coefficients.csv", coefficients.to_csv(index=False))
     predictions.write(run.directory / "predictions.parquet", frame)
     run.end(
         RunState.DONE,
         predictions_sha256=predictions.digest(frame),
         selection=run.record["selection"] | {"epoch": EPOCH},
         metrics=by_split(frame, run.record["threshold"]),
+        chosen={probes.PARAMETERS[name]: model.value, "auroc": model.auroc},
         timing={
             "prepare_s": round(ready - started, 2),
             "run_s": round(time.perf_counter() - ready, 2),

@@ -10,14 +10,15 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from leukocls.common.errors import DataFault
+from leukocls.data.duplicates import PIXELS_VERSION
 from leukocls.data.index import build_index
 from leukocls.training.inputs import inputs_of
 
 
 def lineage(named, groups):
     """As a run leaves it that has trained on these subjects."""
-    return [{"named": named, "trained": {"groups": groups, "pixels": ["0"]},
-             "chose": {"groups": [], "pixels": []}}]  # fmt: skip
+    return [{"named": named, "digests": PIXELS_VERSION, "chose": {"groups": [], "pixels": []},
+             "trained": {"groups": groups, "pixels": ["0"]}}]  # fmt: skip
 
 
 @pytest.fixture
@@ -92,3 +93,15 @@ def test_subjects_of_c_nmc_that_are_one_person_are_one_in_a_table_too(marks, tmp
         marks([*both, (cnmc("21", 0), "21", "ALL", "prelim")], [])
     marks(cells({"2", "H3"}, own), [])
     assert set(build_index(tmp_path / "cells.csv").table["group"]) == set(groups)
+
+
+@pytest.mark.parametrize(
+    ("named", "groups", "expected"),
+    [(True, ["7"], []), (True, ["3"], ["LEAKY"]), (False, ["7"], ["LEAKY"])],
+    ids=["other subjects", "the same subject", "nothing can be compared"],
+)
+def test_digests_of_an_older_version_prove_nothing(marks, named, groups, expected):
+    """Version 0.1 had other digests of pixels, so only subjects of one kind can be told apart."""
+    (older,) = lineage(named, groups)
+    del older["digests"]
+    assert marks(cells(["3", "H1"], cnmc), [older]) == expected

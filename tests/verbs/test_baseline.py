@@ -9,18 +9,32 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import Outcome, only_run, record
+from PIL import Image
+from safetensors.torch import save_file
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import PredefinedSplit, cross_val_predict
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from leukocls import baseline, runs
-from leukocls.artifacts import predictions
+from leukocls.artifacts import lineage, predictions
 from leukocls.common.errors import DataFault, LeukoclsError
+from leukocls.common.files import sha256_file
 from leukocls.data import features
 from leukocls.data.names import FEATURE_KINDS
+from leukocls.data.verify import checked_index
 from leukocls.evaluation import metrics, scoring
 from leukocls.evaluation.metrics import auroc
+from leukocls.launch.settings import model_group
+from leukocls.models.timm_network import TimmNetwork
+from leukocls.models.weights import weights_file
 from leukocls.reporting import tables
 from leukocls.synthetic.tree import SyntheticSpec, write_tree
-from leukocls.training import baselines
+from leukocls.training import backbone_features, probes
 
 Verb = Callable[..., Outcome]
 
@@ -103,16 +117,126 @@ def test_coefficients_give_the_logits_again(small_tree: Path, tmp_path: Path, ve
     assert size.is_monotonic_decreasing
 
 
-def test_the_fit_is_the_penalised_optimum() -> None:
+@pytest.fixture(scope="module")
+def measured() -> tuple[pd.DataFrame, np.ndarray, pd.Series]:
+    """Features, labels and persons of 200 cells, of which persons explain a part."""
     rng = np.random.default_rng(0)
-    x = pd.DataFrame(rng.normal(3, [1, 5, 0.1], (200, 3)), columns=list("abc"))
-    y = (x["a"] + rng.normal(size=200) > 3).to_numpy(int)
-    model = baselines.fit(x, y)
+    person = pd.Series(rng.integers(0, 20, 200)).map("P{:02d}".format)
+    label = (person.str[1:].astype(int) % 2).to_numpy()
+    own = person.map(dict(zip(sorted(set(person)), rng.normal(size=20), strict=True)))
+    values = rng.normal(3, [1, 5, 0.1], (200, 3)) + label[:, None] + own.to_numpy()[:, None]
+    return pd.DataFrame(values, columns=list("abc")), label, person
+
+
+def test_the_fit_is_the_penalised_optimum(
+    measured: tuple[pd.DataFrame, np.ndarray, pd.Series],
+) -> None:
+    x, y, person = measured
+    model = probes.fit(x, y, person, "logistic", seed=0)
     z = ((x - x.mean()) / x.std(ddof=0)).to_numpy()
-    residual = y - 1 / (1 + np.exp(-model.decision_function(x)))
-    # The gradient of Σ log-likelihood − ½ |w|², whose intercept is free.
-    assert z.T @ residual == pytest.approx(model[-1].coef_[0], abs=1e-6)
-    assert residual.sum() == pytest.approx(0, abs=1e-6)
+    residual = y - 1 / (1 + np.exp(-model.logits(x)))
+    # The gradient of Σ log-likelihood − ½ |w|² / C, whose intercept is free.
+    weights = model.pipeline[-1].coef_[0]
+    assert z.T @ residual == pytest.approx(weights / model.value, abs=1e-5)
+    assert residual.sum() == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", probes.GRIDS)
+@pytest.mark.parametrize("by", ["person", "cell"])
+def test_the_parameter_is_chosen_on_persons_that_are_held_out(
+    measured: tuple[pd.DataFrame, np.ndarray, pd.Series], name: str, by: str
+) -> None:
+    """The oracle is scikit-learn's own cross-validation over the same folds."""
+    x, y, person = measured
+    known = person if by == "person" else pd.Series("", person.index)
+    model = probes.fit(x, y, known, name, seed=3)
+    folds = probes._folds(known, y, 3)
+    assert folds is not None
+    together = pd.Series(folds).groupby(person).nunique()
+    assert bool(together.max() == 1) is (by == "person")
+    expected = {}
+    for value in probes.GRIDS[name]:
+        classifier = (
+            LogisticRegression(C=value, tol=1e-6, max_iter=1000)
+            if name == "logistic"
+            else KNeighborsClassifier(int(value), metric="cosine")
+        )
+        probability = cross_val_predict(
+            make_pipeline(StandardScaler(), classifier), x, y, cv=PredefinedSplit(folds),
+            method="predict_proba",
+        )  # fmt: skip
+        expected[f"{value:g}"] = roc_auc_score(y, probability[:, 1])
+    assert model.auroc == pytest.approx(expected, abs=2e-3)
+    assert model.auroc[f"{model.value:g}"] == max(model.auroc.values())
+    assert np.isfinite(model.logits(x)).all()
+    assert (model.coefficients() is None) is (name == "knn")
+
+
+def test_with_one_person_of_a_class_the_default_is_used(
+    measured: tuple[pd.DataFrame, np.ndarray, pd.Series],
+) -> None:
+    x, y, person = measured
+    for name in probes.GRIDS:
+        model = probes.fit(x, y, person.where(y == 1, "Q"), name, seed=0)
+        assert (model.value, model.auroc) == (probes.DEFAULTS[name], {})
+
+
+@pytest.fixture(scope="module")
+def lite0() -> Path:
+    try:
+        return weights_file("lite0")
+    except LeukoclsError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("classifier", probes.GRIDS)
+def test_a_networks_features_are_probed(
+    classifier: str, lite0: Path, small_tree: Path, tmp_path: Path, verb: Verb
+) -> None:
+    words = ("--features", "efficientnetlite0", "--size", 64, "--classifier", classifier)
+    assert verb(small_tree, *words).code == 0
+    named = "" if classifier == "logistic" else "classifier=knn,"
+    directory = tmp_path / f"outputs/baseline/efficientnetlite0,{named}size=64/seed_000"
+    run = record(directory)
+    assert run["inputs"]["weights"] == sha256_file(lite0)
+    assert run["identity"]["pretraining"] == "imagenet"
+    parameter = probes.PARAMETERS[classifier]
+    assert run["chosen"][parameter] in probes.GRIDS[classifier]
+    assert len(run["chosen"]["auroc"]) == len(probes.GRIDS[classifier])
+    assert (directory / "coefficients.csv").is_file() is (classifier == "logistic")
+    assert "done already" in verb(small_tree, *words).out
+
+
+def test_the_features_are_those_of_the_published_network(
+    lite0: Path, small_tree: Path, tmp_path: Path
+) -> None:
+    """The oracle reads, crops, resizes and normalises one image by itself."""
+    index = checked_index(small_tree, cache=tmp_path).only(["prelim"])
+    group = model_group("frozen_efficientnetlite0")
+    assert group is not None
+    settings = backbone_features.settings_of(group)
+    table = backbone_features.backbone_table(index, "0" * 64, settings, 300, 64, tmp_path)
+    image = Image.open(small_tree / index.table["file"].iloc[3]).crop((75, 75, 375, 375))
+    small = np.asarray(image.resize((64, 64), Image.Resampling.BILINEAR), np.float32)
+    pixels = torch.from_numpy((small - 127) / 128).permute(2, 0, 1)[None]
+    network = TimmNetwork("tf_efficientnet_lite0", weights="lite0", outputs=1000).backbone.eval()
+    with torch.no_grad():
+        pooled = network.global_pool(network.forward_features(pixels))[0].numpy()
+    assert table.iloc[3].to_numpy() == pytest.approx(pooled, abs=1e-4 * float(np.abs(pooled).max()))
+
+
+def test_weights_that_have_seen_the_scored_persons_make_a_probe_leaky(
+    lite0: Path, small_tree: Path, tmp_path: Path, verb: Verb
+) -> None:
+    network = TimmNetwork("tf_efficientnet_lite0", weights="lite0")
+    prelim = pd.DataFrame(checked_index(small_tree, cache=tmp_path).only(["prelim"]).table)
+    seen = lineage.lineage_of(prelim.assign(split="train"), "train", True, [])
+    save_file(network.state_dict(), tmp_path / "w.safetensors", lineage.as_metadata(seen))
+    words = ("--features", "efficientnetlite0", "--size", 32)
+    verb(small_tree, *words, "--weights", tmp_path / "w.safetensors")
+    run = record(only_run(tmp_path / "outputs"))
+    assert run["marks"] == ["SYNTHETIC", "LEAKY"]
+    assert ",weights=" in run["id"] or "weights=" in str(only_run(tmp_path / "outputs"))
 
 
 def test_the_same_command_again_does_nothing(small_tree: Path, tmp_path: Path, verb: Verb) -> None:
@@ -201,8 +325,8 @@ def test_another_recipe_in_the_same_directory_is_refused(
     small_tree: Path, verb: Verb, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verb(small_tree, "--features", "size")
-    monkeypatch.setattr(baselines, "REGULARISATION", 2.0)
-    with pytest.raises(LeukoclsError, match=r"model\.C \(1\.0 → 2\.0\)"):
+    monkeypatch.setitem(probes.GRIDS, "logistic", (2.0,))
+    with pytest.raises(LeukoclsError, match=r"model\.C \(.* → .*2\.0"):
         verb(small_tree, "--features", "size")
     assert verb(small_tree, "--features", "size", "--force").code == 0
 
@@ -210,9 +334,11 @@ def test_another_recipe_in_the_same_directory_is_refused(
 def test_bad_input_is_refused(small_tree: Path, tmp_path: Path, verb: Verb) -> None:
     with pytest.raises(LeukoclsError, match="no such folder"):
         verb(tmp_path / "nowhere", "--features", "size")
-    with pytest.raises(SystemExit) as usage:
+    with pytest.raises(LeukoclsError, match=r"--features shape: none of size, mask, colour"):
         verb(small_tree, "--features", "shape")
-    assert usage.value.code == 2
+    with pytest.raises(LeukoclsError, match="--weights: only for the features of a network"):
+        verb(small_tree, "--features", "size", "--weights", "lite0")
+    assert not (tmp_path / "outputs").exists()
     with pytest.raises(LeukoclsError, match="split_scheme=random"):
         verb(small_tree, "--features", "size", "--split-scheme", "random")
 
