@@ -45,7 +45,7 @@ from leukocls.data.features import colour, handcrafted
 from leukocls.evaluation.metrics import auroc
 from leukocls.synthetic.render import Cell, render
 from leukocls.synthetic.tree import GENERATOR_VERSION, SyntheticSpec, draw_cells
-from leukocls.training import baselines
+from leukocls.training import baselines, probes
 
 NUISANCES = ("sd_nuisance_stain", "sd_nuisance_texture", "sd_nuisance_focus")
 AUROC_BAYES = 0.9  # so that there is room above what these models reach honestly
@@ -55,8 +55,8 @@ MARGIN = 0.01  # of AUROC: a mean whose 90 % interval lies inside is equivalent 
 
 
 def logistic(x: pd.DataFrame, y: NDArray, unseen: pd.DataFrame) -> NDArray:
-    """The baseline's own model."""
-    return baselines.fit(x, y).decision_function(unseen)
+    """The baseline's own model, with C at 1."""
+    return probes.fitted(x, y, "logistic", 1.0).decision_function(unseen)
 
 
 def svm(x: pd.DataFrame, y: NDArray, unseen: pd.DataFrame) -> NDArray:

@@ -25,6 +25,21 @@ def _write_submission(path: Path, part: ScoredPart) -> None:
     print(f"{path}: {len(called)} cells", file=sys.stderr)
 
 
+def _pooled(parts: list[ScoredPart], inputs: list[Path], as_selected: bool) -> ScoredPart:
+    """One part of the held-out cells of the runs, with the options of the runs or others.
+
+    Raises:
+        LeukoclsError: the inputs are not the folds of one recipe, each at one epoch.
+    """
+    from leukocls.artifacts.record import read_record
+    from leukocls.evaluation.out_of_fold import pooled
+
+    if len(parts) != len(inputs) or not all(source.is_dir() for source in inputs):
+        raise LeukoclsError("--pool: name run directories, one of each fold, and no --epoch=all")
+    names = ", ".join(map(str, inputs[:1])) + f" and {len(inputs) - 1} more"
+    return pooled(parts, [read_record(source) for source in inputs], names, as_selected)
+
+
 def _views(text: str) -> tuple[int, ...] | None:
     """Views from 0,2; None for all."""
     return None if text == "all" else tuple(int(view) for view in text.split(","))
@@ -45,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--threshold", type=float, help="probability above which a cell is called ALL (default: the"
         " run's, or 0.5)")  # fmt: skip
     add("--views", type=_views, default=None, help="all (default), or the views to average: 0,2")
+    add("--pool", action="store_true",
+        help="one result of k-fold cross-validation; the inputs are its runs")  # fmt: skip
     add("--submission", type=Path, metavar="FILE.zip", help="also write a challenge submission")
     add("--per-subject", action="store_true", help="print a line for each subject")
     add("--json", action="store_true", help="print one JSON document: an object, or a list")
@@ -69,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if truth is not None and source.exists() and source.samefile(truth.path):
             raise LeukoclsError(f"{source}: is the truth itself; name a file of predictions")
         parts += scored_parts(source, options, truth)
+    if arguments.pool:
+        parts = [_pooled(parts, arguments.inputs, options == ScoringOptions())]
     if arguments.submission:
         if len(parts) != 1:
             raise LeukoclsError(

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from leukocls.artifacts.identity import differences
 from leukocls.artifacts.record import RunState, read_record, run_directories, state_of
 from leukocls.common.errors import DataFault, LeukoclsError
-from leukocls.evaluation import scoring
+from leukocls.evaluation import out_of_fold, scoring
 from leukocls.evaluation.metrics import HEADLINE
 
 # Earlier phases (called links before 0.2) and scored checkpoints are compared only if named.
 ASIDE = ("phase=", "link=", "score=")
 # Keys that may differ between the runs of one arm: the seed and inputs that depend on it.
 SEED_KEYS = {"seed", "inputs.weights", "inputs.rescored"}
+FOLD = re.compile(r",fold=\d+")  # in the name of an arm
+OF_RUN = ("fold", "seed")  # settings that the folds and seeds of one recipe do not share
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,11 @@ class ScoredRun:
         conditions: facts that must be equal for runs to be compared, by name.
         training: digest of view 0 on the selection set in all epochs. It is equal for equal
             trainings, whatever number of views and rule of selection.
+        part: the predictions behind `result`.
     """
 
     run: ArmRun
+    part: scoring.ScoredPart
     result: dict[str, Any]
     chosen_by: float | None
     conditions: dict[str, str]
@@ -200,22 +205,76 @@ def _scored(run: ArmRun, parts: list[scoring.ScoredPart]) -> ScoredRun:
         raise LeukoclsError(
             f"{run.directory}: has numbers neither on a selection set nor on a test; leave it out"
         )
-    cells = part.frame[["cell", "subject", "label"]].to_json(orient="values")
     # A scoring of a checkpoint has no selection set; it counts as a training of its own.
     views = [p.frame["view_0"].to_numpy() for p in parts if p.origin["heading"] == "selection"]
     training = b"".join(view.tobytes() for view in views) or str(run.directory).encode()
     return ScoredRun(
         run=run,
+        part=part,
         result=scoring.metrics_of(part),
         chosen_by=scoring.metrics_of(selection)[HEADLINE] if test and selection else None,
-        conditions={
-            "data_digest": str(run.record["data_digest"])[:12],
-            "split_scheme": str(run.record["split_scheme"]),
-            "selection set": str(run.record["selection"]["set"]),
-            "scored set": f"{part.origin['split']} ({part.origin['heading']})",
-            "scored cells": f"{len(part.frame)}, {_sha256(cells.encode())[:12]}",
-        },
+        conditions=_conditions(run, part),
         training=_sha256(training),
+    )
+
+
+def _conditions(run: ArmRun, part: scoring.ScoredPart) -> dict[str, str]:
+    cells = part.frame[["cell", "subject", "label"]].to_json(orient="values")
+    return {
+        "data_digest": str(run.record["data_digest"])[:12],
+        "split_scheme": str(run.record["split_scheme"]),
+        "selection set": str(run.record["selection"]["set"]),
+        "scored set": f"{part.origin['split']} ({part.origin['heading']})",
+        "scored cells": f"{len(part.frame)}, {_sha256(cells.encode())[:12]}",
+    }
+
+
+def pool_folds(arms: Arms) -> Arms:
+    """Arms that differ only in the fold they hold out as one arm each; the others as they are.
+
+    Raises:
+        LeukoclsError: as `leukocls.evaluation.out_of_fold.pooled`.
+    """
+    families: dict[str, list[str]] = {}
+    for name, arm in arms.items():
+        families.setdefault(_recipe(name, arm), []).append(name)
+    merged: Arms = {}
+    for names in families.values():
+        if len(names) == 1:
+            merged[names[0]] = arms[names[0]]
+            continue
+        without = FOLD.sub("", names[0])
+        seeds = sorted({seed for name in names for seed in arms[name]})
+        merged[without] = {
+            seed: _pooled(without, [arms[name][seed] for name in names if seed in arms[name]])
+            for seed in seeds
+        }
+    return merged
+
+
+def _recipe(name: str, arm: dict[int, ScoredRun]) -> str:
+    """What the folds of one recipe have in common; the name for an arm without folds."""
+    scored = next(iter(arm.values()), None)
+    if scored is None or out_of_fold.fold_of(scored.run.record) is None:
+        return name
+    settings = {k: v for k, v in scored.run.record["identity"].items() if k not in OF_RUN}
+    ablation = scored.run.arm.partition(",")[0]
+    return json.dumps([scored.run.experiment, ablation, settings], sort_keys=True)
+
+
+def _pooled(recipe: str, runs: list[ScoredRun]) -> ScoredRun:
+    """The folds of one recipe and seed as one run."""
+    runs = sorted(runs, key=lambda scored: out_of_fold.fold_of(scored.run.record) or 0)
+    records = [scored.run.record for scored in runs]
+    part = out_of_fold.pooled([scored.part for scored in runs], records, recipe)
+    first = replace(runs[0].run, arm=FOLD.sub("", runs[0].run.arm))
+    return ScoredRun(
+        run=first,
+        part=part,
+        result=scoring.metrics_of(part),
+        chosen_by=None,
+        conditions=_conditions(first, part),
+        training=_sha256("".join(scored.training for scored in runs).encode()),
     )
 
 

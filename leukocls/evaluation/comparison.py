@@ -10,10 +10,12 @@ from leukocls.artifacts.marks import merged_marks
 from leukocls.common.errors import LeukoclsError
 from leukocls.evaluation import published_results, seed_tests
 from leukocls.evaluation.arm_runs import (
+    ArmRun,
     Arms,
     ScoredRun,
     find_runs,
     group_by_arm,
+    pool_folds,
     refuse_mixture,
     refuse_unfinished,
     refuse_unplanned,
@@ -32,7 +34,8 @@ def compare(
 ) -> dict[str, Any]:
     """Compare arms over their seeds: the document of `compare --json`.
 
-    All metrics are recomputed from the runs' predictions, as fractions.
+    The folds of a cross-validation are one arm, scored on the held-out cells of all folds. All
+    metrics are recomputed from the runs' predictions, as fractions.
 
     Args:
         runs: run directories, or directories above them.
@@ -51,7 +54,9 @@ def compare(
     refuse_unplanned(run_arms, planned)
     if not incomplete:
         refuse_unfinished(run_arms, planned)
-    arms = score_arms(run_arms)
+    runs_of_arms = score_arms(run_arms)
+    records = [one.run.record for arm in runs_of_arms.values() for one in arm.values()]
+    arms = pool_folds(runs_of_arms)
     scored = [result for arm in arms.values() for result in arm.values()]
     if not scored:
         raise LeukoclsError("none of these runs is done; train them first")
@@ -59,9 +64,9 @@ def compare(
     reference = _reference(arms, against)
     arms = {reference: arms[reference], **arms}
     first = scored[0]
-    records = [result.run.record for result in scored]
     return {
         "selection_set": first.run.record["selection"]["set"],
+        "heading": first.result["heading"],
         "test_set": first.result["split"] if first.result["heading"] == "test" else None,
         "marks": merged_marks(record["marks"] for record in records),
         "shared_persons": merged_marks(record.get("shared_persons", []) for record in records),
@@ -69,12 +74,19 @@ def compare(
         "seeds_planned": None if seeds is None else planned,
         "reference": reference,
         "arms": [
-            _arm(name, next(iter(run_arms[name].values())).key, arm, len(planned))
-            for name, arm in arms.items()
+            _arm(name, _key(name, arm, run_arms), arm, len(planned)) for name, arm in arms.items()
         ],
         "tests": _tests(arms, reference),
         "sources": {record["id"]: record["predictions_sha256"] for record in records},
     }
+
+
+def _key(
+    name: str, arm: dict[int, ScoredRun], runs: dict[str, dict[int, ArmRun]]
+) -> tuple[str, str]:
+    """Experiment and arm, also of an arm without finished runs."""
+    scored = next(iter(arm.values()), None)
+    return scored.run.key if scored else next(iter(runs[name].values())).key
 
 
 def _reference(arms: Arms, against: str | None) -> str:
@@ -104,6 +116,7 @@ def _arm(
         "planned": planned,
         "seeds": list(arm),
         "chosen": _chosen(arm),
+        "folds": next((one.result.get("folds") for one in arm.values()), None),
     }
     printed = published_results.RESULTS.get(key, {})
     for metric in METRICS:

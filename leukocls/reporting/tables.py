@@ -22,6 +22,7 @@ def result_text(result: dict[str, Any], per_subject: bool = False) -> str:
     """
     origin = [result["source"]]
     origin += [f"{key} {result[key]}" for key in ("split", "epoch") if result[key] is not None]
+    origin += [f"{result['folds']} folds"] if result.get("folds") else []
     hard = result["threshold"] is None
     origin.append("hard labels" if hard else f"threshold {result['threshold']:g}")
     lines = [f"{result['heading'].upper()}   {' · '.join(origin)}"]
@@ -64,6 +65,8 @@ def comparison_text(document: dict[str, Any]) -> str:
     """The document of `compare` as text, in percent."""
     test, selection = document["test_set"], document["selection_set"]
     head = f"SELECTION   on {selection}, which also chose each run's epoch; test set: none"
+    if document["heading"] in ("out-of-fold", "leaky"):
+        head = f"{document['heading'].upper()}   on {selection} of all folds, which chose nothing"
     if test:
         head = f"TEST   on {test}; selection set: {selection}"
     lines = [head]
@@ -92,7 +95,8 @@ def _summaries(document: dict[str, Any]) -> list[str]:
     blocks = {}
     for arm in arms:
         n = str(arm["n"]) if arm["n"] == arm["planned"] else f"{arm['n']} of {arm['planned']}"
-        heads = [f"{arm['name']}   n = {n}"]
+        pooled = f", {arm['folds']} folds pooled" if arm["folds"] else ""
+        heads = [f"{arm['name']}   n = {n}{pooled}"]
         pairs = zip(arm["seeds"], arm[HEADLINE]["values"], strict=True)
         values = ", ".join(f"{seed}:{_percent(value)}" for seed, value in pairs)
         by_seed = f"weighted F1 by seed   {values or '–'}"

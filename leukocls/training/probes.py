@@ -21,7 +21,7 @@ from leukocls.data.folds import balanced_folds
 
 # Inverse strength of the L2 penalty on standardised features, and number of neighbours.
 GRIDS: dict[str, Sequence[float]] = {
-    "logistic": (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0),
+    "logistic": (1e-4, 1e-3, 1e-2, 1e-1, 1.0),
     "knn": (1, 5, 11, 21, 51, 101),
 }
 PARAMETERS = {"logistic": "C", "knn": "k"}
@@ -106,7 +106,7 @@ def fit(
     smoothest_first = sorted(auroc, reverse=name == "knn")
     value = max(smoothest_first, key=auroc.__getitem__, default=DEFAULTS[name])
     rounded = {f"{value:g}": round(score, 4) for value, score in auroc.items()}
-    return Probe(_fitted(table, labels, name, value), name, value, rounded)
+    return Probe(fitted(table, labels, name, value), name, value, rounded)
 
 
 def _logistic_logits(
@@ -158,7 +158,14 @@ def _folds(person: pd.Series, label: np.ndarray, seed: int) -> np.ndarray | None
     return balanced_folds(person, pd.Series(label), min(FOLDS, fewest), seed)
 
 
-def _fitted(table: pd.DataFrame, label: np.ndarray, name: str, value: float) -> Pipeline:
+def fitted(table: pd.DataFrame, label: np.ndarray, name: str, value: float) -> Pipeline:
+    """Standardisation and a classifier, fitted to all cells.
+
+    Args:
+        table: features [n, p].
+        label: int64 [n], ALL = 1.
+        name, value: a key of GRIDS, and C or k.
+    """
     classifier: Any
     if name == "knn":
         neighbours = min(int(value), len(label))
