@@ -1,5 +1,6 @@
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-fast lint doctor verify ablation paper bench wandb-sync clean
+.PHONY: help env demo test test-fast lint doctor verify ablation paper bench bench-genuine \
+  wandb-sync clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -75,6 +76,10 @@ wandb-sync: env ## send every finished run under outputs/ to W&B, once
 
 bench: env ## time data and augmentation against Pillow and Kornia, into benchmarks/results/
 	$(PY) benchmarks/data.py --json benchmarks/results/data-cpu.json
+
+bench-genuine: env ## baselines and probes on genuine folds 0 and 1 (DATA=), an hour [QUICK=1]
+	$(PY) benchmarks/genuine.py "$(or $(DATA),$(LEUKOCLS_DATA))" \
+	  $(if $(QUICK),--quick,--json benchmarks/results/genuine-cpu.json)
 
 clean: ## remove the environment and caches; outputs/ stays
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist

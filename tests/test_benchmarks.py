@@ -2,14 +2,17 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import pandas as pd
 import pytest
 from conftest import ROOT, only_run, record
+from sklearn.metrics import f1_score
 from warm import Command
 
 from leukocls.common.errors import LeukoclsError
@@ -77,6 +80,41 @@ def test_near_duplicates_counts_what_is_found_and_what_is_not_one(
     assert result["SYNTHETIC: cells processed again"]["resized by 1.05"]["recall"] == 0
     assert result["SYNTHETIC: all cells of scale=full"]["pairs"] == 0
     assert result["genuine"]["pairs"] == {"H2 = H6": 2}
+
+
+def test_genuine_scores_each_row_in_each_column(
+    sample_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folds 0 and 1 of the sample, with one row and two folds."""
+    for fold in ("fold_0", "fold_1"):
+        (folder,) = sample_root.rglob(f"training_data/{fold}")
+        shutil.copytree(folder, tmp_path / "tree/C-NMC_Leukemia/training_data" / fold)
+    module, outputs = benchmark("genuine"), tmp_path / "outputs"
+    monkeypatch.setattr(module, "ROWS", {"size": ("size",)})
+    monkeypatch.setattr(module, "FOLDS", 2)
+    places = ["--outputs", str(outputs), "--cache", str(tmp_path / "store")]
+    words = [str(tmp_path / "tree"), *places, "--json", str(tmp_path / "found.json")]
+    monkeypatch.setattr(sys, "argv", ["genuine.py", *words])
+    module.main()
+    rows = json.loads((tmp_path / "found.json").read_text())["rows"]
+    assert set(rows) == {"majority class", "size"}
+    assert all(set(columns) == set(module.COLUMNS) for columns in rows.values())
+    most = rows["majority class"]["cell"]
+    assert (most["sensitivity"], most["specificity"], most["auroc"]) == (1, 0, 0.5)
+    runs = [path.parent for path in outputs.rglob("run.json")]
+    assert len(runs) == 3 * 2 + 2 * 2
+    by_person = [run for run in runs if record(run)["split_scheme"] == "subject"]
+    frame = pd.concat([pd.read_parquet(run / "predictions.parquet") for run in by_person])
+    expected = f1_score(frame["label"], frame["prob"] > 0.5, average="weighted")
+    assert rows["size"]["person"]["weighted_f1"] == pytest.approx(expected, abs=1e-4)
+    assert rows["size"]["person"]["cells"] == len(frame) == 65
+    # The command again fits nothing, and a tree with other parts is refused.
+    before = {run: (run / "run.json").stat().st_mtime_ns for run in runs}
+    module.main()
+    assert {run: (run / "run.json").stat().st_mtime_ns for run in runs} == before
+    monkeypatch.setattr(sys, "argv", ["genuine.py", str(sample_root), *places])
+    with pytest.raises(SystemExit, match="genuine folds 0 and 1"):
+        module.main()
 
 
 @pytest.fixture
