@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from leukocls.common.errors import LeukoclsError, run_verb
 
 if TYPE_CHECKING:
-    from leukocls.evaluation.scoring import ScoredPart
+    from leukocls.evaluation.scoring import ScoredPart, ScoringOptions
 
 
 def _write_submission(path: Path, part: ScoredPart) -> None:
@@ -25,8 +25,8 @@ def _write_submission(path: Path, part: ScoredPart) -> None:
     print(f"{path}: {len(called)} cells", file=sys.stderr)
 
 
-def _pooled(parts: list[ScoredPart], inputs: list[Path], as_selected: bool) -> ScoredPart:
-    """One part of the held-out cells of the runs, with the options of the runs or others.
+def _pooled(parts: list[ScoredPart], inputs: list[Path], options: ScoringOptions) -> ScoredPart:
+    """One part of the held-out cells of the runs.
 
     Raises:
         LeukoclsError: the inputs are not the folds of one recipe, each at one epoch.
@@ -37,7 +37,13 @@ def _pooled(parts: list[ScoredPart], inputs: list[Path], as_selected: bool) -> S
     if len(parts) != len(inputs) or not all(source.is_dir() for source in inputs):
         raise LeukoclsError("--pool: name run directories, one of each fold, and no --epoch=all")
     names = ", ".join(map(str, inputs[:1])) + f" and {len(inputs) - 1} more"
-    return pooled(parts, [read_record(source) for source in inputs], names, as_selected)
+    records = [read_record(source) for source in inputs]
+    as_selected = options.views is None and all(
+        part.origin["epoch"] == record["selection"]["epoch"]
+        and part.origin["threshold"] == record["threshold"]
+        for part, record in zip(parts, records, strict=True)
+    )
+    return pooled(parts, records, names, as_selected)
 
 
 def _views(text: str) -> tuple[int, ...] | None:
@@ -87,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise LeukoclsError(f"{source}: is the truth itself; name a file of predictions")
         parts += scored_parts(source, options, truth)
     if arguments.pool:
-        parts = [_pooled(parts, arguments.inputs, options == ScoringOptions())]
+        parts = [_pooled(parts, arguments.inputs, options)]
     if arguments.submission:
         if len(parts) != 1:
             raise LeukoclsError(

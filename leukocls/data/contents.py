@@ -9,7 +9,6 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from leukocls.common.files import atomic_write, in_parallel, sha256_file
 from leukocls.data.duplicates import pixel_digest
 from leukocls.data.images import extent, image_sides, read_with_form
 from leukocls.data.index import BOX, COLUMNS, NAMED, Index
-from leukocls.data.near_duplicates import Pair, near_duplicates, thumbnail
+from leukocls.data.near_duplicates import THUMBNAIL, Pair, near_duplicates, thumbnail
 
 CONTENT_COLUMNS = COLUMNS[len(NAMED) :]  # columns of the index that come from a file's content
 CACHE_VERSION = 5  # raise it when an entry, or a pair, means something else
@@ -134,6 +133,8 @@ def _kept_thumbnails(path: Path) -> dict[str, np.ndarray]:
     """Thumbnails by the digest of the file; empty if there are none, or they are damaged."""
     try:
         with np.load(path, allow_pickle=False) as stored:
-            return dict(zip(stored["sha256"].tolist(), stored["thumbnails"], strict=True))
-    except (OSError, ValueError, KeyError, BadZipFile):
+            digests, kept = stored["sha256"].tolist(), stored["thumbnails"]
+    except Exception:  # numpy and zipfile raise many kinds of errors on damaged files
         return {}
+    whole = kept.dtype == np.uint8 and kept.shape == (len(digests), THUMBNAIL, THUMBNAIL, 3)
+    return dict(zip(digests, kept, strict=True)) if whole else {}

@@ -78,7 +78,7 @@ def find_duplicates(
 
     def found(rows: tuple[int, ...], kind: str, similarity: float) -> Duplicates:
         places = list(rows)
-        known = len({*groups[places]} - {""}) < 2
+        known = bool(groups[places[0]]) and len({*groups[places]}) == 1
         expects = rules.expects_again if kind == REPROCESSED else rules.expects_copies
         expected = certain[places].all() or expects(table.iloc[places])
         return Duplicates(rows, kind, similarity, known, bool(expected))

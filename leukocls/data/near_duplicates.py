@@ -17,6 +17,7 @@ COARSE = 6  # px, side of the image by which most pairs are excluded
 TURNS = 8  # quarter turns, and those of the mirrored image
 SIDES_PX = 4  # by which the sides of two tight boxes may differ
 BLOCK = 512  # cells that are compared with others at a time, which bounds the memory
+MOST = 2  # candidates for each cell, on average, that are looked at; C-NMC has .1
 LEAST_OVERLAP = 0.9  # of the two cells' areas: intersection over union
 SHIFT = 3  # px of the halved image by which the second cell may be moved
 FINE, SLOW = 1.0, 6.0  # px of the halved image: the details that are compared are between them
@@ -63,6 +64,9 @@ def near_duplicates(
 ) -> list[Pair]:
     """All pairs of images of one cell, but for those with the same pixels.
 
+    Of more than MOST candidates for each cell on average, as images with the same frame around all
+    cells may give, only the most similar ones are looked at.
+
     Args:
         thumbnails: uint8 [N, THUMBNAIL, THUMBNAIL, 3], as `thumbnail` makes them.
         sides: height and width of the tight crops in px, [N, 2].
@@ -71,16 +75,23 @@ def near_duplicates(
     """
     segmented = (thumbnails.max(-1) == 0).mean((1, 2)) >= LEAST_BLACK
 
+    def limits(first: int, second: int) -> Limits:
+        return SEGMENTED if segmented[first] and segmented[second] else WITH_BACKGROUND
+
     def measured(candidate: tuple[int, int, float, int]) -> Pair | None:
-        first, second, cosine, turn = candidate
-        limits = SEGMENTED if segmented[first] and segmented[second] else WITH_BACKGROUND
-        if cosine < limits.cosine or pixels[first] == pixels[second]:
-            return None
+        first, second, _, turn = candidate
+        least = limits(first, second).correlation
         correlation, overlap = agreement(tight(first), turned(tight(second), turn))
-        alike = correlation >= limits.correlation and overlap >= LEAST_OVERLAP
+        alike = correlation >= least and overlap >= LEAST_OVERLAP
         return Pair(first, second, correlation, overlap) if alike else None
 
-    found = list(candidates(thumbnails, sides))
+    found = [
+        candidate
+        for candidate in candidates(thumbnails, sides)
+        if candidate[2] >= limits(*candidate[:2]).cosine
+        and pixels[candidate[0]] != pixels[candidate[1]]
+    ]
+    found = sorted(found, key=lambda candidate: -candidate[2])[: MOST * len(thumbnails)]
     return [pair for pair in in_parallel(measured, found, len(found), "compare") if pair]
 
 
@@ -107,12 +118,13 @@ def candidates(thumbnails: np.ndarray, sides: np.ndarray) -> Iterator[tuple[int,
                 first, second = rows[a], order[at + b]
                 near = np.abs(sides[first] - turned_sides[second]).max(1, initial=0) <= SIDES_PX
                 near &= first < second
-                first, second = first[near], second[near]
-                cosine = _cosine(thumbnails[first], turned(thumbnails[second], turn))
-                for i in np.flatnonzero(cosine > SEGMENTED.cosine):
-                    pair, value = (int(first[i]), int(second[i])), float(cosine[i])
-                    if value > best.get(pair, (0.0, 0))[0]:
-                        best[pair] = value, turn
+                for some in np.array_split(np.flatnonzero(near), -(-near.sum() // BLOCK) or 1):
+                    a, b = first[some], second[some]
+                    cosine = _cosine(thumbnails[a], turned(thumbnails[b], turn))
+                    for i in np.flatnonzero(cosine > SEGMENTED.cosine):
+                        pair, value = (int(a[i]), int(b[i])), float(cosine[i])
+                        if value > best.get(pair, (0.0, 0))[0]:
+                            best[pair] = value, turn
     for (row, other), (value, turn) in sorted(best.items()):
         yield row, other, value, turn
 
@@ -173,7 +185,7 @@ def _details(tight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _unit(thumbnails: np.ndarray) -> np.ndarray:
     """Thumbnails as rows of mean 0 and length 1, float32 [N, THUMBNAIL² · 3]."""
-    flat = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
+    flat = thumbnails.reshape(len(thumbnails), 3 * THUMBNAIL**2).astype(np.float32)
     flat -= flat.mean(1, keepdims=True)
     length = np.linalg.norm(flat, axis=1, keepdims=True)
     return flat / np.maximum(length, 1e-6)
@@ -181,11 +193,7 @@ def _unit(thumbnails: np.ndarray) -> np.ndarray:
 
 def _cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Cosine of each pair of thumbnails after their means are removed, float32 [N]."""
-    cosine = np.empty(len(first), np.float32)
-    for start in range(0, len(first), BLOCK):
-        some = slice(start, start + BLOCK)
-        cosine[some] = np.einsum("nd,nd->n", _unit(first[some]), _unit(second[some]))
-    return cosine
+    return np.einsum("nd,nd->n", _unit(first), _unit(second))
 
 
 def _coarse(thumbnails: np.ndarray) -> np.ndarray:
@@ -200,6 +208,8 @@ def _coarse(thumbnails: np.ndarray) -> np.ndarray:
         unit = _unit(thumbnails[start : start + BLOCK])
         blocks = unit.reshape(len(unit), COARSE, step, COARSE, step, 3).sum((2, 4)) / step
         means = blocks.reshape(len(unit), -1)
-        left = np.sqrt(np.maximum(1 - (means**2).sum(1, keepdims=True), 0))
+        # Of a uniform image nothing is left either: it is similar to none.
+        whole = (unit**2).sum(1, keepdims=True)
+        left = np.sqrt(np.maximum(whole - (means**2).sum(1, keepdims=True), 0))
         rows.append(np.hstack([means, left]))
     return np.concatenate(rows)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from leukocls.common.errors import LeukoclsError
-from leukocls.data.names import cell_key
+from leukocls.data.names import UNKNOWN, cell_key
 from leukocls.data.published import (
     FINAL_SIDE,
     LABELS_DIGEST,
@@ -73,12 +73,13 @@ class DataRules:
         """Whether several images of one cell under these names are no fault.
 
         They have one class and are in one part, or their persons are expected in all of the parts.
-        Their subjects are merged, so none leaks. Final has neither classes nor subjects.
+        Their subjects are merged, so none leaks. Cells of final without a label do not count:
+        nothing is trained or scored on them.
 
         Args:
             cells: rows of the index that show one cell, at least two.
         """
-        cells = cells[cells["part"] != "final"]
+        cells = cells[(cells["part"] != "final") | (cells["label"] != UNKNOWN)]
         parts, persons = set(cells["part"]), set(cells["group"])
         known = len(parts) < 2 or all(self.expects_in(person, parts) for person in persons)
         return known and len(set(cells["label"])) < 2

@@ -229,8 +229,11 @@ def _conditions(run: ArmRun, part: scoring.ScoredPart) -> dict[str, str]:
     }
 
 
-def pool_folds(arms: Arms) -> Arms:
+def pool_folds(arms: Arms, incomplete: bool = False) -> Arms:
     """Arms that differ only in the fold they hold out as one arm each; the others as they are.
+
+    Args:
+        incomplete: whether to leave out seeds of which folds are missing.
 
     Raises:
         LeukoclsError: as `leukocls.evaluation.out_of_fold.pooled`.
@@ -244,10 +247,15 @@ def pool_folds(arms: Arms) -> Arms:
             merged[names[0]] = arms[names[0]]
             continue
         without = FOLD.sub("", names[0])
-        seeds = sorted({seed for name in names for seed in arms[name]})
+        by_seed: dict[int, list[ScoredRun]] = {}
+        for name in names:
+            for seed, scored in arms[name].items():
+                by_seed.setdefault(seed, []).append(scored)
+        number = out_of_fold.folds_of(next(iter(by_seed.values()))[0].run.record)
+        whole = {seed: runs for seed, runs in by_seed.items() if len(runs) == number}
         merged[without] = {
-            seed: _pooled(without, [arms[name][seed] for name in names if seed in arms[name]])
-            for seed in seeds
+            seed: _pooled(without, runs)
+            for seed, runs in sorted((whole if incomplete and whole else by_seed).items())
         }
     return merged
 

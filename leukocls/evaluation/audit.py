@@ -20,6 +20,7 @@ from leukocls.evaluation.audited_cells import TRAIN, CellNames, joined
 # What equal pixel digests find, and what is found in the images themselves.
 COMPARED = ("exact copies", "turned by quarter turns", "flipped", "moved")
 REPROCESSED = "processed again"
+SHARED = ["group", "key", "pixels", "shows"]  # by which cells of two sides are one
 VERDICTS = {
     "leaky": "LEAKY. Subjects or images of the scored cells were also used for training or"
     " selection: the numbers partly measure memory, and do not hold for new subjects.",
@@ -246,8 +247,8 @@ def _selection(
         return _finding("selection", False, f"{text} chosen")
     chose = table[table["side"].isin(choosing)]
     shared = table[table["side"].isin(others)]
-    known = shared[["group", "key", "pixels"]].ne("") & shared[["group", "key", "pixels"]].isin(
-        {column: set(chose[column]) for column in ("group", "key", "pixels")}
+    known = shared[SHARED].ne("") & shared[SHARED].isin(
+        {column: set(chose[column]) for column in SHARED}
     )
     if len(cells := shared["cell"][known.any(axis=1)]):
         text = f"{len(cells):,} reported cells share person or image with {', '.join(choosing)}"

@@ -56,7 +56,7 @@ def compare(
         refuse_unfinished(run_arms, planned)
     runs_of_arms = score_arms(run_arms)
     records = [one.run.record for arm in runs_of_arms.values() for one in arm.values()]
-    arms = pool_folds(runs_of_arms)
+    arms = pool_folds(runs_of_arms, incomplete)
     scored = [result for arm in arms.values() for result in arm.values()]
     if not scored:
         raise LeukoclsError("none of these runs is done; train them first")

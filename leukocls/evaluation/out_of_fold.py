@@ -13,7 +13,7 @@ from leukocls.evaluation.scoring import ScoredPart
 HELD_OUT = "val"
 SCHEMES = ("subject", "lofo", "cell")  # whose folds are all there is to score
 # Settings and inputs by which the folds of one recipe differ.
-OF_FOLD = {"fold", "inputs.split"}
+OF_FOLD = {"fold", "inputs.split", "inputs.weights", "inputs.rescored"}
 LAST = "last"  # the rule that takes the last epoch, so that no held-out cell chooses
 
 
@@ -64,6 +64,8 @@ def pooled(
     marks = merged_marks(part.origin["marks"] for part in parts)
     fixed = as_selected and {record["selection"]["rule"] for record in records} == {LAST}
     fixed = fixed and {record.get("threshold") for record in records} == {0.5}
+    # Weights of an earlier phase may have been chosen by the held-out cells.
+    fixed = fixed and len({record["inputs"].get("weights") for record in records}) == 1
     heading = "selection" if not fixed else "leaky" if Mark.LEAKY in marks else "out-of-fold"
     first = parts[0].origin
     origin = first | {
@@ -80,6 +82,12 @@ def pooled(
     return ScoredPart(frame.sort_values("cell", ignore_index=True), origin)
 
 
+def folds_of(record: dict[str, Any]) -> int:
+    """The number of folds of a run that `fold_of` gives a fold."""
+    settings = record["identity"]
+    return 3 if settings["split_scheme"] == "lofo" else int(settings["folds"])
+
+
 def _check(records: Sequence[dict[str, Any]], source: str) -> None:
     folds = [fold_of(record) for record in records]
     if None in folds:
@@ -87,8 +95,7 @@ def _check(records: Sequence[dict[str, Any]], source: str) -> None:
             f"{source}: only runs of split_scheme={', '.join(SCHEMES)} are folds that can be pooled"
         )
     first = records[0]
-    scheme = first["identity"]["split_scheme"]
-    number = 3 if scheme == "lofo" else int(first["identity"]["folds"])
+    number = folds_of(first)
     for record in records[1:]:
         changed = [key for key in differences(first, record) if key not in OF_FOLD]
         if changed:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from leukocls.common.errors import LeukoclsError
 from leukocls.data.index import Index
 from leukocls.data.store import open_store
 from leukocls.models.frozen import FrozenFeatures
@@ -38,6 +39,11 @@ def settings_of(network: Mapping[str, Any] | str, weights: str | None = None) ->
     return settings | ({"weights": weights, "pretrained": False} if weights else {})
 
 
+def device() -> torch.device:
+    """The device that features are computed on: a GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def backbone_table(
     index: Index, digest: str, settings: Mapping[str, Any], crop: int, size: int, cache: Path
 ) -> pd.DataFrame:
@@ -52,10 +58,17 @@ def backbone_table(
     Raises:
         LeukoclsError: a network that cannot be built or does not take images of this size.
     """
-    store = open_store(index, digest, cache, crop, size)
     network = FrozenFeatures(**settings, widths=()).eval()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    features = cached_features(network, store, 1, cache, batch_size=BATCH, device=device)
+    try:
+        network.features(torch.zeros(1, 3, size, size))
+    except Exception as error:  # timm's networks check sizes in many ways
+        usual = network.backbone.pretrained_cfg.get("input_size")
+        raise LeukoclsError(
+            f"--features {settings['backbone']}: does not take images of {size} px ({error})."
+            f" Choose --size; its own input is {usual}."
+        ) from error
+    store = open_store(index, digest, cache, crop, size)
+    features = cached_features(network, store, 1, cache, batch_size=BATCH, device=device())
     names = [f"f{number:04d}" for number in range(features.shape[-1])]
     # Newton steps need double precision.
     return pd.DataFrame(features[:, 0].astype(np.float64), columns=names)

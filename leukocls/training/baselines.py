@@ -23,6 +23,7 @@ from leukocls.artifacts.marks import data_marks, run_marks
 from leukocls.artifacts.predictions import sigmoid
 from leukocls.artifacts.record import RunState
 from leukocls.artifacts.run_dir import RunDir
+from leukocls.common.errors import LeukoclsError
 from leukocls.common.files import atomic_write, sha256_file
 from leukocls.common.processes import Interrupted
 from leukocls.data import features
@@ -71,6 +72,22 @@ class Recipe:
 
         return initial_weights(self.network)
 
+    @property
+    def device(self) -> str:
+        """The device that the features are computed on."""
+        if self.network is None:
+            return "cpu"
+        from leukocls.training.backbone_features import device
+
+        return str(device())
+
+    @property
+    def name(self) -> str:
+        """The features' name, without the place of a local folder."""
+        if not self.features.startswith("local-dir:"):
+            return self.features
+        return f"local-dir:{Path(self.features.removeprefix('local-dir:')).resolve().name}"
+
     def settings(self) -> dict[str, Any]:
         """All that determines the result, for the run's record."""
         measured: dict[str, Any] = {"features_version": features.VERSION}
@@ -78,14 +95,15 @@ class Recipe:
             from leukocls.models.weights import pretraining
 
             measured = {
-                "network": {k: v for k, v in self.network.items() if k != "weights"},
+                "network": {k: v for k, v in self.network.items() if k != "weights"}
+                | ({"backbone": self.name} if self.name != self.features else {}),
                 "pretraining": pretraining(self.network),
                 "crop": self.crop,
                 "size": self.size,
             }
         grid = list(probes.GRIDS[self.classifier])
         model = {"name": self.classifier, probes.PARAMETERS[self.classifier]: grid}
-        return {"features": self.features, **measured, "model": model, "seed": 0}
+        return {"features": self.name, **measured, "model": model, "seed": 0}
 
     def overrides(self) -> list[str]:
         """The choices that differ from the default, for the name of the arm."""
@@ -163,7 +181,7 @@ def open_baseline(
     split = make_split(index, scheme, options)
     settings, default = _settings(scheme, options), _settings(DEFAULT_SCHEME, SplitOptions())
     overrides = [f"{name}={value}" for name, value in settings.items() if value != default[name]]
-    name = arm_name(recipe.features, [*recipe.overrides(), *overrides])
+    name = arm_name(recipe.name, [*recipe.overrides(), *overrides])
     digest, cells, weights = data_digest(index), split.table(index), recipe.weights
     inputs: dict[str, str | None] = {
         "data": digest,
@@ -174,7 +192,13 @@ def open_baseline(
     config = OmegaConf.create({**recipe.settings(), **settings})
     run = RunDir(outputs / EXPERIMENT / name / "seed_000", config, inputs)
     scored = cells[~cells["split"].isin(["train", PRELIM_TRAINED])]
-    seen = has_seen(read_lineage(weights), "trained", scored, index.rules.cnmc_subjects)
+    lineage, official = read_lineage(weights), index.rules.cnmc_subjects
+    if has_seen(lineage, "chose", cells[cells["split"].isin(split.tests)], official):
+        raise LeukoclsError(
+            f"{weights}: its epoch was chosen on cells that this split reports as its test; choose"
+            " another split, or weights that have not seen them."
+        )
+    seen = has_seen(lineage, "trained", scored, official)
     return Baseline(index, digest, split, recipe, run, split.leaky or seen)
 
 
@@ -195,7 +219,7 @@ def start(baseline: Baseline) -> None:
     index, split = baseline.index, baseline.split
     baseline.run.start(
         versions=versions() | {name: version(name) for name in PACKAGES},
-        device="cpu",
+        device=baseline.recipe.device,
         threads=None,
         data_digest=baseline.digest,
         split_scheme=split.scheme,

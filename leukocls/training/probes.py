@@ -36,7 +36,7 @@ class Probe:
     Attributes:
         pipeline: standardisation, then logistic regression or k nearest neighbours.
         name: a key of GRIDS.
-        value: of its parameter, C or k.
+        value: of its parameter, C or k (at most the number of training cells).
         auroc: of each value of the grid on cells that were held out; empty if the default is used.
     """
 
@@ -83,7 +83,7 @@ def fit(
 
     The value with the highest AUROC over all held-out cells is taken, of equally good ones the one
     that smooths most. Folds keep persons together. Where persons are unknown they are folds of
-    cells; where a class has a single person the default is used.
+    cells; where a class cannot be on both sides of all folds the default is used.
 
     Args:
         table: features [n, p].
@@ -94,6 +94,8 @@ def fit(
     """
     labels = np.asarray(label, np.int64)
     folds = _folds(person, labels, seed)
+    if folds is not None and not all(np.ptp(labels[folds != fold]) for fold in np.unique(folds)):
+        folds = None  # one class alone is nothing to train on
     held_out = {value: np.empty(len(labels)) for value in GRIDS[name] if folds is not None}
     for fold in np.unique(folds) if folds is not None else ():
         inside = folds == fold
@@ -106,6 +108,8 @@ def fit(
     smoothest_first = sorted(auroc, reverse=name == "knn")
     value = max(smoothest_first, key=auroc.__getitem__, default=DEFAULTS[name])
     rounded = {f"{value:g}": round(score, 4) for value, score in auroc.items()}
+    if name == "knn":
+        value = min(value, len(labels))
     return Probe(fitted(table, labels, name, value), name, value, rounded)
 
 

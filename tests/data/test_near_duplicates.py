@@ -135,6 +135,16 @@ def test_cells_on_a_background_are_alike_only_if_they_are_copies(cells, tmp_path
     assert searched(fields).keys() == {(3, len(cells))}
 
 
+def test_uniform_images_are_like_none():
+    flat = [np.full((40, 40, 3), value, np.uint8) for value in (10, 10, 200, 201)]
+    assert searched(flat) == {}
+
+
+def test_only_the_most_similar_candidates_are_looked_at(crops, again, monkeypatch):
+    monkeypatch.setattr(near_duplicates, "MOST", 0)
+    assert searched([*crops, *again]) == {}
+
+
 # --- what verify, splits and training make of them
 
 
@@ -256,13 +266,17 @@ def test_across_parts_or_classes_of_other_data_they_are_a_fault(lab, tmp_path, l
     assert "same cell" in said
 
 
-def test_in_final_they_are_no_fault(lab, tmp_path):
-    path = table_of(lab, {**SUBJECTS, "b": ""}, {**LABELS, "b": ""}, {"b": "final"})
+@pytest.mark.parametrize(("label", "expected"), [("", True), ("all", False), ("hem", False)])
+def test_in_final_they_are_no_fault_unless_labelled(lab, tmp_path, label, expected):
+    path = table_of(lab, {**SUBJECTS, "b": ""}, {**LABELS, "b": label}, {"b": "final"})
     (pair,) = examine(path, "auto", False, tmp_path / "cache").duplicates
-    assert (pair.kind, pair.expected) == ("reprocessed", True)
+    assert (pair.kind, pair.known, pair.expected) == ("reprocessed", False, expected)
 
 
-def test_what_was_found_is_remembered_until_an_image_changes(lab, tmp_path, monkeypatch, crops):
+@pytest.mark.parametrize("damage", [b"", b"PK", b"PK\x03\x04" + bytes(60)])
+def test_what_was_found_is_remembered_until_an_image_changes(
+    lab, tmp_path, monkeypatch, crops, damage
+):
     path, cache = table_of(lab, SUBJECTS, LABELS), tmp_path / "cache"
     first = examine(path, "auto", False, cache).duplicates
     with monkeypatch.context() as patch:
@@ -272,7 +286,7 @@ def test_what_was_found_is_remembered_until_an_image_changes(lab, tmp_path, monk
     assert examine(path, "auto", False, cache).duplicates == []
     # Damaged thumbnails are made again.
     (kept,) = cache.glob("*.npz")
-    kept.write_bytes(b"PK")
+    kept.write_bytes(damage)
     (lab / "b.png").unlink()
     Image.fromarray(crops[0][:, ::-1]).save(lab / "b.png")
     (pair,) = examine(path, "auto", False, cache).duplicates

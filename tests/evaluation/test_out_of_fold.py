@@ -65,6 +65,9 @@ def test_every_cell_is_scored_once_by_the_model_that_held_it_out(
     assert result["n"] == len(splits[0])
     assert result["n_subjects"] == splits[0]["group"].nunique()
     assert (result["heading"], result["folds"]) == ("out-of-fold", 3)
+    # Options that change nothing take nothing away.
+    same = ("--split", "val", "--epoch", "selected", "--threshold", "0.5")
+    assert evaluated(capsys, "--pool", *runs, *same)["heading"] == "out-of-fold"
     assert result["runs"] == [record(run)["id"] for run in runs]
 
 
@@ -110,6 +113,8 @@ def test_what_is_no_whole_cross_validation_is_refused(
         evaluate.main(["--pool", str(runs[0] / "predictions.parquet"), str(runs[1])])
     with pytest.raises(LeukoclsError, match="needs the folds 0 to 2"):
         compare.main([str(runs[0]), str(runs[1])])
+    with pytest.raises(LeukoclsError, match="needs the folds 0 to 2"):
+        compare.main(["--incomplete", str(runs[0]), str(runs[1])])
     # One fold alone is compared as before.
     capsys.readouterr()
     assert compare.main([str(runs[0]), str(other[0])]) == 0

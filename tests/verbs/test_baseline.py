@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
 from conftest import Outcome, only_run, record
 from PIL import Image
@@ -181,6 +182,16 @@ def test_with_one_person_of_a_class_the_default_is_used(
         assert (model.value, model.auroc) == (probes.DEFAULTS[name], {})
 
 
+def test_folds_that_leave_one_class_to_train_on_are_not_used() -> None:
+    """Persons of both classes, so unlike that one fold gets all HEM cells."""
+    cells = [("1", 0)] * 100 + [("1", 1)] * 10 + [("2", 0)] + [("2", 1)] * 10 + [("3", 1)] * 20
+    person, label = (pd.Series(column) for column in zip(*cells, strict=True))
+    table = pd.DataFrame({"a": np.random.default_rng(0).normal(size=len(cells))})
+    for name in probes.GRIDS:
+        model = probes.fit(table, label, person, name, seed=0)
+        assert np.isfinite(model.logits(table)).all()
+
+
 @pytest.fixture(scope="module")
 def lite0() -> Path:
     try:
@@ -236,7 +247,34 @@ def test_weights_that_have_seen_the_scored_persons_make_a_probe_leaky(
     verb(small_tree, *words, "--weights", tmp_path / "w.safetensors")
     run = record(only_run(tmp_path / "outputs"))
     assert run["marks"] == ["SYNTHETIC", "LEAKY"]
-    assert ",weights=" in run["id"] or "weights=" in str(only_run(tmp_path / "outputs"))
+    assert "weights=" in only_run(tmp_path / "outputs").parent.name
+    # What chose the epoch of the weights is no test, as for a network.
+    chose = lineage.lineage_of(prelim.assign(split="val"), "val", True, [])
+    save_file(network.state_dict(), tmp_path / "w.safetensors", lineage.as_metadata(chose))
+    honest = ("--split-scheme", "honest", "--folds", 3)
+    with pytest.raises(LeukoclsError, match="its epoch was chosen on cells that this split"):
+        verb(small_tree, *words, "--weights", tmp_path / "w.safetensors", *honest)
+
+
+def test_a_network_that_takes_another_size_is_told(
+    small_tree: Path, tmp_path: Path, verb: Verb
+) -> None:
+    network = timm.create_model("test_vit", num_classes=0)
+    folder = tmp_path / "net"
+    folder.mkdir()
+    config = {"architecture": "test_vit", "num_classes": 0, "model_args": {}}
+    config["model_args"] = {"img_size": 160, "dynamic_img_size": False}
+    config["pretrained_cfg"] = {"num_classes": 0, "mean": [0.5] * 3, "std": [0.5] * 3}
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(network.state_dict(), folder / "model.safetensors")
+    words = (small_tree, "--features", f"local-dir:{folder}")
+    with pytest.raises(LeukoclsError, match=r"does not take images of 32 px.*Choose --size"):
+        verb(*words, "--size", 32)
+    assert verb(*words, "--size", 160).code == 0
+    (done,) = [path.parent for path in tmp_path.rglob("run.json") if record(path.parent)["chosen"]]
+    # Where the folder lies is not part of the run's name or settings.
+    assert str(tmp_path) not in (done / "config.yaml").read_text()
+    assert done.parent.name == "local-dir-net,size=160" or "local-dir" in done.parent.name
 
 
 def test_the_same_command_again_does_nothing(small_tree: Path, tmp_path: Path, verb: Verb) -> None:
