@@ -313,3 +313,23 @@ def test_own_network_recipe_and_ablation(small_tree: Path, tmp_path: Path) -> No
     (first,) = (tmp_path / "first").rglob("run.json")
     assert record(first.parent)["identity"]["model._target_"] == "leukocls.models.small.Small"
     assert len(list((tmp_path / "outputs/mine").rglob("run.json"))) == 2
+
+
+def test_genuine_figures_are_those_that_were_measured() -> None:
+    """Each row of the table, on its page and in README, is that of the recorded result."""
+    found = json.loads((ROOT / "benchmarks/results/genuine-cpu.json").read_text())["rows"]
+
+    def shown(value: float) -> str:
+        return f"{value:.3f}".removeprefix("0")
+
+    page, readme = (ROOT / "docs/splits-and-leakage.md").read_text(), README.read_text()
+    in_readme = 0
+    for name, columns in found.items():
+        auroc = [shown(one["auroc"]) for one in columns.values()]
+        pairs = [
+            f"{a} / {shown(one['weighted_f1'])}"
+            for a, one in zip(auroc, columns.values(), strict=True)
+        ]
+        assert f"| {name} | {' | '.join(pairs)} |" in page
+        in_readme += f"| {name} | {' | '.join(auroc[:3])} |" in readme
+    assert in_readme == 5
