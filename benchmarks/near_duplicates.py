@@ -1,4 +1,4 @@
-"""How many cells that were processed again are found, and how many others by mistake.
+"""Recall and mistakes of the search for near-duplicates, and the pairs among genuine images.
 
 python benchmarks/near_duplicates.py [GENUINE_ROOT] [--json FILE]
 

@@ -59,7 +59,7 @@ def _show(run: RunDir, as_json: bool) -> None:
 
 
 def _recipe(arguments: argparse.Namespace) -> Recipe:
-    """What the options ask for.
+    """The recipe that the options name: features, classifier, and maybe a network.
 
     Raises:
         LeukoclsError: no such features, or weights for features that no network makes.

@@ -1,4 +1,4 @@
-"""What the images of a data set contain: digests, boxes and sizes, and pairs that show one cell.
+"""Digests, boxes and sizes of a data set's images, and the pairs of images that show one cell.
 
 All of it is remembered until a file changes.
 """

@@ -9,6 +9,7 @@ import pandas as pd
 from PIL import Image, ImageDraw
 
 from leukocls.common.files import atomic_write
+from leukocls.data.duplicates import IDENTICAL
 from leukocls.data.images import image_sides, read_image
 from leukocls.data.index import BOX
 from leukocls.data.verify import Examination
@@ -55,7 +56,7 @@ def draw_pairs(examination: Examination, path: Path, heading: str) -> int:
         heading: first line of the picture.
     """
     pairs = pairs_table(examination)
-    pairs = pairs[pairs["kind"] != "identical"]
+    pairs = pairs[pairs["kind"] != IDENTICAL]
     one = (pairs["first_subject"] == pairs["second_subject"]) & (pairs["first_subject"] != "")
     shown = pairs.assign(one=one).sort_values(["one", "similarity"]).head(MOST).sort_index()
     index = examination.index

@@ -135,7 +135,7 @@ def turned(images: np.ndarray, turn: int) -> np.ndarray:
 
 
 def agreement(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
-    """How well two tight crops of one cell agree, where they agree best.
+    """Correlation and overlap of two tight crops, at the shift where they correlate best.
 
     The second is moved by up to 2 · SHIFT px. Only details between a few pixels and a tenth of a
     cell are compared: coarser ones are alike in most cells, finer ones depend on the focus.

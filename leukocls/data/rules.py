@@ -62,15 +62,15 @@ class DataRules:
         return None
 
     def expects_copies(self, cells: pd.DataFrame) -> bool:
-        """Whether copies of one image under these names are no fault.
+        """True if copies of one image under these names are no fault.
 
         Args:
             cells: rows of the index with the same pixels, at least two.
         """
-        raise NotImplementedError
+        return self.expects_again(cells)
 
     def expects_again(self, cells: pd.DataFrame) -> bool:
-        """Whether several images of one cell under these names are no fault.
+        """True if several images of one cell under these names are no fault.
 
         They have one class and are in one part, or their persons are expected in all of the parts.
         Their subjects are merged, so none leaks. Cells of final without a label do not count:
@@ -96,10 +96,6 @@ class TableRules(DataRules):
     cnmc_subjects: bool
     largest_crop: ClassVar[int] = 2048
     listed_parts: ClassVar[tuple[str, ...]] = ("train", "prelim", "final")
-
-    def expects_copies(self, cells: pd.DataFrame) -> bool:
-        """True if part and class of the copies agree: nothing else is known of them."""
-        return self.expects_again(cells)
 
     def expects_in(self, person: str, parts: Collection[str]) -> bool:
         """True if the subject IDs are C-NMC's, and C-NMC has the person in all of these parts."""

@@ -261,7 +261,7 @@ def pool_folds(arms: Arms, incomplete: bool = False) -> Arms:
 
 
 def _recipe(name: str, arm: dict[int, ScoredRun]) -> str:
-    """What the folds of one recipe have in common; the name for an arm without folds."""
+    """A key that the folds of one recipe share; the name itself for an arm without folds."""
     scored = next(iter(arm.values()), None)
     if scored is None or out_of_fold.fold_of(scored.run.record) is None:
         return name

@@ -94,7 +94,11 @@ def audit(
     words = VERDICTS[worst]
     if worst == "honest":
         words += f" Images were compared for copies: {', '.join(compared)}."
-        words += "" if REPROCESSED in compared else " Cells processed again: see --data."
+        words += (
+            ""
+            if REPROCESSED in compared
+            else " Cells processed again were not looked for: name the data with --data."
+        )
     return {"verdict": worst, "words": words, "compared": compared, "findings": findings}
 
 

@@ -153,7 +153,7 @@ def initial_weights(model: Mapping[str, Any]) -> Path | None:
 
 
 def pretraining(model: Mapping[str, Any]) -> str:
-    """What the initial weights have been trained on: a value of `pretraining` in run.json.
+    """Name of the data that the initial weights were trained on: `pretraining` in run.json.
 
     "none" (random weights), "imagenet", "blood cells (declared)" for DinoBloom, which its name
     declares, or "unknown".

@@ -46,7 +46,7 @@ PACKAGES = ("scikit-learn", "scikit-image")
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is measured of each cell, and what is fitted to it.
+    """Features of a baseline, its classifier, and the network that computes the features.
 
     Attributes:
         features: a kind of `leukocls.data.features`, or the name of a network.
