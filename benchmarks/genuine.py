@@ -2,24 +2,33 @@
 
 python benchmarks/genuine.py ROOT [--quick] [--json FILE]
 
-ROOT holds folds 0 and 1 of C-NMC 2019 (7,108 images); what else it holds is not used. Each row is a
-classifier on features of single cells, each column a way to split the same cells:
+ROOT holds folds 0 and 1 of C-NMC 2019 (7,108 images), and nothing else. Each row is a classifier,
+each column a way to split the same cells:
 
-  person      five folds of persons: the known families of subjects are one person each
-  subject id  five folds of the published subject IDs, which leave these families apart: LEAKY
-  cell        five folds of cells: LEAKY
-  lofo        one official fold trains and the other is scored, persons kept whole; and
-  lofo id     the same with all cells where they were published: LEAKY
+  person       five folds of persons: the known families of subjects are one person each
+  subject id   five folds of the published subject IDs, which leave these families apart: LEAKY
+  cell         five folds of cells: LEAKY
+  lofo         one official fold trains and the other is scored, persons kept whole; and
+  lofo id      the same with all cells where they were published: LEAKY
+  half person  two folds of persons; and
+  half cell    two folds of cells: LEAKY
 
-All held-out cells of a column are scored as one result. Every fold is a run below --outputs, and
-those that are done are not fitted again, so that the command may be stopped and repeated.
+All held-out cells of a column are scored as one result, with 95 % intervals over persons, and by
+scikit-learn as well. What a leak is worth is the difference of two columns on the same cells.
+
+Networks are trained for the last two columns only: EfficientNet-Lite0 from ImageNet weights at 128
+pixels, for --epochs of each recipe (1: two CPU cores do all of it in two hours), the last of which
+is scored. Every fold is a run below --outputs, and those that are done are not fitted again, so
+that the command may be stopped and repeated.
 """
 
 import argparse
 import contextlib
 import io
 import json
+import math
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -28,17 +37,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import f1_score, recall_score, roc_auc_score
 
 from leukocls import baseline
 from leukocls.artifacts import predictions
 from leukocls.artifacts.environment import versions
-from leukocls.artifacts.record import read_record
+from leukocls.artifacts.record import read_record, run_directories
 from leukocls.common.files import atomic_write
 from leukocls.common.tables import aligned
 from leukocls.data.folds import balanced_folds
 from leukocls.data.index import Index
 from leukocls.data.verify import checked_index
 from leukocls.evaluation.cell_metrics import cell_metrics
+from leukocls.evaluation.intervals import Interval, Persons, jackknife, paired_difference
 from leukocls.training.baselines import PACKAGES
 
 FOLDS = 5
@@ -55,8 +66,30 @@ ROWS: dict[str, tuple[str, ...]] = {
     "MobileNetV2, logistic": ("mobilenetv2",),
 }
 MAJORITY = "majority class"
-COLUMNS = ("person", "subject id", "cell", "lofo", "lofo id")
+COLUMNS = ("person", "subject id", "cell", "lofo", "lofo id", "half person", "half cell")
+LEAKS = {"subject id": "person", "cell": "person", "lofo id": "lofo", "half cell": "half person"}
 METRICS = ("weighted_f1", "sensitivity", "specificity", "auroc")
+# Options of `leukocls.train` for each network, which is Lite0 where its recipe has another one.
+LITE0 = (
+    "model.backbone=tf_efficientnet_lite0", "model.pretrained=false", "model.weights=lite0",
+    f"model.mean=[{127 / 255},{127 / 255},{127 / 255}]",
+    f"model.std=[{128 / 255},{128 / 255},{128 / 255}]",
+)  # fmt: skip
+NETWORKS: dict[str, tuple[str, ...]] = {
+    "Lite0, Georgiev's head": (
+        "experiment=georgiev_efficientnet", "model=frozen_efficientnetlite0",
+    ),
+    "Lite0, Prellberg": ("experiment=prellberg2019", "model=efficientnetlite0"),
+    "Lite0, Marzahl": ("experiment=marzahl2019_plain", *LITE0),
+    "Lite0, Marzahl with regions": ("experiment=marzahl2019_region", *LITE0),
+    "Lite0, Saeed's attention": (
+        "experiment=saeed2022_v2s", "model=efficientnetlite0_multiattention",
+    ),
+}  # fmt: skip
+# One phase of those that have several: all rates, with augmentation.
+# Held-out cells choose nothing.
+SHORTENED = ("phases=null", "data.size=128", "selection=last", "threads=1")
+QUICK_CELLS = 400  # of training, with --quick
 
 
 def splits(index: Index, folder: Path, quick: bool) -> Iterator[tuple[str, int, list[str]]]:
@@ -69,6 +102,10 @@ def splits(index: Index, folder: Path, quick: bool) -> Iterator[tuple[str, int, 
         yield "person", fold, ["--split-scheme", "subject", *held]
         yield "cell", fold, ["--split-scheme", "cell", *held]
         yield "subject id", fold, _file(table["cell"], by_id == fold, folder / f"id-{fold}.csv")
+    for fold in range(1 if quick else 2):
+        held = ["--folds", "2", "--fold", str(fold)]
+        yield "half person", fold, ["--split-scheme", "subject", *held]
+        yield "half cell", fold, ["--split-scheme", "cell", *held]
     for fold in OFFICIAL[: 1 if quick else None]:
         yield "lofo", fold, ["--split-scheme", "lofo", "--fold", str(fold)]
         held_out = (table["fold"] == fold).to_numpy()
@@ -90,28 +127,86 @@ def fitted(options: list[str]) -> Path:
     return Path(json.loads(printed.getvalue())["run"])
 
 
-def result(frames: list[pd.DataFrame]) -> dict[str, Any]:
-    """Metrics over the held-out cells of all folds."""
-    frame = pd.concat(frames)
+def trained(options: list[str], outputs: Path, quick: bool) -> dict[str, list[pd.DataFrame]]:
+    """Predictions by column of one network on the halves that it held out."""
+    command = [
+        sys.executable, "-m", "leukocls.train", "-m", *options, f"outputs='{outputs}'",
+        "split_scheme=subject,cell", "folds=2", f"fold=range({1 if quick else 2})",
+    ]  # fmt: skip
+    subprocess.run(command, check=True, stdout=sys.stderr)
+    frames: dict[str, list[pd.DataFrame]] = {"half person": [], "half cell": []}
+    for run in run_directories(outputs):
+        record = read_record(run)
+        column = "half cell" if record["split_scheme"] == "cell" else "half person"
+        frame = predictions.read(run / "predictions.parquet")
+        frames[column].append(frame[frame["epoch"] == record["selection"]["epoch"]])
+    return frames
+
+
+def result(frame: pd.DataFrame) -> dict[str, Any]:
+    """Metrics over the held-out cells of all folds, which scikit-learn finds too, and intervals."""
     assert not frame["cell"].duplicated().any()
-    person = predictions.persons(frame).to_numpy(str)
     label = frame["label"].to_numpy()
     outputs = {name: frame[name].to_numpy() for name in ("logit", "prob")}
-    found = cell_metrics(label, subject=person, threshold=0.5, **outputs)
+    persons = by_person(frame)
+    names = predictions.persons(frame).to_numpy(str)
+    found = cell_metrics(label, subject=names, threshold=0.5, **outputs)
+    called = outputs["logit"] > 0
+    others = {
+        "weighted_f1": f1_score(label, called, average="weighted"),
+        "sensitivity": recall_score(label, called),
+        "specificity": recall_score(label, called, pos_label=0),
+        "auroc": roc_auc_score(label, outputs["logit"]),
+    }
+    assert all(abs(found[name] - other) < 1e-9 for name, other in others.items())
     return {name: round(found[name], 4) for name in METRICS} | {
+        "interval": {name: shown(jackknife(persons, name)) for name in METRICS},
         "cells": found["n"],
         "persons": found["n_subjects"],
     }
 
 
-def majority(frames: list[pd.DataFrame]) -> dict[str, Any]:
-    """Metrics of a classifier that calls every cell ALL, as most are."""
-    constant = [frame.assign(logit=1.0, prob=predictions.sigmoid(1.0)) for frame in frames]
-    return result(constant)
+def by_person(frame: pd.DataFrame) -> Persons:
+    """The sums that intervals are computed from."""
+    return Persons(frame["label"], frame["logit"], predictions.persons(frame).to_numpy(str))
 
 
-def measure(root: Path, outputs: Path, cache: Path, quick: bool) -> dict[str, Any]:
-    """Metrics by row and column, and the parameter that each fold chose."""
+def worth(leaky: pd.DataFrame, honest: pd.DataFrame) -> dict[str, Any]:
+    """What a leak is worth: metrics of the leaky column less those of the honest one."""
+    cells = set(leaky["cell"]) & set(honest["cell"])
+    pair = [
+        by_person(frame[frame["cell"].isin(cells)].sort_values("cell", ignore_index=True))
+        for frame in (honest, leaky)
+    ]
+    return {name: shown(paired_difference(*pair, name)) for name in METRICS} | {"cells": len(cells)}
+
+
+def shown(interval: Interval) -> dict[str, float | None]:
+    """An interval for JSON; null where nothing varies or a class has one person."""
+    values = {
+        "value": interval.value, "low": interval.low, "high": interval.high, "df": interval.df,
+    }  # fmt: skip
+    known = math.isfinite(interval.df)
+    return {
+        name: round(value, 4) if known or name == "value" else None
+        for name, value in values.items()
+    }
+
+
+def described(frames: dict[str, list[pd.DataFrame]]) -> dict[str, Any]:
+    """A row: its result by column, and the worth of each leak."""
+    whole = {column: pd.concat(frames[column]) for column in COLUMNS if column in frames}
+    return {column: result(frame) for column, frame in whole.items()} | {
+        "leak": {
+            leaky: worth(whole[leaky], whole[honest])
+            for leaky, honest in LEAKS.items()
+            if leaky in whole
+        }
+    }
+
+
+def measure(root: Path, outputs: Path, cache: Path, quick: bool, epochs: int) -> dict[str, Any]:
+    """Each row's metrics by column, and the parameter that each fold of a probe chose."""
     index = checked_index(root, partial=True, cache=cache)
     folds = index.table["fold"].isin(OFFICIAL)
     if index.synthetic or not folds.all():
@@ -127,22 +222,50 @@ def measure(root: Path, outputs: Path, cache: Path, quick: bool) -> dict[str, An
             frames[column].append(predictions.read(run / "predictions.parquet"))
             chosen[column].append(next(iter(read_record(run)["chosen"].values())))
             print(f"{row}, {column}, fold {fold}: {run}", file=sys.stderr)
-        if MAJORITY not in found:
-            found[MAJORITY] = {column: majority(of) for column, of in frames.items()}
-        found[row] = {
-            column: result(of) | {"chosen": chosen[column]} for column, of in frames.items()
-        }
+        if MAJORITY not in found:  # every cell is called ALL, as most are
+            found[MAJORITY] = described({
+                column: [one.assign(logit=1.0, prob=predictions.sigmoid(1.0)) for one in of]
+                for column, of in frames.items()
+            })  # fmt: skip
+        found[row] = described(frames) | {"chosen": chosen}
+    options = [*SHORTENED, f"trainer.max_epochs={epochs}"]
+    options += [f"data.n_cells={QUICK_CELLS}"] * quick
+    places = [f"data.root='{root}'", "data.partial=true", f"data.cache='{cache}'"]
+    for number, (row, recipe) in enumerate(NETWORKS.items()):
+        folder = outputs / f"network-{number}-{epochs}{'-quick' * quick}"
+        frames = trained([*recipe, *options, *places], folder, quick)
+        found[row] = described(frames) | {"options": [*recipe, *options]}
     return found
 
 
 def text(found: dict[str, Any]) -> str:
-    """AUROC and weighted F1 of each row and column."""
-    header = ["", *(f"{column}" for column in COLUMNS)]
-    rows = [
-        [row, *(f"{of[c]['auroc']:.3f} / {of[c]['weighted_f1']:.3f}" for c in COLUMNS)]
-        for row, of in found.items()
-    ]
-    return "AUROC / weighted F1\n" + aligned([header, *rows])
+    """Metrics of each row and column, then intervals and the worth of the leaks."""
+
+    def table(columns: tuple[str, ...], cell: Any) -> str:
+        rows = [
+            [row, *(cell(of, column) if column in of else "" for column in columns)]
+            for row, of in found.items()
+        ]
+        return aligned([["", *columns], *rows])
+
+    def limits(one: dict[str, Any]) -> str:
+        return "" if one["low"] is None else f" ({one['low']:.3f} to {one['high']:.3f})"
+
+    def metrics(of: dict[str, Any], column: str) -> str:
+        return f"{of[column]['auroc']:.3f} / {of[column]['weighted_f1']:.3f}"
+
+    def interval(of: dict[str, Any], column: str) -> str:
+        return f"{of[column]['auroc']:.3f}{limits(of[column]['interval']['auroc'])}"
+
+    def leak(of: dict[str, Any], column: str) -> str:
+        one = of["leak"][column]["auroc"]
+        return f"{one['value']:+.3f}{limits(one)}"
+
+    return "\n\n".join([
+        "AUROC / weighted F1\n" + table(COLUMNS, metrics),
+        "AUROC with 95 % interval over persons\n" + table(("person", "half person"), interval),
+        "Worth of each leak in AUROC, with 95 % interval\n" + table(tuple(LEAKS), leak),
+    ])  # fmt: skip
 
 
 def main() -> None:
@@ -152,16 +275,20 @@ def main() -> None:
     )
     parser.add_argument("root", type=Path, metavar="ROOT")
     parser.add_argument("--quick", action="store_true", help="one fold of each column only")
+    parser.add_argument("--epochs", type=int, default=1, help="of each network (default: 1)")
     parser.add_argument("--outputs", type=Path, default=Path("outputs/genuine"))
     parser.add_argument("--cache", type=Path, default=Path("outputs/store"))
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    found = measure(arguments.root, arguments.outputs, arguments.cache, arguments.quick)
+    found = measure(
+        arguments.root, arguments.outputs, arguments.cache, arguments.quick, arguments.epochs
+    )
     print(text(found))
     if arguments.json:
         document = {
             # Where somebody keeps the data is no part of a result.
-            "command": f"python {sys.argv[0]} ROOT" + " --quick" * arguments.quick,
+            "command": f"python benchmarks/genuine.py ROOT --epochs {arguments.epochs}"
+            + " --quick" * arguments.quick,
             "cores": os.cpu_count(),
             "versions": versions() | {name: version(name) for name in PACKAGES},
             "folds of a column": 1 if arguments.quick else FOLDS,

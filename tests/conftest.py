@@ -214,7 +214,7 @@ def small(root: Path, outputs: Path) -> list[str]:
     """
     return [
         *TINY, "experiment=demo", "data=cnmc", f"data.root={root}", f"outputs={outputs}",
-        f"data.cache={root.parent / 'store'}", "data.size=32", "data.batch_size=8",
+        f"data.cache={root.parent / 'store'}", "data.size=32", "data.batch_size=16",
         "trainer.max_epochs=2", "views=4", "threads=1",
     ]  # fmt: skip
 

@@ -17,6 +17,7 @@ from warm import Command
 
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.files import sha256_file
+from leukocls.evaluation.intervals import Persons, jackknife
 from leukocls.models.weights import weights_file
 from leukocls.synthetic.tree import SyntheticSpec
 
@@ -83,31 +84,55 @@ def test_near_duplicates_counts_what_is_found_and_what_is_not_one(
 
 
 def test_genuine_scores_each_row_in_each_column(
-    sample_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sample_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    warm: object,
 ) -> None:
-    """Folds 0 and 1 of the sample, with one row and two folds."""
+    """Folds 0 and 1 of the sample, with two folds, one baseline and one small network."""
     for fold in ("fold_0", "fold_1"):
         (folder,) = sample_root.rglob(f"training_data/{fold}")
         shutil.copytree(folder, tmp_path / "tree/C-NMC_Leukemia/training_data" / fold)
     module, outputs = benchmark("genuine"), tmp_path / "outputs"
+    tiny = ("model=timm", "model.backbone=test_resnet", "model.pretrained=false", "views=1")
     monkeypatch.setattr(module, "ROWS", {"size": ("size",)})
+    monkeypatch.setattr(module, "NETWORKS", {"tiny": (*tiny, "data.batch_size=8")})
+    monkeypatch.setattr(module, "SHORTENED", (*module.SHORTENED, "data.size=32"))
     monkeypatch.setattr(module, "FOLDS", 2)
+    monkeypatch.setattr(module, "subprocess", warm)
     places = ["--outputs", str(outputs), "--cache", str(tmp_path / "store")]
     words = [str(tmp_path / "tree"), *places, "--json", str(tmp_path / "found.json")]
     monkeypatch.setattr(sys, "argv", ["genuine.py", *words])
     module.main()
+    printed = capsys.readouterr().out
     rows = json.loads((tmp_path / "found.json").read_text())["rows"]
-    assert set(rows) == {"majority class", "size"}
-    assert all(set(columns) == set(module.COLUMNS) for columns in rows.values())
+    assert set(rows) == {"majority class", "size", "tiny"}
+    assert {*rows["size"]} == {*module.COLUMNS, "leak", "chosen"}
+    assert {*rows["tiny"]} == {"half person", "half cell", "leak", "options"}
     most = rows["majority class"]["cell"]
     assert (most["sensitivity"], most["specificity"], most["auroc"]) == (1, 0, 0.5)
+    assert most["interval"]["auroc"] == {"value": 0.5, "low": None, "high": None, "df": None}
+
     runs = [path.parent for path in outputs.rglob("run.json")]
-    assert len(runs) == 3 * 2 + 2 * 2
-    by_person = [run for run in runs if record(run)["split_scheme"] == "subject"]
+    # With two folds, the halves are person and cell again.
+    assert len(runs) == 3 * 2 + 2 * 2 + 2 * 2
+    by_person = [
+        run for run in runs if record(run)["split_scheme"] == "subject" and "baseline" in str(run)
+    ]
     frame = pd.concat([pd.read_parquet(run / "predictions.parquet") for run in by_person])
     expected = f1_score(frame["label"], frame["prob"] > 0.5, average="weighted")
     assert rows["size"]["person"]["weighted_f1"] == pytest.approx(expected, abs=1e-4)
     assert rows["size"]["person"]["cells"] == len(frame) == 65
+    found = jackknife(Persons(frame["label"], frame["logit"], frame["person"]), "auroc")
+    limits = rows["size"]["person"]["interval"]["auroc"]
+    assert (limits["low"], limits["high"]) == pytest.approx((found.low, found.high), abs=1e-4)
+    worth = rows["size"]["leak"]["cell"]["auroc"]
+    gained = rows["size"]["cell"]["auroc"] - rows["size"]["person"]["auroc"]
+    assert worth["value"] == pytest.approx(gained, abs=2e-4)
+    assert f"{limits['low']:.3f} to {limits['high']:.3f}" in printed
+    assert f"{worth['value']:+.3f}" in printed
+
     # The command again fits nothing, and a tree with other parts is refused.
     before = {run: (run / "run.json").stat().st_mtime_ns for run in runs}
     module.main()
@@ -158,6 +183,7 @@ def test_leakage_comes_from_what_tells_subjects_apart(
     """In this process, because two trees take less time than processes to share them."""
     file, module = tmp_path / "leakage.json", benchmark("leakage")
     monkeypatch.setattr(module.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(module, "PARTITIONS", 8)
     sizes = ["--trees", "2", "--subjects", "2", "--scales", "0", "2"]
     monkeypatch.setattr(sys, "argv", ["leakage.py", *sizes, "--json", str(file)])
     module.main()

@@ -6,50 +6,48 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Train, only_run, record, small
+from conftest import ROOT, Train, record, small
 from hydra import compose, initialize_config_dir
 from warm import Command
 
 pytest.importorskip("submitit")
 
 
-def test_a_sweep_through_submitit_is_the_same_sweep(
-    trained: Path, small_tree: Path, tmp_path: Path, train: Train
-) -> None:
-    outputs = tmp_path / "outputs"
-    command = [*small(small_tree, outputs), "seed=range(2)", "launcher=submitit", "-m"]
-    swept = train(*command)
-    assert swept.code == 0, swept.err
-    assert "2 of 2 runs done" in swept.out
-    runs = sorted(path.parent for path in outputs.rglob("run.json"))
-    assert [run.name for run in runs] == [f"seed_{seed:03d}" for seed in range(2)]
-    assert record(runs[0])["predictions_sha256"] == record(trained)["predictions_sha256"]
-    assert len({record(run)["predictions_sha256"] for run in runs}) == 2
-    jobs = len(list((outputs / ".submitit").iterdir()))
-    again = train(*command)
-    assert (again.code, "2 of 2 runs done" in again.out) == (0, True)
-    assert len(list((outputs / ".submitit").iterdir())) == jobs  # nothing was submitted
-
-
-def test_a_job_that_is_taken_back_goes_on_where_it_was(
+def test_a_sweep_through_submitit_is_the_same_sweep_even_if_a_job_is_taken_back(
     small_tree: Path, tmp_path: Path, train: Train, command: Callable[..., Command]
 ) -> None:
     """As before a time limit, or when another job has the node first: by submitit's signal."""
 
     def words(name: str) -> list[str]:
-        return [*small(small_tree, tmp_path / name), "trainer.max_epochs=12"]
+        many = ["seed=range(2)", "trainer.max_epochs=12"]
+        return ["-m", *small(small_tree, tmp_path / name), *many]
 
-    sweep = command("train", *words("taken"), "launcher=submitit", "force=true", "-m")
-    saved = "checkpoints/resume-epoch0001.ckpt"
+    def runs(name: str) -> list[Path]:
+        return sorted(path.parent for path in (tmp_path / name).rglob("run.json"))
+
+    sweep = command("train", *words("taken"), "launcher=submitit", "force=true")
+    saved = "seed_001/checkpoints/resume-epoch0001.ckpt"
     assert sweep.until(lambda: list(tmp_path.rglob(saved)), 180), sweep.err
-    run = only_run(tmp_path / "taken")
-    os.kill(record(run)["pid"], signal.SIGUSR2)
+    _, second = runs("taken")
+    os.kill(record(second)["pid"], signal.SIGUSR2)
     assert sweep.wait(300) == 0, sweep.out + sweep.err
-    assert "resumed after epoch" in (run / "log.txt").read_text()
+    assert "2 of 2 runs done" in sweep.out
+    assert "resumed after epoch" in (second / "log.txt").read_text()
+
     assert train(*words("left")).code == 0
-    left = only_run(tmp_path / "left")
-    assert record(run)["status"] == record(left)["status"] == "done"
-    assert record(run)["predictions_sha256"] == record(left)["predictions_sha256"]
+    names = [f"seed_{seed:03d}" for seed in range(2)]
+    digests = []
+    for name in ("taken", "left"):
+        assert [run.name for run in runs(name)] == names
+        assert all(record(run)["status"] == "done" for run in runs(name))
+        digests.append([record(run)["predictions_sha256"] for run in runs(name)])
+    assert digests[0] == digests[1]
+    assert len(set(digests[0])) == 2
+
+    jobs = len(list((tmp_path / "taken/.submitit").iterdir()))
+    again = train(*words("taken"), "launcher=submitit")
+    assert (again.code, "2 of 2 runs done" in again.out) == (0, True)
+    assert len(list((tmp_path / "taken/.submitit").iterdir())) == jobs  # nothing was submitted
 
 
 def test_what_is_asked_of_slurm() -> None:
