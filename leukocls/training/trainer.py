@@ -9,7 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import EMAWeightAveraging
+from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.plugins.environments import LightningEnvironment
 
 from leukocls.common.errors import LeukoclsError
@@ -101,10 +101,17 @@ def _options(trainer: DictConfig) -> dict[str, Any]:
     return {"limit_test_batches": options["limit_val_batches"], **options}
 
 
-def _average(decay: Any) -> EMAWeightAveraging:
+def _average(decay: Any) -> WeightAveraging:
+    """Callback that keeps and scores an exponential average of weights and buffers."""
     if not isinstance(decay, float) or not 0 < decay < 1:
         raise LeukoclsError(f"ema={decay}: choose a decay between 0 and 1, such as .999.")
-    return EMAWeightAveraging(decay=decay)
+
+    def averaged(old: torch.Tensor, new: torch.Tensor, _: Any) -> torch.Tensor:
+        # In this form the average of equal values is that value, to the bit. Otherwise buffers that
+        # are no part of a checkpoint would drift, and a resumed run would differ.
+        return torch.lerp(old, new, 1 - decay) if old.is_floating_point() else new
+
+    return WeightAveraging(avg_fn=averaged, use_buffers=True)
 
 
 def device_name(trainer: pl.Trainer) -> str:

@@ -3,10 +3,12 @@
 import shutil
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import pytorch_lightning as pl
 import torch
 from conftest import Outcome, Train, edit_record, only_run, record, small
 from omegaconf import OmegaConf
@@ -20,6 +22,7 @@ from leukocls.data.verify import checked_index
 from leukocls.training.build import build
 from leukocls.training.checkpoints import Checkpoints
 from leukocls.training.recorder import Recorder
+from leukocls.training.trainer import _average
 
 
 @pytest.fixture
@@ -67,6 +70,22 @@ def test_an_average_is_scored_and_kept_and_does_not_touch_training(
     for which, epoch in {"best": record(averaged)["selection"]["epoch"], "last": 2}.items():
         again = scored(averaged, which, small_tree, tmp_path / which, train)
         assert np.array_equal(again, logits(averaged, epoch))
+
+
+def test_an_average_of_what_does_not_change_is_that_to_the_bit() -> None:
+    """Constants of the input are buffers that are averaged, but not saved to resume from."""
+    average, constants = _average(0.9), torch.rand(1000)
+    network = pl.LightningModule()
+    network.norm = torch.nn.BatchNorm1d(1)
+    network.register_buffer("constants", constants.clone(), persistent=False)
+    average.setup(None, network, "fit")
+    for step in range(1, 20):
+        network.norm(torch.randn(8, 1))
+        average.on_train_batch_end(SimpleNamespace(global_step=step), network, None, None, 0)
+    kept = average._average_model.module
+    assert torch.equal(kept.constants, constants)
+    assert not torch.equal(kept.norm.running_mean, network.norm.running_mean)
+    assert kept.norm.num_batches_tracked == network.norm.num_batches_tracked == 19
 
 
 def test_an_averages_test_is_scored_by_the_selected_epoch(
