@@ -79,14 +79,14 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     "Lite0, Georgiev's head": (
         "experiment=georgiev_efficientnet", "model=frozen_efficientnetlite0",
     ),
-    "Lite0, Prellberg": ("experiment=prellberg2019", "model=efficientnetlite0"),
-    "Lite0, Marzahl": ("experiment=marzahl2019_plain", *LITE0),
-    "Lite0, Marzahl with regions": ("experiment=marzahl2019_region", *LITE0),
     "Lite0, Saeed's attention": (
         "experiment=saeed2022_v2s", "model=efficientnetlite0_multiattention",
     ),
+    "Lite0, Marzahl": ("experiment=marzahl2019_plain", *LITE0, "views=1"),
+    "Lite0, Marzahl with regions": ("experiment=marzahl2019_region", *LITE0, "views=1"),
+    "Lite0, Prellberg": ("experiment=prellberg2019", "model=efficientnetlite0", "views=4"),
 }  # fmt: skip
-# One phase of those that have several: all rates, with augmentation.
+# One phase of recipes that have several; Prellberg's with half of his views, Marzahl's with one.
 # Held-out cells choose nothing.
 SHORTENED = ("phases=null", "data.size=128", "selection=last", "threads=1")
 QUICK_CELLS = 400  # of training, with --quick
