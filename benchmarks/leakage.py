@@ -82,8 +82,8 @@ def spec(seed: int, scale: float, subjects: int) -> SyntheticSpec:
     scaled = {name: scale * getattr(SyntheticSpec(), name) for name in NUISANCES}
     return SyntheticSpec(
         seed=seed, train_subjects_all=2 * subjects, train_subjects_hem=2 * subjects,
-        cells_per_subject=2 * CELLS, auroc_bayes=AUROC_BAYES, icc_severity=0.0, sd_field=0.0,
-        **scaled,
+        cells_per_subject=2 * CELLS, auroc_bayes=AUROC_BAYES, icc_severity=0.0, icc_size=0.0,
+        sd_field=0.0, **scaled,
     )  # fmt: skip
 
 

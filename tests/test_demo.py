@@ -19,5 +19,7 @@ def test_demo_learns(tmp_path: Path, train: Train, demo_cells: list[str]) -> Non
     recorded = record(run.parent)
     assert recorded["marks"] == ["SYNTHETIC"]
     assert recorded["metrics"]["prelim"]["auroc"] >= 0.85
+    assert recorded["metrics"]["prelim"]["auroc"] < recorded["best_auroc"] == 0.94
     assert "*** SYNTHETIC ***" in done.out
+    assert "Best possible AUROC from single cells like these, on average: 0.94" in done.out
     assert str(run.parent) in done.out

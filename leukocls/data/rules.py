@@ -61,6 +61,10 @@ class DataRules:
         """Digest that the label file must have (`published.labels_digest`); None if unknown."""
         return None
 
+    def best_auroc(self) -> float | None:
+        """The highest AUROC that is possible from single cells, in expectation; None if unknown."""
+        return None
+
     def expects_copies(self, cells: pd.DataFrame) -> bool:
         """True if copies of one image under these names are no fault.
 
@@ -172,6 +176,11 @@ class SyntheticRules(CnmcRules):
 
     def labels_digest(self) -> str:
         return self._declared("labels_sha256")
+
+    def best_auroc(self) -> float | None:
+        spec = self._declared("spec")
+        limited = not (spec["class_nuisance_correlation"] or spec["label_noise"])
+        return float(spec["auroc_bayes"]) if limited else None
 
     def expects_copies(self, cells: pd.DataFrame) -> bool:
         """Whether the manifest lists these cells as copies of one image."""

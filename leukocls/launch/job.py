@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from leukocls.artifacts.identity import IN_PATH, arm_name, is_neutral, key_of
-from leukocls.artifacts.record import RunState
+from leukocls.artifacts.record import RunState, read_record
 from leukocls.artifacts.run_dir import RunDir, RunLocked, logged_to, run_weights
 from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.common.files import sha256_file
@@ -259,6 +259,8 @@ def print_result(directory: Path) -> None:
 
     for part in scored_parts(directory, ScoringOptions()):
         print("\n" + result_text(metrics_of(part)))
+    if best := read_record(directory).get("best_auroc"):
+        print(f"\nBest possible AUROC from single cells like these, on average: {best:g}")
     print(f"\n{directory}")
 
 

@@ -78,6 +78,8 @@ class Cell:
     subject_stain: float  # log green gain
     subject_texture: float  # log drift and log grain
     subject_focus: float  # log blur
+    subject_size: float  # in SDs of the size that severity leaves
+    subject_chromatin: float  # log correlation length
     field_stain: float
     field_texture: float
     field_focus: float

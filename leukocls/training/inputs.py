@@ -125,6 +125,7 @@ class Inputs:
             "pretraining": pretraining(self.config.model),
             "marks": self.marks,
             "shared_persons": shared_persons(self.cells),
+            "best_auroc": self.index.rules.best_auroc(),
             "metrics": {},
             "predictions_sha256": None,
             "weights_sha256": None,

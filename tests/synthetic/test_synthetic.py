@@ -52,6 +52,7 @@ EXCHANGEABLE = replace(
     MANY,
     cells_per_subject=50,
     icc_severity=0.0,
+    icc_size=0.0,
     sd_nuisance_stain=0.0,
     sd_nuisance_texture=0.0,
     sd_nuisance_focus=0.0,
@@ -247,11 +248,11 @@ def test_the_box_is_the_one_that_was_drawn(images):
     "change",
     [
         {},
-        {"size_mean_all": 200.0, "size_mean_hem": 190.0, "size_sd_all": 40.0, "size_sd_hem": 20.0},
+        {"size_mean_all": 200.0, "size_mean_hem": 190.0, "size_sd_all": 38.0, "size_sd_hem": 22.0},
     ],
 )
 def test_sizes_have_the_moments_asked_for(change):
-    spec = replace(MANY, **change)
+    spec = replace(MANY, icc_size=0.0, **change)
     size = table_of(spec).groupby("true_class")["size"]
     for label, name in ((0, "hem"), (1, "all")):
         # Subject effects give the mean a standard error of .3 px.
@@ -261,7 +262,7 @@ def test_sizes_have_the_moments_asked_for(change):
 
 def test_defaults_are_the_genuine_sizes():
     spec = SyntheticSpec()
-    assert (spec.size_mean_hem, spec.size_mean_all, spec.p_outside_300) == (188, 221, 0.067)
+    assert (spec.size_mean_hem, spec.size_mean_all, spec.p_outside_300) == (184, 221, 0.067)
 
 
 def test_classes_that_overlap_differ_less_in_size_than_asked():
@@ -269,10 +270,10 @@ def test_classes_that_overlap_differ_less_in_size_than_asked():
     for auroc in (0.5, 0.65, SyntheticSpec().auroc_bayes):
         size = table_of(replace(EXCHANGEABLE, auroc_bayes=auroc)).groupby("true_class")["size"]
         gaps.append(size.mean()[1] - size.mean()[0])
-        assert size.mean().mean() == pytest.approx(204.5, abs=1.5)
+        assert size.mean().mean() == pytest.approx(202.5, abs=1.5)
     assert gaps[0] == pytest.approx(0, abs=2)
     assert gaps[0] < gaps[1] - 5 < gaps[2] - 10
-    assert gaps[2] == pytest.approx(33, abs=2)
+    assert gaps[2] == pytest.approx(37, abs=2)
 
 
 # With subject effects, d has a standard error of √(4 icc / 300) and more.
@@ -326,15 +327,20 @@ def test_icc_of_severity_is_recovered(asked, tolerance):
     assert table.groupby("true_class")["severity"].var().mean() == pytest.approx(1, abs=0.1)
 
 
-def test_subjects_differ_in_size_by_their_severity_only():
-    spec = replace(MANY, icc_severity=0.5, size_sd_all=25.0, size_sd_hem=25.0)
-    table = table_of(spec)
+def test_subjects_differ_in_size_by_their_severity_and_by_a_share_of_the_rest():
+    sizes = {"size_mean_all": 221.0, "size_mean_hem": 188.0, "size_sd_all": 25.0}
+    spec = replace(MANY, **sizes, size_sd_hem=25.0, auroc_bayes=0.965, icc_severity=0.5, icc_size=0)
+
+    def found(spec: SyntheticSpec) -> float:
+        table = table_of(spec)
+        return icc(table["width"] + table["height"], table["true_class"], table["subject"])
+
     # The share of size variance that is severity's, (33 px / d)² / 25², times its own ICC.
-    asked = (33 / spec.separation / 25) ** 2 * 0.5
-    found = icc(table["width"] + table["height"], table["true_class"], table["subject"])
-    assert found == pytest.approx(asked, abs=0.04)
-    still = table_of(replace(spec, icc_severity=0.0))
-    assert abs(icc(still["width"] + still["height"], still["true_class"], still["subject"])) < 0.01
+    severity = (33 / spec.separation / 25) ** 2
+    assert found(spec) == pytest.approx(severity * 0.5, abs=0.04)
+    assert abs(found(replace(spec, icc_severity=0.0))) < 0.01
+    own = found(replace(spec, icc_severity=0.0, icc_size=0.4))
+    assert own == pytest.approx((1 - severity) * 0.4, abs=0.04)
 
 
 def test_without_nuisance_cells_are_exchangeable():
@@ -538,8 +544,19 @@ def test_manifest_counts_the_cells_of_each_subject(masked):
             chosen = (table["part"] == "train") & (table["fold"] == int(part[-1]))
         assert manifest["subjects"][part] == table[chosen]["subject"].value_counts().to_dict()
     assert sorted(manifest["subjects"]) == ["fold_0", "fold_1", "fold_2", "prelim"]
-    assert (manifest["mark"], manifest["generator"], manifest["masks"]) == ("SYNTHETIC", 2, True)
+    assert (manifest["mark"], manifest["generator"], manifest["masks"]) == ("SYNTHETIC", 3, True)
     assert manifest["spec"] == asdict(MASKED)
+
+
+@pytest.mark.parametrize(
+    ("change", "best"),
+    [({}, 0.94), ({"class_nuisance_correlation": 0.5}, None), ({"label_noise": 0.1}, None)],
+)
+def test_best_possible_auroc_is_that_of_the_manifest_where_nothing_else_tells_the_class(
+    tmp_path, change, best
+):
+    spec = replace(SPEC, cells_per_subject=1, **change)
+    assert build_index(write_tree(tmp_path / "tree", spec)).rules.best_auroc() == best
 
 
 def test_masks_cover_cell_and_nucleus(masked):

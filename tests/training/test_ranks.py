@@ -53,8 +53,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(tree: Path, outputs: Path) -> list[str]:
     """Two processes, enough steps to learn something."""
-    learn = ["optim.lr=1e-2", "data.batch_size=4", f"trainer.max_epochs={EPOCHS}"]
-    return [*small(tree, outputs), *TWO, *learn]
+    learn = ["optim.lr=1e-2", "loss.pos_weight=1.5", "data.batch_size=4"]
+    return [*small(tree, outputs), *TWO, *learn, f"trainer.max_epochs={EPOCHS}"]
 
 
 @pytest.fixture(scope="module")
