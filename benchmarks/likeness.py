@@ -3,30 +3,42 @@
 python benchmarks/likeness.py GENUINE_ROOT [--json FILE]
 
 The same is measured on every genuine image below GENUINE_ROOT and on synthetic cells of the default
-spec, drawn in memory. Published figures stand beside them where there are any.
+spec, drawn in memory. Published figures stand beside them where there are any. How well simple
+features separate the classes, by person and by cell (LEAKY), is measured on as many cells of both:
+what a classifier gains by knowing a person depends on how many cells of that person it has seen.
 """
 
 import argparse
 import json
 import os
-import sys
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from joblib import Parallel, delayed
 from PIL import Image
 from scipy import ndimage
 
 from leukocls.artifacts.environment import versions
 from leukocls.common.files import atomic_write
+from leukocls.data.features import colour, handcrafted, mask, size
+from leukocls.data.folds import balanced_folds
 from leukocls.data.index import build_index
+from leukocls.data.published import person_of
+from leukocls.evaluation.metrics import auroc
 from leukocls.synthetic.tree import SyntheticSpec, draw_cells, render
+from leukocls.training.probes import fitted
 
 SPEC = SyntheticSpec(cells_per_subject=6)
+WHOLE = SyntheticSpec(scale="full")  # of which folds 0 and 1 are separated
+SEPARATED = 1200  # cells at most
+FEATURES = {"size": size, "mask": mask, "colour": colour, "handcrafted": handcrafted}
+FOLDS = 5
+C = 0.1  # of logistic regression on standardised features, about what the probes choose
 PUBLISHED = {  # RECIPES.md §1
     "size mean px, ALL": 221,
     "size mean px, HEM": 188,
@@ -108,10 +120,8 @@ def within_to_between(values: pd.Series, label: pd.Series, subject: pd.Series) -
     return float(within / between) if between > 0 else float("inf")
 
 
-def summary(images: Iterable[np.ndarray], table: pd.DataFrame) -> dict[str, float]:
-    """Means by class and over all; `table` has the columns label and subject."""
-    with ThreadPoolExecutor(2) as pool:
-        rows = pd.DataFrame(list(pool.map(measure, images)))
+def summary(rows: pd.DataFrame, table: pd.DataFrame) -> dict[str, float]:
+    """Means by class and over all of what `measured` found; `table` has label and subject."""
     label, subject = table["label"].reset_index(drop=True), table["subject"].reset_index(drop=True)
     found = {"outside 300 share": rows["outside 300"].mean()}
     for column in rows.drop(columns="outside 300"):
@@ -128,11 +138,52 @@ def summary(images: Iterable[np.ndarray], table: pd.DataFrame) -> dict[str, floa
     return {name: round(float(value), 4) for name, value in found.items()}
 
 
-def genuine_images(root: Path, table: pd.DataFrame) -> Iterable[np.ndarray]:
-    """Decoded one at a time."""
-    for file in table["file"]:
-        with Image.open(root / file) as image:
-            yield np.asarray(image.convert("RGB"))
+def measured(function: Callable[[Any], np.ndarray], items: Iterable[Any]) -> pd.DataFrame:
+    """The measurements of each image that `function` makes of an item, one at a time a process."""
+
+    def one(item: Any) -> dict[str, float]:
+        return measure(function(item))
+
+    return pd.DataFrame(Parallel(os.cpu_count())(delayed(one)(item) for item in items))
+
+
+def separability(
+    function: Callable[[Any], np.ndarray], items: list[Any], label: np.ndarray, person: pd.Series
+) -> dict[str, float]:
+    """AUROC of each of FEATURES out of fold: folds of persons, then folds of cells.
+
+    Every k-th item is taken, so that SEPARATED are not exceeded.
+    """
+    step = -(-len(items) // SEPARATED)
+    items, y = items[::step], label[::step]
+    names = person[::step].reset_index(drop=True)
+
+    def one(item: Any) -> dict[str, dict[str, float]]:
+        image = function(item)
+        return {name: feature(image) for name, feature in FEATURES.items()}
+
+    rows = Parallel(os.cpu_count())(delayed(one)(item) for item in items)
+    folds = {
+        "person": balanced_folds(names, pd.Series(y), FOLDS, 0),
+        "cell": np.random.default_rng(0).permutation(len(y)) % FOLDS,
+    }
+    found = {}
+    for name in FEATURES:
+        table = pd.DataFrame([row[name] for row in rows])
+        for unit, fold in folds.items():
+            logit = np.zeros(len(y))
+            for held in range(FOLDS):
+                test = fold == held
+                model = fitted(table[~test], y[~test], "logistic", C)
+                logit[test] = model.decision_function(table[test])
+            found[f"AUROC by {unit}, {name}"] = round(float(auroc(y, logit) or 0), 4)
+    return found
+
+
+def decoded(path: Path) -> np.ndarray:
+    """A genuine image."""
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def main() -> None:
@@ -147,8 +198,16 @@ def main() -> None:
     labelled = index.table[index.table["label"] >= 0]
     cells = draw_cells(SPEC)
     drawn = pd.DataFrame({"label": [c.label for c in cells], "subject": [c.subject for c in cells]})
-    genuine = summary(genuine_images(index.root, labelled), labelled)
-    synthetic = summary(map(render, cells), drawn)
+    paths = [index.root / file for file in labelled["file"]]
+    genuine = summary(measured(decoded, paths), labelled)
+    synthetic = summary(measured(render, cells), drawn)
+    persons = pd.Series(
+        [person_of(*names) for names in zip(labelled["cell"], labelled["subject"], strict=True)]
+    )
+    genuine |= separability(decoded, paths, labelled["label"].to_numpy(), persons)
+    whole = [cell for cell in draw_cells(WHOLE) if cell.part in ("fold_0", "fold_1")]
+    drawn_from = pd.Series([cell.subject for cell in whole])
+    synthetic |= separability(render, whole, np.array([c.label for c in whole]), drawn_from)
     measures = {
         name: {"genuine": genuine[name], "synthetic": synthetic[name]}
         | ({"published": PUBLISHED[name]} if name in PUBLISHED else {})
@@ -159,7 +218,7 @@ def main() -> None:
     if arguments.json:
         document = {
             # Where somebody keeps the data is no part of a result.
-            "command": f"python {sys.argv[0]} GENUINE_ROOT --json {arguments.json}",
+            "command": "python benchmarks/likeness.py GENUINE_ROOT",
             "cores": os.cpu_count(),
             "versions": versions(),
             "genuine": {

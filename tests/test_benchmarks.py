@@ -58,6 +58,7 @@ def test_likeness_compares_genuine_and_synthetic(
 ) -> None:
     written, module = tmp_path / "likeness.json", benchmark("likeness")
     monkeypatch.setattr(module, "SPEC", replace(module.SPEC, cells_per_subject=2))
+    monkeypatch.setattr(module, "SEPARATED", 120)
     monkeypatch.setattr(sys, "argv", ["likeness.py", str(sample_root), "--json", str(written)])
     module.main()
     measures = json.loads(written.read_text())["measures"]
@@ -65,6 +66,7 @@ def test_likeness_compares_genuine_and_synthetic(
     shares = measures["zero background, ALL"]
     assert 0.7 < shares["genuine"] < 0.95
     assert abs(shares["genuine"] - shares["synthetic"]) < 0.05
+    assert 0.6 < measures["AUROC by person, size"]["genuine"] < 0.95
 
 
 def test_near_duplicates_counts_what_is_found_and_what_is_not_one(
@@ -183,7 +185,6 @@ def test_leakage_comes_from_what_tells_subjects_apart(
     """In this process, because two trees take less time than processes to share them."""
     file, module = tmp_path / "leakage.json", benchmark("leakage")
     monkeypatch.setattr(module.os, "cpu_count", lambda: 1)
-    monkeypatch.setattr(module, "PARTITIONS", 8)
     sizes = ["--trees", "2", "--subjects", "2", "--scales", "0", "2"]
     monkeypatch.setattr(sys, "argv", ["leakage.py", *sizes, "--json", str(file)])
     module.main()
