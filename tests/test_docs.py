@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT, TINY, Train, copied, record
@@ -272,6 +273,7 @@ def test_train_is_planned(
 IN_ONE_PROCESS = """
 import json, sys
 from pathlib import Path
+from typing import Any
 from leukocls.train import main
 
 for words in json.loads(sys.argv[1]):
@@ -316,20 +318,34 @@ def test_own_network_recipe_and_ablation(small_tree: Path, tmp_path: Path) -> No
 
 
 def test_genuine_figures_are_those_that_were_measured() -> None:
-    """Each row of the table, on its page and in README, is that of the recorded result."""
+    """Each row of the tables, on their page and in README, is that of the recorded result."""
     found = json.loads((ROOT / "benchmarks/results/genuine-cpu.json").read_text())["rows"]
+    page, readme = (ROOT / "docs/splits-and-leakage.md").read_text(), README.read_text()
 
     def shown(value: float) -> str:
-        return f"{value:.3f}".removeprefix("0")
+        return ("−" if value < 0 else "") + f"{abs(value):.3f}".removeprefix("0")
 
-    page, readme = (ROOT / "docs/splits-and-leakage.md").read_text(), README.read_text()
-    in_readme = 0
-    for name, columns in found.items():
-        auroc = [shown(one["auroc"]) for one in columns.values()]
-        pairs = [
-            f"{a} / {shown(one['weighted_f1'])}"
-            for a, one in zip(auroc, columns.values(), strict=True)
-        ]
-        assert f"| {name} | {' | '.join(pairs)} |" in page
-        in_readme += f"| {name} | {' | '.join(auroc[:3])} |" in readme
+    def pair(one: dict[str, Any]) -> str:
+        return f"{shown(one['auroc'])} / {shown(one['weighted_f1'])}"
+
+    def limits(one: dict[str, float | None]) -> str:
+        return f" ({shown(one['low'])}, {shown(one['high'])})" if one["low"] is not None else ""
+
+    def auroc(of: dict[str, Any], column: str) -> str:
+        return shown(of[column]["auroc"]) + limits(of[column]["interval"]["auroc"])
+
+    def worth(of: dict[str, Any], column: str) -> str:
+        return shown(of["leak"][column]["auroc"]["value"]) + limits(of["leak"][column]["auroc"])
+
+    in_readme, columns = 0, ("person", "subject id", "cell", "lofo", "lofo id")
+    for name, of in found.items():
+        halves = [pair(of[column]) for column in ("half person", "half cell")]
+        assert f"| {' | '.join([name, *halves, worth(of, 'half cell')])} |" in page
+        if "person" not in of:  # a network
+            continue
+        assert f"| {' | '.join([name, *(pair(of[column]) for column in columns)])} |" in page
+        gains = [worth(of, column) for column in ("subject id", "cell", "lofo id")]
+        assert f"| {' | '.join([name, auroc(of, 'person'), *gains])} |" in page
+        row = [name, auroc(of, "person"), shown(of["cell"]["auroc"]), worth(of, "cell")]
+        in_readme += f"| {' | '.join(row)} |" in readme
     assert in_readme == 5

@@ -533,7 +533,7 @@ def test_no_two_splits_share_a_directory(planned):
         [], ["fold=1"], ["folds=4"], ["split_seed=1"], ["data.n_cells=24"], ["data.n_subjects=5"],
         ["data.n_subjects=5", "data.n_cells=10"], ["split_scheme=subject"],
     ]  # fmt: skip
-    found = [planned(*HONEST, *words) for words in variants]
+    found = [planned(*HONEST, "data.batch_size=8", *words) for words in variants]
     assert len(set(found)) == len(variants)
     assert len({(run / "split.csv").read_bytes() for run in found}) == len(variants)
     assert len({record(run)["config_hash"] for run in found}) == len(variants)
