@@ -59,6 +59,7 @@ def test_likeness_compares_genuine_and_synthetic(
     written, module = tmp_path / "likeness.json", benchmark("likeness")
     monkeypatch.setattr(module, "SPEC", replace(module.SPEC, cells_per_subject=2))
     monkeypatch.setattr(module, "SEPARATED", 120)
+    monkeypatch.setattr(module, "WHOLE", module.WHOLE[:1])
     monkeypatch.setattr(sys, "argv", ["likeness.py", str(sample_root), "--json", str(written)])
     module.main()
     measures = json.loads(written.read_text())["measures"]
