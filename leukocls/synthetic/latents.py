@@ -15,8 +15,8 @@ of one class are exchangeable given their severity.
 Constants come from genuine data. Tight boxes of 184 px (HEM) and 221 px (ALL), their SDs and their
 share between persons (.18), and colour: folds 0 and 1 of C-NMC, 7,108 images. Outline and spectrum:
 110 images. 6.7 % of cells outside the central 300 px: all of C-NMC. How much of each effect is
-severity's, and `auroc_bayes`, are chosen so that baselines reach about what they reach on folds 0
-and 1 (`benchmarks/likeness.py`).
+severity's, and `auroc_bayes`, are chosen so that baselines come near what they reach on folds 0 and
+1 (`benchmarks/likeness.py`).
 """
 
 from collections import defaultdict
