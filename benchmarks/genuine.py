@@ -17,9 +17,9 @@ All held-out cells of a column are scored as one result, with 95 % intervals ove
 scikit-learn as well. What a leak is worth is the difference of two columns on the same cells.
 
 Networks are trained for the last two columns only: EfficientNet-Lite0 from ImageNet weights at 128
-pixels, for --epochs of each recipe, the last of which is scored. With one epoch two CPU cores do
-all of it in two hours, without networks in half an hour. Every fold is a run below --outputs, and
-those that are done are not fitted again, so that the command may be stopped and repeated.
+pixels, for --epochs of each recipe, the last of which is scored. Networks take by far the
+longest: without them two CPU cores took 37 minutes. Every fold is a run below --outputs, and those
+that are done are not fitted again, so that the command may be stopped and repeated.
 """
 
 import argparse
@@ -148,8 +148,8 @@ def result(frame: pd.DataFrame) -> dict[str, Any]:
     assert not frame["cell"].duplicated().any()
     label = frame["label"].to_numpy()
     outputs = {name: frame[name].to_numpy() for name in ("logit", "prob")}
-    persons = by_person(frame)
     names = predictions.persons(frame).to_numpy(str)
+    persons = Persons(label, outputs["logit"], names)
     found = cell_metrics(label, subject=names, threshold=0.5, **outputs)
     called = outputs["logit"] > 0
     others = {
@@ -172,7 +172,7 @@ def by_person(frame: pd.DataFrame) -> Persons:
 
 
 def worth(leaky: pd.DataFrame, honest: pd.DataFrame) -> dict[str, Any]:
-    """What a leak is worth: metrics of the leaky column less those of the honest one."""
+    """Difference of each metric, leaky column less honest one, on the cells that both score."""
     cells = set(leaky["cell"]) & set(honest["cell"])
     pair = [
         by_person(frame[frame["cell"].isin(cells)].sort_values("cell", ignore_index=True))

@@ -273,7 +273,6 @@ def test_train_is_planned(
 IN_ONE_PROCESS = """
 import json, sys
 from pathlib import Path
-from typing import Any
 from leukocls.train import main
 
 for words in json.loads(sys.argv[1]):

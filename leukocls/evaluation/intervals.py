@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from leukocls.artifacts.predictions import sigmoid
 from leukocls.evaluation.metrics import Floats, checked_labels, decide, rates
 
 METRICS = ("weighted_f1", "sensitivity", "specificity", "auroc")
@@ -63,7 +64,7 @@ class Persons:
         return np.bincount(self.of_cell, np.asarray(weights, float), self.number).astype(float)
 
     def _wins(self, z: Floats) -> Floats:
-        """Of pairs of cells, how often ALL of person p is above HEM of person q, ties half."""
+        """Number of pairs of cells, ALL of person p above HEM of person q, ties as half: [K, K]."""
         found = np.zeros((self.number, self.number))
         is_all = self.label == 1
         for q in range(self.number):
@@ -107,7 +108,7 @@ def jackknife(persons: Persons, metric: str, level: float = 0.95) -> Interval:
     value, without = persons.metric(metric)
     correct = persons.correct.astype(float)
     low, high, df = _limits(float(_logit(value)), _logit(without), persons, metric, correct, level)
-    return Interval(value, _inverse(low), _inverse(high), df)
+    return Interval(value, float(sigmoid(low)), float(sigmoid(high)), df)
 
 
 def paired_difference(
@@ -185,7 +186,3 @@ def degrees_of_freedom(sizes: npt.ArrayLike, rho: float) -> float:
 def _logit(rate: npt.ArrayLike) -> npt.NDArray[np.float64]:
     p = np.clip(np.asarray(rate, np.float64), _CLIP, 1 - _CLIP)
     return np.log(p / (1 - p))
-
-
-def _inverse(z: float) -> float:
-    return 1 / (1 + math.exp(-z))

@@ -12,11 +12,11 @@ between subjects, independently of the severity: they identify the subject but n
 `class_nuisance_correlation` makes stain a shortcut. With these SDs and `icc_size` at 0, the cells
 of one class are exchangeable given their severity.
 
-Constants come from genuine data. Tight boxes of 184 px (HEM) and 221 px (ALL), their SDs and their
-share between persons (.18), and colour: folds 0 and 1 of C-NMC, 7,108 images. Outline and spectrum:
-110 images. 6.7 % of cells outside the central 300 px: all of C-NMC. How much of each effect is
-severity's, and `auroc_bayes`, are chosen so that baselines come near what they reach on folds 0 and
-1 (`benchmarks/likeness.py`).
+Constants come from genuine data. Tight boxes of 184 px (HEM) and 221 px (ALL) and their SDs: folds
+0 and 1 of C-NMC, 7,108 images. What is a subject's own in size and chromatin: every third of these.
+Colour, outline and spectrum: 110 images. 6.7 % of cells outside the central 300 px: all of C-NMC.
+How much of each effect is severity's, and `auroc_bayes`, are chosen so that baselines come near
+what they reach on folds 0 and 1 (`benchmarks/likeness.py`).
 """
 
 from collections import defaultdict
