@@ -84,9 +84,9 @@ NETWORKS: dict[str, tuple[str, ...]] = {
     ),
     "Lite0, Marzahl": ("experiment=marzahl2019_plain", *LITE0, "views=1"),
     "Lite0, Marzahl with regions": ("experiment=marzahl2019_region", *LITE0, "views=1"),
-    "Lite0, Prellberg": ("experiment=prellberg2019", "model=efficientnetlite0", "views=4"),
+    "Lite0, Prellberg": ("experiment=prellberg2019", "model=efficientnetlite0"),
 }  # fmt: skip
-# One phase of recipes that have several; Prellberg's with half of his views, Marzahl's with one.
+# One phase of recipes that have several; Marzahl's are scored with one view.
 # Held-out cells choose nothing.
 SHORTENED = ("phases=null", "data.size=128", "selection=last", "threads=1")
 QUICK_CELLS = 400  # of training, with --quick
