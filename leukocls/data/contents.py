@@ -132,7 +132,8 @@ def _pairs(
 def _kept_thumbnails(path: Path) -> dict[str, np.ndarray]:
     """Thumbnails by the digest of the file; empty if there are none, or they are damaged."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        # numpy leaves a file open that it cannot read
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             digests, kept = stored["sha256"].tolist(), stored["thumbnails"]
     except Exception:  # numpy and zipfile raise many kinds of errors on damaged files
         return {}

@@ -570,7 +570,10 @@ ALONE = {
     # D3: subjects and pixels
     "subject of train in prelim": (
         labelled([("UID_1_9_9_all.bmp", "1.bmp", 1), *PRELIM[1:]]),
-        {"phase2/1.bmp": "subject 1(\+15\+16\+17\+20\+21 is in train and in prelim| has 1 images)"},
+        {
+            "phase2/1.bmp": r"subject 1(\+15\+16\+17\+20\+21 is in train and in prelim|"
+            r" has 1 images)"
+        },
     ),
     "merged subject of train in prelim": (
         labelled([("UID_H2_9_9_hem.bmp", "2.bmp", 0), PRELIM[0], *PRELIM[2:]]),
