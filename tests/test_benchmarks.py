@@ -57,8 +57,8 @@ def test_likeness_compares_genuine_and_synthetic(
     sample_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written, module = tmp_path / "likeness.json", benchmark("likeness")
-    monkeypatch.setattr(module, "SPEC", replace(module.SPEC, cells_per_subject=2))
-    monkeypatch.setattr(module, "SEPARATED", 120)
+    monkeypatch.setattr(module, "SPEC", replace(module.SPEC, cells_per_subject=1))
+    monkeypatch.setattr(module, "SEPARATED", 80)
     monkeypatch.setattr(module, "WHOLE", module.WHOLE[:1])
     monkeypatch.setattr(sys, "argv", ["likeness.py", str(sample_root), "--json", str(written)])
     module.main()

@@ -20,15 +20,16 @@ def _report(pipe, names: list[str]) -> None:
     pipe.send([name for name in names if name in sys.modules])
 
 
-@pytest.mark.slow
 def test_a_child_finds_the_preloaded_modules_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The real one, in place of that which keeps every server of the tests warm (tests/warm.py).
-    real = forkserver._forkserver.set_forkserver_preload
-    monkeypatch.setattr(forkserver, "set_forkserver_preload", real)
-    forkserver._forkserver._stop()  # another test's, which imported other modules
-    context = fork_server(PRELOADED)
+    """With modules that take no time to import, and that nothing else imports."""
+    server = forkserver.ForkServer()  # beside the one of other tests, which is warm
+    for name in ("set_forkserver_preload", "ensure_running", "connect_to_new_process"):
+        monkeypatch.setattr(forkserver, name, getattr(server, name))
+    names = ["colorsys", "leukocls.common.secrets"]
+    context = fork_server(names)
     ours, theirs = context.Pipe(duplex=False)
-    child = context.Process(target=_report, args=(theirs, list(PRELOADED)))
+    child = context.Process(target=_report, args=(theirs, [*names, "netrc"]))
     child.start()
-    assert ours.recv() == list(PRELOADED)
+    assert ours.recv() == names
     child.join()
+    server._stop()

@@ -285,7 +285,7 @@ def test_after_a_demo_sized_training_boxes_are_found(
         "experiment=demo", f"outputs={tmp_path / 'outputs'}", *demo_cells, "model=resnet18_region",
         "model.backbone=test_resnet", "model.pretrained=false", "model.dropouts=[0.1,0.1]",
         "optim=marzahl2019", "optim.lr=1e-2", "augment=marzahl2019_submission", "views=1",
-        "data.size=32", "data.batch_size=32", "trainer.max_epochs=12",
+        "data.size=32", "data.batch_size=64", "trainer.max_epochs=12",
     )  # fmt: skip
     assert done.code == 0, done.err
     metrics = pd.read_csv(only_run(tmp_path / "outputs") / "metrics.csv")
