@@ -149,7 +149,7 @@ def result(frame: pd.DataFrame) -> dict[str, Any]:
     label = frame["label"].to_numpy()
     outputs = {name: frame[name].to_numpy() for name in ("logit", "prob")}
     names = predictions.persons(frame).to_numpy(str)
-    persons = Persons(label, outputs["logit"], names)
+    persons = by_person(frame)
     found = cell_metrics(label, subject=names, threshold=0.5, **outputs)
     called = outputs["logit"] > 0
     others = {
@@ -160,7 +160,7 @@ def result(frame: pd.DataFrame) -> dict[str, Any]:
     }
     assert all(abs(found[name] - other) < 1e-9 for name, other in others.items())
     return {name: round(found[name], 4) for name in METRICS} | {
-        "interval": {name: shown(jackknife(persons, name)) for name in METRICS},
+        "interval": {name: shown(jackknife([persons], name)) for name in METRICS},
         "cells": found["n"],
         "persons": found["n_subjects"],
     }
@@ -168,17 +168,21 @@ def result(frame: pd.DataFrame) -> dict[str, Any]:
 
 def by_person(frame: pd.DataFrame) -> Persons:
     """The sums that intervals are computed from."""
-    return Persons(frame["label"], frame["logit"], predictions.persons(frame).to_numpy(str))
+    names = predictions.persons(frame).to_numpy(str)
+    return Persons.of(frame["label"], frame["logit"] > 0, names, frame["logit"])
 
 
 def worth(leaky: pd.DataFrame, honest: pd.DataFrame) -> dict[str, Any]:
     """Difference of each metric, leaky column less honest one, on the cells that both score."""
     cells = set(leaky["cell"]) & set(honest["cell"])
-    pair = [
+    honest_cells, leaky_cells = (
         by_person(frame[frame["cell"].isin(cells)].sort_values("cell", ignore_index=True))
         for frame in (honest, leaky)
-    ]
-    return {name: shown(paired_difference(*pair, name)) for name in METRICS} | {"cells": len(cells)}
+    )
+    found = {
+        name: shown(paired_difference([honest_cells], [leaky_cells], name)) for name in METRICS
+    }
+    return found | {"cells": len(cells)}
 
 
 def shown(interval: Interval) -> dict[str, float | None]:

@@ -127,7 +127,8 @@ def test_genuine_scores_each_row_in_each_column(
     expected = f1_score(frame["label"], frame["prob"] > 0.5, average="weighted")
     assert rows["size"]["person"]["weighted_f1"] == pytest.approx(expected, abs=1e-4)
     assert rows["size"]["person"]["cells"] == len(frame) == 65
-    found = jackknife(Persons(frame["label"], frame["logit"], frame["person"]), "auroc")
+    one = Persons.of(frame["label"], frame["logit"] > 0, frame["person"], frame["logit"])
+    found = jackknife([one], "auroc")
     limits = rows["size"]["person"]["interval"]["auroc"]
     assert (limits["low"], limits["high"]) == pytest.approx((found.low, found.high), abs=1e-4)
     worth = rows["size"]["leak"]["cell"]["auroc"]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from leukocls.artifacts.marks import merged_marks
 from leukocls.common.errors import LeukoclsError
-from leukocls.evaluation import published_results, seed_tests
+from leukocls.evaluation import intervals, published_results, seed_tests
 from leukocls.evaluation.arm_runs import (
     ArmRun,
     Arms,
@@ -21,9 +23,12 @@ from leukocls.evaluation.arm_runs import (
     refuse_unplanned,
     score_arms,
 )
+from leukocls.evaluation.intervals import Persons
 from leukocls.evaluation.metrics import HEADLINE, RECORDED
 
 METRICS = (*RECORDED, "auroc")
+# True differences, of which the power is given: the paper's are .007 to .010.
+DIFFERENCES = (0.015, 0.03)
 
 
 def compare(
@@ -64,6 +69,7 @@ def compare(
     reference = _reference(arms, against)
     arms = {reference: arms[reference], **arms}
     first = scored[0]
+    persons = {name: _persons(arm) for name, arm in arms.items()}
     return {
         "selection_set": first.run.record["selection"]["set"],
         "heading": first.result["heading"],
@@ -74,8 +80,11 @@ def compare(
         "seeds_planned": None if seeds is None else planned,
         "reference": reference,
         "arms": [
-            _arm(name, _key(name, arm, run_arms), arm, len(planned)) for name, arm in arms.items()
+            _arm(name, _key(name, arm, run_arms), arm, persons[name], len(planned))
+            for name, arm in arms.items()
         ],
+        "persons": first.result["persons"],
+        "differences": _differences(arms, persons, reference),
         "tests": _tests(arms, reference),
         "sources": {record["id"]: record["predictions_sha256"] for record in records},
     }
@@ -105,8 +114,18 @@ def _reference(arms: Arms, against: str | None) -> str:
     return against
 
 
+def _persons(arm: dict[int, ScoredRun]) -> dict[int, Persons]:
+    """What intervals of an arm rest on, by seed; empty where whom a cell is from is unknown."""
+    found = {seed: scored.part.persons() for seed, scored in arm.items()}
+    return {seed: persons for seed, persons in found.items() if persons}
+
+
 def _arm(
-    name: str, key: tuple[str, str], arm: dict[int, ScoredRun], planned: int
+    name: str,
+    key: tuple[str, str],
+    arm: dict[int, ScoredRun],
+    persons: dict[int, Persons],
+    planned: int,
 ) -> dict[str, Any]:
     """Statistics of one arm over its finished runs, next to a paper's printed ones."""
     document: dict[str, Any] = {
@@ -124,11 +143,21 @@ def _arm(
         document[metric] = {
             "values": values,
             **seed_tests.describe([] if None in values else values),
-            "interval": None,
+            "interval": intervals.jackknife(list(persons.values()), metric).limits
+            if persons and metric in intervals.METRICS
+            else None,
+            "debiased": _mean_debiased(arm, metric),
             "reason": _undefined(arm, metric) if arm else "no finished run",
             "paper": printed.get(metric),
         }
     return document
+
+
+def _mean_debiased(arm: dict[int, ScoredRun], metric: str) -> float | None:
+    """Mean over seeds of the metric without the optimism of the epoch's choice; None without it."""
+    found = [(scored.result["debiased"] or {}).get(metric) for scored in arm.values()]
+    known = [value for value in found if value is not None]
+    return fmean(known) if known and len(known) == len(found) else None
 
 
 def _undefined(arm: dict[int, ScoredRun], metric: str) -> str | None:
@@ -148,6 +177,42 @@ def _chosen(arm: dict[int, ScoredRun]) -> dict[str, Any] | None:
     return {"seed": seed, "selection": selection[seed], "test": arm[seed].result[HEADLINE]}
 
 
+def _differences(
+    arms: Arms, persons: dict[str, dict[int, Persons]], reference: str
+) -> list[dict[str, Any]]:
+    """The reference less every other arm, with an interval over persons and seeds."""
+    rows = []
+    for name in arms:
+        first, second = persons[reference], persons[name]
+        if name == reference or not first or not second:
+            continue
+        shared = _shared(arms[reference], arms[name])
+        runs_a = [first[seed] for seed in shared or first]
+        runs_b = [second[seed] for seed in shared or second]
+        for metric in intervals.METRICS:
+            found = intervals.paired_difference(runs_b, runs_a, metric, shared=bool(shared))
+            known = not math.isnan(found.value)
+            rows.append({
+                "a": reference,
+                "b": name,
+                "metric": metric,
+                "n": len(shared) if shared else [len(runs_a), len(runs_b)],
+                "difference": found.value if known else None,
+                "interval": found.limits,
+                "power": [
+                    {"difference": one, "power": intervals.power(found, one)}
+                    for one in DIFFERENCES
+                ],
+            })  # fmt: skip
+    return rows
+
+
+def _shared(a: dict[int, ScoredRun], b: dict[int, ScoredRun]) -> list[int] | None:
+    """The seeds that both arms have, if any is the same training in both; else None."""
+    seeds = [seed for seed in a if seed in b]
+    return seeds if any(a[seed].training == b[seed].training for seed in seeds) else None
+
+
 def _tests(arms: Arms, reference: str) -> list[dict[str, Any]]:
     """Tests of every arm against the reference in every metric.
 
@@ -158,13 +223,12 @@ def _tests(arms: Arms, reference: str) -> list[dict[str, Any]]:
     for name, b in arms.items():
         if name == reference:
             continue
-        shared = [seed for seed in a if seed in b]
-        paired = any(a[seed].training == b[seed].training for seed in shared)
-        n = len(shared) if paired else [len(a), len(b)]
+        shared = _shared(a, b)
+        n = len(shared) if shared else [len(a), len(b)]
         for metric in METRICS:
             rows.append(
                 {"a": reference, "b": name, "metric": metric, "n": n}
-                | _test(a, b, shared if paired else None, metric)
+                | _test(a, b, shared, metric)
                 | {"p_holm": None, "family": HEADLINE if metric == HEADLINE else "exploratory"}
                 | {"paper": _printed_p(a, b) if metric == HEADLINE else None}
             )

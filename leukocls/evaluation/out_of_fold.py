@@ -77,6 +77,7 @@ def pooled(
         "marks": marks,
         "shared_persons": merged_marks(part.origin["shared_persons"] for part in parts),
         "folds": len(parts),
+        "debiased": None,
         "runs": [part.origin["run"] for part in parts],
     }
     return ScoredPart(frame.sort_values("cell", ignore_index=True), origin)

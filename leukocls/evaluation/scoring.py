@@ -14,8 +14,11 @@ from leukocls.common.errors import LeukoclsError
 from leukocls.common.tables import listing
 from leukocls.data.names import PRELIM_OFFICIAL, PRELIM_TRAINED, subject_of
 from leukocls.evaluation import cell_metrics, prediction_files
+from leukocls.evaluation.debiased import debiased
+from leukocls.evaluation.intervals import METRICS, Persons, jackknife
+from leukocls.evaluation.metrics import decide
 from leukocls.evaluation.prediction_files import Truth
-from leukocls.evaluation.selection import contradiction
+from leukocls.evaluation.selection import RULES, contradiction
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,16 @@ class ScoredPart:
         names = [name for name in ("logit", "prob") if name in self.frame]
         columns = {name: self.frame[name].to_numpy() for name in names}
         return columns | {"threshold": self.origin["threshold"]}
+
+    def persons(self) -> Persons | None:
+        """The sums that intervals rest on; None if whom a cell is from is unknown."""
+        names = predictions.persons(self.frame).to_numpy(str)
+        if (names == "").any():
+            return None
+        order = next(
+            (self.outputs[name] for name in ("logit", "prob") if name in self.outputs), None
+        )
+        return Persons.of(self.frame["label"], decide(**self.outputs), names, order)
 
 
 def scored_parts(
@@ -97,7 +110,12 @@ def scored_parts(
                 "persons_from": PERSON if PERSON in rows else "subject",
                 "marks": list(record.get("marks") or []),
                 "shared_persons": list(record.get("shared_persons") or []),
+                "debiased": None,
             }
+            rule, known = str(selected.get("rule")), rows[rows["label"] >= 0]
+            chosen_here = rule in RULES and split == selected.get("set") and as_selected
+            if chosen_here and threshold == 0.5 and len(known):
+                origin["debiased"] = debiased(known, rule)
             parts.append(ScoredPart(cells.sort_values("cell"), origin))
     return parts
 
@@ -107,7 +125,7 @@ def metrics_of(part: ScoredPart) -> dict[str, Any]:
     frame, source = part.frame, part.origin["source"]
     unlabelled = frame["cell"][frame["label"] < 0]
     if len(unlabelled) == len(frame):
-        return part.origin | cell_metrics.unlabelled(len(frame))
+        return part.origin | cell_metrics.unlabelled(len(frame)) | _intervals(None)
     if len(unlabelled):
         raise LeukoclsError(
             f"{source}: cells without a label: {listing(unlabelled)}; give them with --truth"
@@ -126,7 +144,15 @@ def metrics_of(part: ScoredPart) -> dict[str, Any]:
             f"{source}: a subject of C-NMC has one class, but these have cells of both:"
             f" {listing(both)}; check the labels and the subject column"
         )
-    return part.origin | values
+    return part.origin | values | _intervals(part.persons())
+
+
+def _intervals(persons: Persons | None) -> dict[str, Any]:
+    """The number of persons of each class, and 95 % intervals over them; None where unknown."""
+    found = dict.fromkeys(METRICS)
+    if persons:
+        found = {name: jackknife([persons], name).limits for name in METRICS}
+    return {"persons": persons and persons.number, "interval": found}
 
 
 def load_predictions(source: Path, unique: bool = True) -> tuple[pd.DataFrame, dict[str, Any]]:

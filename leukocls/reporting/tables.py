@@ -6,11 +6,16 @@ from typing import Any
 from leukocls.artifacts.marks import banner
 from leukocls.artifacts.predictions import PERSON
 from leukocls.common.tables import aligned
-from leukocls.evaluation import metrics, published_results
+from leukocls.evaluation import intervals, metrics, published_results
 from leukocls.evaluation.cell_metrics import SUBJECT_KEYS
 from leukocls.evaluation.comparison import METRICS
 from leukocls.evaluation.metrics import HEADLINE
 
+PATIENTS = (
+    "Patients: 95 % intervals over other persons like these and other seeds, not over other"
+    " training sets. Here are"
+)
+DEBIASED = "Without the optimism of choosing the epoch, and still no test."
 NOISE = "Training noise, not patients: these tests ask what other seeds would change."
 
 
@@ -35,26 +40,53 @@ def result_text(result: dict[str, Any], per_subject: bool = False) -> str:
     lines.append(f"{result['n']} cells, {tp + fn} ALL and {tn + fp} HEM")
     counts = [("", "called ALL", "called HEM"), ("is ALL", tp, fn), ("is HEM", fp, tn)]
     rows: list[tuple[object, ...]] = [
-        (name, _shown(result[name]), result["missing"].get(name, ""))
+        (name, _shown(result[name]), _limits(result, name), result["missing"].get(name, ""))
         for name in ("prevalence", *metrics.RATES, *metrics.GRADED)
     ]
     rows += [
         (
             name.replace(".", " "),
             _shown(by_subject[name[8:]]),
+            "",
             "; ".join(result[kind][name] for kind in ("missing", "notes") if name in result[kind]),
         )
         for name in SUBJECT_KEYS
     ]
     persons = f"{subjects or 'unknown'} persons"
+    if result["persons"]:
+        persons += f", {_by_class(result['persons'])}"
     if subjects and result["persons_from"] != PERSON:
         persons += ", by subject: the file has no column person"
     lines += ["", aligned(counts), "", persons, aligned(rows)]
+    if freedom := [one["df"] for one in result["interval"].values() if one]:
+        lines += textwrap.wrap(
+            "In brackets: 95 % interval over other persons like these, of the same training;"
+            f" Student's t with {_span(freedom)} degrees of freedom.",
+            98,
+        )
+    if better := result["debiased"]:
+        values = ", ".join(f"{name} {_shown(value)}" for name, value in better.items())
+        about = f"Each person at the epoch that the others choose: {values}. {DEBIASED}"
+        lines += textwrap.wrap(about, 98)
     if per_subject and by_subject["per_subject"]:
         keys = ("subject", "label", "n", "correct", "accuracy", "mean_logit")
         table = [[_shown(row[key]) for key in keys] for row in by_subject["per_subject"]]
         lines += ["", aligned([keys, *table])]
     return "\n".join(lines)
+
+
+def _limits(result: dict[str, Any], name: str) -> str:
+    found = result["interval"].get(name)
+    return f"({found['low']:.4f} to {found['high']:.4f})" if found else ""
+
+
+def _by_class(persons: dict[str, int]) -> str:
+    return f"{persons['ALL']} ALL and {persons['HEM']} HEM"
+
+
+def _span(values: list[float]) -> str:
+    low, high = f"{min(values):.1f}", f"{max(values):.1f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _shown(value: object) -> str:
@@ -80,6 +112,12 @@ def comparison_text(document: dict[str, Any]) -> str:
         lines.append("No number of planned seeds was given: --seeds checks that all are there.")
     if any(arm[HEADLINE]["paper"] for arm in document["arms"]):
         lines.append(f"Paper's: {published_results.SOURCE}.")
+    if persons := document["persons"]:
+        number = f"{sum(persons.values())} persons, {_by_class(persons)}."
+        lines += ["", *textwrap.wrap(f"{PATIENTS} {number}", 98), ""]
+        lines += _intervals(document["arms"])
+    if document["differences"]:
+        lines += ["", *_differences(document["differences"])]
     if document["tests"]:
         lines += ["", NOISE, f"Reference arm: {document['reference']}", ""]
         lines += _comparisons(document["tests"])
@@ -135,14 +173,65 @@ def _range(values: dict[str, Any]) -> list[str]:
     return [_percent(values.get("min")), mean, _percent(values.get("max"))]
 
 
+def _intervals(arms: list[dict[str, Any]]) -> list[str]:
+    """A table for each arm: what its metrics would be among other persons."""
+    corrected = any(arm[HEADLINE]["debiased"] is not None for arm in arms)
+    header = ["", "mean", "95 % interval", "df", *["debiased"] * corrected]
+    blocks = {}
+    for arm in arms:
+        rows = [header]
+        for metric in intervals.METRICS:
+            found = arm[metric]["interval"]
+            df = f"{found['df']:.1f}" if found else "–"
+            row = [f"  {metric}", _percent(arm[metric]["mean"]), _percents(found) or "–", df]
+            rows.append(row + [_percent(arm[metric]["debiased"])] * corrected)
+        blocks[arm["name"]] = rows
+    lines = _blocks(blocks)
+    if corrected:
+        lines += textwrap.wrap(
+            f"debiased: each person at the epoch that the others choose. {DEBIASED}", 98
+        )
+    return lines
+
+
+def _differences(rows: list[dict[str, Any]]) -> list[str]:
+    """A table of paired differences for each arm that is compared with the reference."""
+    powers = [f"power at {100 * one['difference']:g}" for one in rows[0]["power"]]
+    header = ["", "difference", "95 % interval", "df", *powers]
+    blocks: dict[str, list[list[str]]] = {}
+    for row in rows:
+        heading = f"{row['a']} less {row['b']}, {_runs(row['n'])}"
+        difference, interval = row["difference"], row["interval"]
+        blocks.setdefault(heading, [header]).append(
+            [
+                f"  {row['metric']}",
+                "–" if difference is None else f"{100 * difference:+.2f}",
+                _percents(interval, "+.2f") or "–",
+                f"{interval['df']:.1f}" if interval else "–",
+                *("–" if one["power"] is None else f"{one['power']:.2f}" for one in row["power"]),
+            ]
+        )
+    lines = _blocks(blocks)
+    lines += textwrap.wrap(
+        "In points, on the same cells; each person is left out in turn. power: the probability that"
+        " such an interval is clear of zero if the true difference is so many points.",
+        98,
+    )
+    return lines
+
+
+def _runs(n: int | list[int]) -> str:
+    return f"{n} shared seeds" if isinstance(n, int) else f"{n[0]} and {n[1]} runs"
+
+
 def _comparisons(tests: list[dict[str, Any]]) -> list[str]:
     """A table of tests for each arm that is compared with the reference."""
     header = ["", "p", "p_holm", "effect", "difference", "family", ""]
     blocks: dict[str, list[list[str]]] = {}
     for row in tests:
-        n = row["n"]
-        by = f"{n} shared seeds" if isinstance(n, int) else f"{n[0]} and {n[1]} runs"
-        heading = f"Is {row['a']} greater than {row['b']}? One-sided {row['test']}, {by}"
+        heading = (
+            f"Is {row['a']} greater than {row['b']}? One-sided {row['test']}, {_runs(row['n'])}"
+        )
         effect, shift = row["effect"], row["hodges_lehmann"]
         blocks.setdefault(heading, [header]).append(
             [
@@ -171,6 +260,12 @@ def _comparisons(tests: list[dict[str, Any]]) -> list[str]:
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.2f}"
+
+
+def _percents(interval: dict[str, float] | None, form: str = ".2f") -> str:
+    if not interval:
+        return ""
+    return f"({100 * interval['low']:{form}} to {100 * interval['high']:{form}})"
 
 
 def _p(value: float | None) -> str:

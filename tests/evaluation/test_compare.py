@@ -169,8 +169,56 @@ def test_reductions_over_seeds_are_recomputed(made):
         spread = np.std(known, ddof=1) / 0.921318
         assert found["expected_max"] == pytest.approx(np.mean(known) + 1.02938 * spread, abs=1e-6)
         assert (arm["n"], arm["planned"], arm["seeds"]) == (4, 4, [0, 1, 2, 3])
-        assert found["interval"] is None
+        assert found["interval"]["low"] < found["mean"] < found["interval"]["high"]
+    assert arm_of(document, "proposal")["weighted_precision"]["interval"] is None
     assert document["ddof"] == 0
+
+
+def right_by_person(root, arm):
+    """Share of cells that are called rightly: a row for each seed, a column for each HEM person."""
+    rows = []
+    for seed in SEEDS:
+        cells = pd.read_parquet(root / arm / f"seed_{seed:03d}" / "predictions.parquet")
+        cells = cells[(cells["epoch"] == 1) & (cells["label"] == 0)]
+        rows.append((cells["logit"] <= 0).groupby(cells["subject"]).mean())
+    return np.array(rows)
+
+
+def test_differences_are_of_the_same_persons_and_cover_other_persons_and_seeds(made):
+    """Specificity, whose persons have equally many cells: means of means, by hand."""
+    document = comparison.compare([made])
+    assert document["persons"] == {"ALL": 8, "HEM": 4}
+    a, b = (right_by_person(made, arm) for arm in ("proposal", "nospeclr_1e-4"))
+    (row,) = (
+        row
+        for row in document["differences"]
+        if (row["b"], row["metric"]) == ("nospeclr_1e-4", "specificity")
+    )
+    assert (row["a"], row["n"]) == ("proposal", [4, 4])
+    assert row["difference"] == pytest.approx(a.mean() - b.mean())
+    persons = (a.mean(0) - b.mean(0)).var(ddof=1) / a.shape[1]
+    seeds = 0.0
+    for arm in (a, b):
+        rest = arm - arm.mean(0) - arm.mean(1, keepdims=True) + arm.mean()
+        both = (rest**2).sum() / (3 * 3) / 4  # of persons and seeds, in the mean over persons
+        seeds += max(0, arm.mean(1).var(ddof=1) - both) / 4
+    low, high, df = (row["interval"][key] for key in ("low", "high", "df"))
+    half = oracle.t.ppf(0.975, df) * np.sqrt(persons + seeds)
+    assert (low, high) == pytest.approx((row["difference"] - half, row["difference"] + half))
+    assert [one["difference"] for one in row["power"]] == [0.015, 0.03]
+    assert 0.05 < row["power"][0]["power"] < row["power"][1]["power"] < 1
+
+
+def test_runs_without_persons_have_no_interval(sweep, capsys):
+    for path in sweep.rglob("predictions.parquet"):
+        frame = predictions.read(path).assign(subject="")
+        predictions.write(path, frame)
+        edit_record(path.parent, predictions_sha256=predictions.digest(frame))
+    document = comparison.compare([sweep])
+    assert document["persons"] is None
+    assert document["differences"] == []
+    assert arm_of(document, "proposal")["auroc"]["interval"] is None
+    assert "Patients" not in tables.comparison_text(document)
 
 
 def test_json_has_the_keys_of_interfaces(sweep, capsys):

@@ -373,13 +373,13 @@ def test_metrics_by_subject_count_persons(tmp_path, js, capsys):
     assert rows["H3+H25"]["n"] == cells["subject"].isin(["H3", "H25"]).sum()
     assert result["predictions_sha256"] == predictions.digest(FRAME)
     evaluate.main([str(run), "--split", "prelim"])
-    assert "\n3 persons\n" in capsys.readouterr().out
+    assert "\n3 persons, 2 ALL and 1 HEM\n" in capsys.readouterr().out
     # A run of a version before 0.2: the column subject is all there is, and the table says so.
     before = write_run(tmp_path / "before")
     result = js(before, "--split", "prelim")
     assert (result["n_subjects"], result["persons_from"]) == (4, "subject")
     evaluate.main([str(before), "--split", "prelim"])
-    assert "\n4 persons, by subject" in capsys.readouterr().out
+    assert "\n4 persons, 2 ALL and 2 HEM, by subject" in capsys.readouterr().out
 
 
 def test_persons_of_foreign_files(tmp_path, js):

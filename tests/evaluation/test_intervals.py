@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from sklearn.metrics import f1_score, recall_score, roc_auc_score
+from sklearn.metrics import accuracy_score, f1_score, recall_score, roc_auc_score
 
 from leukocls.evaluation.intervals import (
     METRICS,
@@ -15,10 +15,12 @@ from leukocls.evaluation.intervals import (
     icc,
     jackknife,
     paired_difference,
+    power,
 )
 
 ORACLES = {
     "weighted_f1": lambda y, z: f1_score(y, z > 0, average="weighted"),
+    "accuracy": lambda y, z: accuracy_score(y, z > 0),
     "sensitivity": lambda y, z: recall_score(y, z > 0),
     "specificity": lambda y, z: recall_score(y, z > 0, pos_label=0),
     "auroc": roc_auc_score,
@@ -38,7 +40,7 @@ def cells(seed: int = 0, all_persons: int = 7, hem_persons: int = 5) -> pd.DataF
 
 
 def persons(frame: pd.DataFrame) -> Persons:
-    return Persons(frame["label"], frame["logit"], frame["person"])
+    return Persons.of(frame["label"], frame["logit"] > 0, frame["person"], frame["logit"])
 
 
 def deleted(frame: pd.DataFrame, metric: str, label: int) -> np.ndarray:
@@ -61,7 +63,7 @@ def test_metrics_without_a_person_are_those_of_the_other_cells() -> None:
 @pytest.mark.parametrize("metric", METRICS)
 def test_variance_is_that_of_deleted_persons_within_each_class(metric: str) -> None:
     frame, classes = cells(1), {"sensitivity": [1], "specificity": [0]}.get(metric, [1, 0])
-    found = jackknife(persons(frame), metric)
+    found = jackknife([persons(frame)], metric)
     variance = 0.0
     for label in classes:
         own = np.log((p := deleted(frame, metric, label)) / (1 - p))
@@ -77,7 +79,7 @@ def test_variance_is_that_of_deleted_persons_within_each_class(metric: str) -> N
 def test_difference_is_on_the_metrics_own_scale_and_of_the_same_cells() -> None:
     frame = cells(2)
     other = frame.assign(logit=frame["logit"] + np.where(frame["label"] == 1, 0.4, -0.1))
-    found = paired_difference(persons(frame), persons(other), "auroc")
+    found = paired_difference([persons(frame)], [persons(other)], "auroc")
     variance = 0.0
     for label in (1, 0):
         own = deleted(other, "auroc", label) - deleted(frame, "auroc", label)
@@ -86,13 +88,13 @@ def test_difference_is_on_the_metrics_own_scale_and_of_the_same_cells() -> None:
     assert found.high - found.value == pytest.approx(half)
     assert found.value - found.low == pytest.approx(half)
     assert found.value > 0
-    back = paired_difference(persons(other), persons(frame), "auroc")
+    back = paired_difference([persons(other)], [persons(frame)], "auroc")
     assert (back.value, back.low) == pytest.approx((-found.value, -found.high))
 
 
 def test_nothing_differs_from_itself() -> None:
     frame = cells(3)
-    same = paired_difference(persons(frame), persons(frame), "weighted_f1")
+    same = paired_difference([persons(frame)], [persons(frame)], "weighted_f1")
     assert (same.value, same.low, same.high) == (0, 0, 0)
     assert math.isnan(same.df)
 
@@ -131,9 +133,103 @@ def test_icc_of_equal_persons_is_the_textbook_one() -> None:
 
 def test_a_class_of_one_person_has_no_interval() -> None:
     frame = cells(4, hem_persons=1)
-    found = {metric: jackknife(persons(frame), metric) for metric in METRICS}
+    found = {metric: jackknife([persons(frame)], metric) for metric in METRICS}
     assert all(math.isnan(found[metric].low) for metric in ("specificity", "weighted_f1", "auroc"))
     assert found["sensitivity"].low < found["sensitivity"].value < found["sensitivity"].high
+
+
+def test_hard_labels_have_no_auroc_and_the_rest() -> None:
+    frame = cells(5)
+    hard = Persons.of(frame["label"], frame["logit"] > 0, frame["person"])
+    assert math.isnan(jackknife([hard], "auroc").value)
+    for metric in set(METRICS) - {"auroc"}:
+        assert jackknife([hard], metric) == jackknife([persons(frame)], metric)
+
+
+def seeds(rng: np.random.Generator, frame: pd.DataFrame, number: int) -> list[Persons]:
+    """Runs whose seed moves all cells, each person and each cell."""
+    runs, person = [], frame["person"].astype("category").cat.codes.to_numpy()
+    for _ in range(number):
+        own = rng.normal(0, 0.3) + rng.normal(0, 0.4, person.max() + 1)[person]
+        z = frame["logit"] + own + rng.normal(0, 0.5, len(frame))
+        runs.append(Persons.of(frame["label"], z > 0, frame["person"], z))
+    return runs
+
+
+def test_several_seeds_are_the_mean_of_their_counts() -> None:
+    """Of a proportion, that is the mean of the seeds' values; of equal runs, it is one run."""
+    frame = cells(6)
+    runs = seeds(np.random.default_rng(0), frame, 4)
+    for metric in ("sensitivity", "accuracy", "auroc"):
+        found = jackknife(runs, metric).value
+        assert found == pytest.approx(np.mean([run.metric(metric)[0] for run in runs]))
+    one = persons(frame)
+    for metric in METRICS:
+        again, alone = jackknife([one] * 5, metric), jackknife([one], metric)
+        assert (again.low, again.df) == pytest.approx((alone.low, alone.df))
+
+
+def test_the_variance_over_persons_and_seeds_is_that_of_the_mean() -> None:
+    """Simulated anew each time: persons, seeds, and what a seed does to a person.
+
+    Without the seeds' part the variance is too small; with all of it, it counts some twice.
+    """
+    rng, found, only_persons = np.random.default_rng(7), [], []
+    label = np.repeat([1, 0], 15)
+    person = np.repeat(np.arange(30), 40)
+    y = label[person]
+    values = []
+    for _ in range(400):
+        own = rng.normal(0, 0.3, 30)[person]
+        runs = []
+        for _ in range(3):
+            moved = rng.normal(0, 0.15) * (2 * y - 1) + rng.normal(0, 0.4, 30)[person]
+            z = (2 * y - 1) + own + moved + rng.normal(size=len(y))
+            runs.append(Persons.of(y, z > 0, person))
+        values.append(Persons.mean(runs).metric("accuracy")[0])
+        found.append(paired_difference([perfect(y, person)], runs, "accuracy").se ** 2)
+        mean = Persons.mean(runs)
+        only_persons.append(paired_difference([perfect(y, person)], [mean], "accuracy").se ** 2)
+    truth = np.var(values, ddof=1)
+    assert np.mean(found) == pytest.approx(truth, rel=0.2)
+    assert np.mean(only_persons) < 0.8 * truth
+
+
+def perfect(label: np.ndarray, person: np.ndarray) -> Persons:
+    return Persons.of(label, label == 1, person)
+
+
+def test_shared_runs_are_paired_by_seed() -> None:
+    """What a seed does to both arms cancels, as it does not where each has seeds of its own."""
+    frame = cells(8, 12, 12)
+    runs = seeds(np.random.default_rng(1), frame, 6)
+    flat = [Persons.of(frame["label"], right_of(run, frame), frame["person"]) for run in runs]
+    assert paired_difference(runs, flat, "accuracy", shared=True).se == 0
+    alone = paired_difference(runs, flat, "accuracy")
+    spread = np.var([run.metric("accuracy")[0] for run in runs], ddof=1)
+    assert 0 < alone.se**2 <= 2 * spread / len(runs)
+
+
+def right_of(run: Persons, frame: pd.DataFrame) -> np.ndarray:
+    """The calls of a run, from what it gets right."""
+    return np.where(run.right == 1, frame["label"], 1 - frame["label"]) == 1
+
+
+def test_power_is_that_of_students_t() -> None:
+    """Against simulation: a normal difference over an independent chi-square."""
+    frame = cells(9)
+    worse = frame.assign(logit=frame["logit"] - 0.3 * frame["label"])
+    found = paired_difference([persons(frame)], [persons(worse)], "auroc")
+    rng, shift = np.random.default_rng(0), 2.5 * found.se
+    t = (shift / found.se + rng.normal(size=200_000)) / np.sqrt(
+        rng.chisquare(found.df, 200_000) / found.df
+    )
+    simulated = (np.abs(t) > stats.t.ppf(0.975, found.df)).mean()
+    assert power(found, shift) == pytest.approx(simulated, abs=0.005)
+    assert power(found, 0) == pytest.approx(0.05)
+    assert power(found, 40 * found.se) == pytest.approx(1)
+    same = paired_difference([persons(frame)], [persons(frame)], "auroc")
+    assert power(same, 0.01) is None
 
 
 def delong(label: np.ndarray, z: np.ndarray) -> tuple[float, float]:
@@ -153,7 +249,7 @@ def test_it_covers_the_truth_where_cells_as_independent_do_not() -> None:
     for _ in range(trials):
         person = np.repeat(np.arange(28), rng.integers(5, 120, 28))
         z = 1.6 * label[person] + rng.normal(0, 0.45, 28)[person] + rng.normal(size=len(person))
-        found = jackknife(Persons(label[person], z, person), "auroc")
+        found = jackknife([Persons.of(label[person], z > 0, person, z)], "auroc")
         covered += found.low <= truth <= found.high
         low, high = delong(label[person], z)
         narrow += low <= truth <= high
