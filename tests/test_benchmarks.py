@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT, only_run, record
@@ -17,7 +18,7 @@ from warm import Command
 
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.files import sha256_file
-from leukocls.evaluation.intervals import Persons, jackknife
+from leukocls.evaluation.intervals import Persons, icc, jackknife
 from leukocls.models.weights import weights_file
 from leukocls.synthetic.tree import SyntheticSpec
 
@@ -196,6 +197,31 @@ def test_leakage_comes_from_what_tells_subjects_apart(
         assert name in printed
         assert abs(by_scale["0"]["leakage"]) < 0.06
         assert by_scale["2"]["leakage"] > 0.15
+
+
+def test_coverage_of_intervals_over_persons(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the measured correlation; persons have the correlation that is asked for."""
+    file, module = tmp_path / "coverage.json", benchmark("coverage")
+    a, tau = module.effect(0.8, 0.148)
+    rng = np.random.default_rng(0)
+    right = a + tau * rng.normal(size=(20_000, 1)) + rng.normal(size=(20_000, 20)) > 0
+    assert right.mean() == pytest.approx(0.8, abs=0.01)
+    assert icc(np.full(20_000, 20), *2 * [right.sum(1)]) == pytest.approx(0.148, abs=0.01)
+
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(module, "SCHEMES", ("fixed",))
+    monkeypatch.setattr(module, "ICCS", (module.MEASURED,))
+    monkeypatch.setattr(sys, "argv", ["coverage.py", "--replicates", "60", "--json", str(file)])
+    module.main()
+    assert "SYNTHETIC" in capsys.readouterr().out
+    (setting,) = json.loads(file.read_text())["settings"]
+    for metric in module.METRICS:
+        by_method = [setting["methods"][name][metric] for name in module.METHODS]
+        assert by_method[-1]["coverage"] >= 88  # of 95, in 60 replicates
+        assert by_method[0]["coverage"] < 65
+        assert by_method[0]["width"] < by_method[1]["width"] < by_method[-1]["width"]
 
 
 def test_recorded_results_name_what_they_were_measured_with() -> None:
