@@ -66,8 +66,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--threshold", type=float, help="probability above which a cell is called ALL (default: the"
         " run's, or 0.5)")  # fmt: skip
     add("--views", type=_views, default=None, help="all (default), or the views to average: 0,2")
-    add("--pool", action="store_true",
+    together = parser.add_mutually_exclusive_group()
+    together.add_argument("--pool", action="store_true",
         help="one result of k-fold cross-validation; the inputs are its runs")  # fmt: skip
+    together.add_argument("--ensemble", choices=("mean-logit", "mean-prob", "vote", "weighted"),
+        help="score the inputs as one classifier, on the cells that all of them score")  # fmt: skip
     add("--submission", type=Path, metavar="FILE.zip", help="also write a challenge submission")
     add("--per-subject", action="store_true", help="print a line for each subject")
     add("--json", action="store_true", help="print one JSON document: an object, or a list")
@@ -87,11 +90,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     options = ScoringOptions(arguments.split, arguments.epoch, arguments.threshold, arguments.views)
     truth = read_truth(arguments.truth) if arguments.truth else None
-    parts: list[ScoredPart] = []
+    by_input: list[list[ScoredPart]] = []
     for source in arguments.inputs:
         if truth is not None and source.exists() and source.samefile(truth.path):
             raise LeukoclsError(f"{source}: is the truth itself; name a file of predictions")
-        parts += scored_parts(source, options, truth)
+        by_input.append(scored_parts(source, options, truth))
+    if arguments.ensemble:
+        from leukocls.evaluation.ensembles import ensembles
+
+        by_input = [ensembles(by_input, arguments.ensemble)]
+    parts = [part for own in by_input for part in own]
     if arguments.pool:
         parts = [_pooled(parts, arguments.inputs, options)]
     if arguments.submission:

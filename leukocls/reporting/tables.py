@@ -28,6 +28,8 @@ def result_text(result: dict[str, Any], per_subject: bool = False) -> str:
     origin = [result["source"]]
     origin += [f"{key} {result[key]}" for key in ("split", "epoch") if result[key] is not None]
     origin += [f"{result['folds']} folds"] if result.get("folds") else []
+    if rule := result.get("ensemble"):
+        origin.append(f"{rule} of {len(result['runs'])}")
     hard = result["threshold"] is None
     origin.append("hard labels" if hard else f"threshold {result['threshold']:g}")
     lines = [f"{result['heading'].upper()}   {' · '.join(origin)}"]
