@@ -59,7 +59,6 @@ class Persons:
         hits: of these, what is called rightly, [2, K].
         wins: pairs of cells, ALL of person p above HEM of person q, ties as half, [K, K]; None
             without a logit.
-        mostly_all: the class of each person, which is that of most of its cells, [K].
     """
 
     label: npt.NDArray[np.int64]
@@ -115,6 +114,7 @@ class Persons:
 
     @property
     def mostly_all(self) -> npt.NDArray[np.bool_]:
+        """Whether most cells of each person are ALL, which decides on its class, [K]."""
         return 2 * self.cells[1] > self.cells.sum(0)
 
     @property

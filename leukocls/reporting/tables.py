@@ -189,6 +189,8 @@ def _intervals(arms: list[dict[str, Any]]) -> list[str]:
             rows.append(row + [_percent(arm[metric]["debiased"])] * corrected)
         blocks[arm["name"]] = rows
     lines = _blocks(blocks)
+    if any(arm["n"] == 1 for arm in arms):
+        lines.append("The interval of a single run leaves out what another seed would change.")
     if corrected:
         lines += textwrap.wrap(
             f"debiased: each person at the epoch that the others choose. {DEBIASED}", 98
