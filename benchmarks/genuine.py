@@ -18,7 +18,8 @@ scikit-learn as well. What a leak is worth is the difference of two columns on t
 
 Networks are trained for the last two columns only: EfficientNet-Lite0 from ImageNet weights at 128
 pixels, for --epochs of each recipe, the last of which is scored. Networks take by far the
-longest: without them two CPU cores took 37 minutes. Every fold is a run below --outputs, and those
+longest: two CPU cores took 37 minutes without them, and 1 h 45 min for one epoch of all of them,
+both beside other work. Every fold is a run below --outputs, and those
 that are done are not fitted again, so that the command may be stopped and repeated.
 """
 
