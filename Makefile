@@ -27,7 +27,7 @@ $(VENV)/.done: pyproject.toml constraints.txt
 	  { echo "error: $(PYTHON) is older than 3.11; name a newer one: make env PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	@$(PIP) --no-deps $$(grep '^nvidia' constraints.txt) 2>/dev/null & \
-	  $(PIP) --no-deps $$(grep -v '^nvidia' constraints.txt) $(MOBILENET) 2>/dev/null; wait
+	  $(PIP) --no-deps $$(grep -v '^nvidia' constraints.txt) 2>/dev/null; wait
 	$(PIP) -c constraints.txt -e '.[wandb,lite,slurm,test]'
 	$(PIP) --no-deps $(MOBILENET)
 	@$(PY) -c 'import leukocls.training.fit, leukocls.training.baselines'

@@ -237,7 +237,8 @@ def measure(root: Path, outputs: Path, cache: Path, quick: bool, epochs: int) ->
             })  # fmt: skip
         found[row] = described(frames) | {"chosen": chosen}
     options = [*SHORTENED, f"trainer.max_epochs={epochs}"]
-    options += [f"data.n_cells={QUICK_CELLS}"] * quick
+    if quick:
+        options += [f"data.n_cells={QUICK_CELLS}", "views=1"]
     places = [f"data.root='{root}'", "data.partial=true", f"data.cache='{cache}'"]
     for number, (row, recipe) in enumerate(NETWORKS.items() if epochs else ()):
         folder = outputs / f"network-{number}-{epochs}{'-quick' * quick}"
@@ -282,7 +283,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("root", type=Path, metavar="ROOT")
-    parser.add_argument("--quick", action="store_true", help="one fold of each column only")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="one fold of each column only, few training cells and one view for networks",
+    )
     parser.add_argument(
         "--epochs", type=int, default=1, help="of each network; 0 leaves them out (default: 1)"
     )
