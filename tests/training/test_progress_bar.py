@@ -50,7 +50,7 @@ def test_a_run_on_a_terminal(
     monkeypatch.setenv("LINES", "24")
     words = [*small(small_tree, tmp_path / "outputs"), "split_scheme=honest", "views=1"]
     assert train(*words, "trainer.limit_train_batches=2").code == 0
-    bars = [line for line in terminal.frames if "%" in line]
+    bars = [line for line in terminal.frames if "% |" in line]
     assert max(map(len, bars)) < WIDTH
     # The value of the loss is visible, and the bar counts the epochs as the line does.
     values = [line for line in bars if re.search(r"loss=\d+\.\d+", line)]
@@ -58,7 +58,7 @@ def test_a_run_on_a_terminal(
     epochs = [line for line in terminal.lines if line.startswith("epoch ")]
     assert [line.split()[1] for line in epochs][:3] == ["0", "1", "2"]
     # Nothing of a bar is left, and the log has no line for one.
-    assert not any("%" in line for line in terminal.lines)
+    assert not any("% |" in line for line in terminal.lines)
     log = (only_run(tmp_path / "outputs") / "log.txt").read_text().splitlines()
     assert all(line.strip() for line in log)
     shown = [line.rstrip() for line in terminal.lines if line.strip()]
