@@ -81,8 +81,7 @@ def cell_metrics(
     order = z if z is not None else p
     p = sigmoid(z) if p is None and z is not None else p
     if z is None and p is not None:
-        clipped = np.clip(p, SMALLEST_PROB, 1 - SMALLEST_PROB)
-        z = np.log(clipped) - np.log1p(-clipped)
+        z = logit_of(p)
 
     counts = confusion(y, called)
     values = rates(**counts)
@@ -106,6 +105,12 @@ def cell_metrics(
         "missing": missing | subject_reasons,
         "notes": notes,
     }
+
+
+def logit_of(prob: npt.ArrayLike) -> Floats:
+    """The logit of probabilities in [0, 1], of which 0 and 1 count as SMALLEST_PROB from them."""
+    p = np.clip(np.asarray(prob, np.float64), SMALLEST_PROB, 1 - SMALLEST_PROB)
+    return np.log(p) - np.log1p(-p)
 
 
 def _graded_metrics(

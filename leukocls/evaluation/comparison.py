@@ -115,8 +115,8 @@ def _reference(arms: Arms, against: str | None) -> str:
 
 
 def _persons(arm: dict[int, ScoredRun]) -> dict[int, Persons]:
-    """What intervals of an arm rest on, by seed; empty where whom a cell is from is unknown."""
-    found = {seed: scored.part.persons() for seed, scored in arm.items()}
+    """Counts by person of each seed's run; empty if the person of a cell is unknown."""
+    found = {seed: scored.part.persons for seed, scored in arm.items()}
     return {seed: persons for seed, persons in found.items() if persons}
 
 

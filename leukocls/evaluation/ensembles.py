@@ -8,11 +8,11 @@ from leukocls.artifacts.marks import merged_marks
 from leukocls.artifacts.predictions import sigmoid
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.tables import listing
+from leukocls.evaluation.cell_metrics import logit_of
 from leukocls.evaluation.metrics import HEADLINE, Floats, decide
 from leukocls.evaluation.scoring import ScoredPart, metrics_of
 
 RULES = ("mean-logit", "mean-prob", "vote", "weighted")
-_MOST = 1 - 2**-53  # the probability next to 1
 
 
 def ensembles(by_run: Sequence[Sequence[ScoredPart]], rule: str) -> list[ScoredPart]:
@@ -106,7 +106,6 @@ def _combined(parts: Sequence[ScoredPart], rule: str, weights: Floats | None) ->
 
 
 def _logit(part: ScoredPart) -> Floats:
-    if "logit" in part.frame:
-        return part.frame["logit"].to_numpy(np.float64)
-    prob = np.clip(part.frame["prob"].to_numpy(np.float64), 1 - _MOST, _MOST)
-    return np.log(prob) - np.log1p(-prob)
+    """The logit of each cell, from its probability if there is no other."""
+    known = part.frame["logit"] if "logit" in part.frame else logit_of(part.frame["prob"])
+    return np.asarray(known, np.float64)

@@ -114,7 +114,7 @@ class Persons:
 
     @property
     def mostly_all(self) -> npt.NDArray[np.bool_]:
-        """Whether most cells of each person are ALL, which decides on its class, [K]."""
+        """True for each person of class ALL, which has more cells of ALL than of HEM, [K]."""
         return 2 * self.cells[1] > self.cells.sum(0)
 
     @property
@@ -255,7 +255,7 @@ def _between(
     scale: Callable[[npt.ArrayLike], Floats],
     less: Sequence[Persons] | None = None,
 ) -> list[tuple[float, float]]:
-    """What seeds add to the variance of the mean over runs, and its degrees of freedom.
+    """Variance between seeds of the mean over runs, with its degrees of freedom, in a list.
 
     The variance of the runs' values, less what the interaction of persons and seeds has in it:
     that is in the variance over persons already. Empty for one run, whose seed cannot be told.

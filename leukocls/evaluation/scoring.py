@@ -1,6 +1,7 @@
 """Metrics of prediction files: the splits and epochs to score, and the heading of their numbers."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ class ScoredPart:
         columns = {name: self.frame[name].to_numpy() for name in names}
         return columns | {"threshold": self.origin["threshold"]}
 
+    @cached_property
     def persons(self) -> Persons | None:
         """The sums that intervals rest on; None if whom a cell is from is unknown."""
         names = predictions.persons(self.frame).to_numpy(str)
@@ -112,9 +114,9 @@ def scored_parts(
                 "shared_persons": list(record.get("shared_persons") or []),
                 "debiased": None,
             }
-            rule, known = str(selected.get("rule")), rows[rows["label"] >= 0]
+            rule = str(selected.get("rule"))
             chosen_here = rule in RULES and split == selected.get("set") and as_selected
-            if chosen_here and threshold == 0.5 and len(known):
+            if chosen_here and threshold == 0.5 and len(known := rows[rows["label"] >= 0]):
                 origin["debiased"] = debiased(known, rule)
             parts.append(ScoredPart(cells.sort_values("cell"), origin))
     return parts
@@ -144,7 +146,7 @@ def metrics_of(part: ScoredPart) -> dict[str, Any]:
             f"{source}: a subject of C-NMC has one class, but these have cells of both:"
             f" {listing(both)}; check the labels and the subject column"
         )
-    return part.origin | values | _intervals(part.persons())
+    return part.origin | values | _intervals(part.persons)
 
 
 def _intervals(persons: Persons | None) -> dict[str, Any]:

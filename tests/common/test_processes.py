@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from multiprocessing import forkserver
 
 import pytest
+import warm
 
 from leukocls.common.processes import fork_server
 from leukocls.training import PRELOADED
@@ -33,3 +34,14 @@ def test_a_child_finds_the_preloaded_modules_imported(monkeypatch: pytest.Monkey
     assert ours.recv() == names
     child.join()
     server._stop()
+
+
+@pytest.mark.slow
+def test_all_that_a_run_needs_can_be_preloaded() -> None:
+    """In the server that the tests share: one that fails to import is passed over in silence."""
+    context = warm.server()
+    ours, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=_report, args=(theirs, list(PRELOADED)))
+    child.start()
+    assert ours.recv() == list(PRELOADED)
+    child.join()

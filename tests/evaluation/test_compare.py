@@ -209,7 +209,7 @@ def test_differences_are_of_the_same_persons_and_cover_other_persons_and_seeds(m
     assert 0.05 < row["power"][0]["power"] < row["power"][1]["power"] < 1
 
 
-def test_runs_without_persons_have_no_interval(sweep, capsys):
+def test_runs_without_persons_have_no_interval(sweep):
     for path in sweep.rglob("predictions.parquet"):
         frame = predictions.read(path).assign(subject="")
         predictions.write(path, frame)

@@ -56,7 +56,7 @@ def test_a_fixed_epoch_has_no_optimism() -> None:
 
 
 def test_what_the_choice_adds_is_gone_on_average() -> None:
-    """Of epochs that are equally good, the best is too good; the truth is that of any epoch."""
+    """The best of equally good epochs is too good on average; the debiased value is not."""
     chosen, corrected, truth = [], [], []
     for seed in range(80):
         frame = predicted(seed, 28, noise=0.5)

@@ -157,7 +157,7 @@ def seeds(rng: np.random.Generator, frame: pd.DataFrame, number: int) -> list[Pe
 
 
 def test_several_seeds_are_the_mean_of_their_counts() -> None:
-    """Of a proportion, that is the mean of the seeds' values; of equal runs, it is one run."""
+    """For a proportion this is the mean over seeds, and equal runs give the interval of one."""
     frame = cells(6)
     runs = seeds(np.random.default_rng(0), frame, 4)
     for metric in ("sensitivity", "accuracy", "auroc"):
@@ -200,7 +200,7 @@ def perfect(label: np.ndarray, person: np.ndarray) -> Persons:
 
 
 def test_shared_runs_are_paired_by_seed() -> None:
-    """What a seed does to both arms cancels, as it does not where each has seeds of its own."""
+    """The effect of a seed on both arms cancels if they share runs, and only then."""
     frame = cells(8, 12, 12)
     runs = seeds(np.random.default_rng(1), frame, 6)
     flat = [Persons.of(frame["label"], right_of(run, frame), frame["person"]) for run in runs]
