@@ -31,8 +31,9 @@ from leukocls.artifacts.environment import versions
 from leukocls.common.files import atomic_write
 from leukocls.common.tables import aligned
 from leukocls.data.published import published_subjects
-from leukocls.evaluation.intervals import Persons, jackknife
+from leukocls.evaluation.intervals import jackknife
 from leukocls.evaluation.metrics import Floats
+from leukocls.evaluation.person_counts import Persons
 
 METRICS = ("weighted_f1", "sensitivity", "specificity", "auroc")
 METHODS = (

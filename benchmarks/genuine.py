@@ -50,7 +50,8 @@ from leukocls.data.folds import balanced_folds
 from leukocls.data.index import Index
 from leukocls.data.verify import checked_index
 from leukocls.evaluation.cell_metrics import cell_metrics
-from leukocls.evaluation.intervals import Interval, Persons, jackknife, paired_difference
+from leukocls.evaluation.intervals import Interval, jackknife, paired_difference
+from leukocls.evaluation.person_counts import Persons
 from leukocls.training.baselines import PACKAGES
 
 FOLDS = 5

@@ -22,6 +22,13 @@ def _seeds(text: str) -> list[int]:
     return list(seeds)
 
 
+def _number(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text}: give a whole number of at least 1")
+    return int(text)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare runs.
 
@@ -39,13 +46,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--against", metavar="ARM", help="the reference arm (default: proposal)")
     add("--seeds", type=_seeds, help="planned seeds: 24, 0-23 or 7,42 (default: those of any arm)")
     add("--incomplete", action="store_true", help="compare the finished runs if others are missing")
+    add(
+        "--plan",
+        nargs=2,
+        type=_number,
+        metavar=("PERSONS", "SEEDS"),
+        help="how wide the intervals of a study of so many persons and seeds would be",
+    )
     add("--json", action="store_true", help="print one JSON document")
     arguments = parser.parse_args(argv)
     from leukocls.evaluation.comparison import compare
+    from leukocls.evaluation.intervals import Plan
     from leukocls.reporting.tables import comparison_text
 
     document = compare(
-        arguments.runs, arguments.against, arguments.seeds, incomplete=arguments.incomplete
+        arguments.runs,
+        arguments.against,
+        arguments.seeds,
+        incomplete=arguments.incomplete,
+        plan=Plan(*arguments.plan) if arguments.plan else None,
     )
     print(
         json.dumps(document, indent=2, allow_nan=False)

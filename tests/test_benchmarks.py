@@ -18,7 +18,8 @@ from warm import Command
 
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.files import sha256_file
-from leukocls.evaluation.intervals import Persons, icc, jackknife
+from leukocls.evaluation.intervals import jackknife
+from leukocls.evaluation.person_counts import Persons, icc
 from leukocls.models.weights import weights_file
 from leukocls.synthetic.tree import SyntheticSpec
 

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from leukocls.artifacts.marks import merged_marks
 from leukocls.common.errors import LeukoclsError
-from leukocls.evaluation import intervals, published_results, seed_tests
+from leukocls.evaluation import (
+    intervals,
+    person_counts,
+    published_results,
+    seed_tests,
+    subject_tests,
+)
 from leukocls.evaluation.arm_runs import (
     ArmRun,
     Arms,
@@ -23,8 +30,8 @@ from leukocls.evaluation.arm_runs import (
     refuse_unplanned,
     score_arms,
 )
-from leukocls.evaluation.intervals import Persons
 from leukocls.evaluation.metrics import HEADLINE, RECORDED
+from leukocls.evaluation.person_counts import Persons
 
 METRICS = (*RECORDED, "auroc")
 # True differences, of which the power is given: the paper's are .007 to .010.
@@ -36,6 +43,7 @@ def compare(
     against: str | None = None,
     seeds: Iterable[int] | None = None,
     incomplete: bool = False,
+    plan: intervals.Plan | None = None,
 ) -> dict[str, Any]:
     """Compare arms over their seeds: the document of `compare --json`.
 
@@ -47,6 +55,7 @@ def compare(
         against: the reference arm of all tests; None for the proposal.
         seeds: the planned seeds; None for every seed of any arm.
         incomplete: whether to compare the finished runs if others are missing.
+        plan: the persons and seeds of a study to come, for which to say how wide intervals will be.
 
     Raises:
         LeukoclsError: no run, runs that do not match, or a planned run that is not done.
@@ -80,11 +89,12 @@ def compare(
         "seeds_planned": None if seeds is None else planned,
         "reference": reference,
         "arms": [
-            _arm(name, _key(name, arm, run_arms), arm, persons[name], len(planned))
+            _arm(name, _key(name, arm, run_arms), arm, persons[name], len(planned), plan)
             for name, arm in arms.items()
         ],
         "persons": first.result["persons"],
-        "differences": _differences(arms, persons, reference),
+        "plan": asdict(plan) if plan else None,
+        "differences": _differences(arms, persons, reference, plan),
         "tests": _tests(arms, reference),
         "sources": {record["id"]: record["predictions_sha256"] for record in records},
     }
@@ -126,6 +136,7 @@ def _arm(
     arm: dict[int, ScoredRun],
     persons: dict[int, Persons],
     planned: int,
+    plan: intervals.Plan | None,
 ) -> dict[str, Any]:
     """Statistics of one arm over its finished runs, next to a paper's printed ones."""
     document: dict[str, Any] = {
@@ -140,16 +151,18 @@ def _arm(
     printed = published_results.RESULTS.get(key, {})
     for metric in METRICS:
         values = [scored.result[metric] for scored in arm.values()]
+        runs = list(persons.values()) if metric in person_counts.METRICS else []
         document[metric] = {
             "values": values,
             **seed_tests.describe([] if None in values else values),
-            "interval": intervals.jackknife(list(persons.values()), metric).limits
-            if persons and metric in intervals.METRICS
-            else None,
+            "interval": intervals.jackknife(runs, metric).limits if runs else None,
             "debiased": _mean_debiased(arm, metric),
             "reason": _undefined(arm, metric) if arm else "no finished run",
             "paper": printed.get(metric),
         }
+        if plan:
+            expected = intervals.jackknife(runs, metric, plan=plan) if runs else None
+            document[metric]["expected_half_width"] = expected and expected.half_width
     return document
 
 
@@ -178,7 +191,10 @@ def _chosen(arm: dict[int, ScoredRun]) -> dict[str, Any] | None:
 
 
 def _differences(
-    arms: Arms, persons: dict[str, dict[int, Persons]], reference: str
+    arms: Arms,
+    persons: dict[str, dict[int, Persons]],
+    reference: str,
+    plan: intervals.Plan | None,
 ) -> list[dict[str, Any]]:
     """The reference less every other arm, with an interval over persons and seeds."""
     rows = []
@@ -189,10 +205,10 @@ def _differences(
         shared = _shared(arms[reference], arms[name])
         runs_a = [first[seed] for seed in shared or first]
         runs_b = [second[seed] for seed in shared or second]
-        for metric in intervals.METRICS:
+        for metric in person_counts.METRICS:
             found = intervals.paired_difference(runs_b, runs_a, metric, shared=bool(shared))
             known = not math.isnan(found.value)
-            rows.append({
+            row = {
                 "a": reference,
                 "b": name,
                 "metric": metric,
@@ -200,10 +216,17 @@ def _differences(
                 "difference": found.value if known else None,
                 "interval": found.limits,
                 "power": [
-                    {"difference": one, "power": intervals.power(found, one)}
-                    for one in DIFFERENCES
+                    {"difference": one, "power": intervals.power(found, one)} for one in DIFFERENCES
                 ],
-            })  # fmt: skip
+                "label_flip_p": subject_tests.label_flip(runs_a, runs_b, metric)
+                if metric in person_counts.RATES
+                else None,
+            }
+            if plan:
+                row["expected_half_width"] = intervals.paired_difference(
+                    runs_b, runs_a, metric, shared=bool(shared), plan=plan
+                ).half_width
+            rows.append(row)
     return rows
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from leukocls.artifacts import predictions
-from leukocls.evaluation.intervals import METRICS, Persons
 from leukocls.evaluation.metrics import HEADLINE, auroc, confusion, decide, rates
+from leukocls.evaluation.person_counts import METRICS, Persons
 from leukocls.evaluation.selection import RULES
 
 

@@ -16,8 +16,9 @@ from leukocls.common.tables import listing
 from leukocls.data.names import PRELIM_OFFICIAL, PRELIM_TRAINED, subject_of
 from leukocls.evaluation import cell_metrics, prediction_files
 from leukocls.evaluation.debiased import debiased
-from leukocls.evaluation.intervals import METRICS, Persons, jackknife
+from leukocls.evaluation.intervals import jackknife
 from leukocls.evaluation.metrics import decide
+from leukocls.evaluation.person_counts import METRICS, Persons
 from leukocls.evaluation.prediction_files import Truth
 from leukocls.evaluation.selection import RULES, contradiction
 

@@ -6,7 +6,7 @@ from typing import Any
 from leukocls.artifacts.marks import banner
 from leukocls.artifacts.predictions import PERSON
 from leukocls.common.tables import aligned
-from leukocls.evaluation import intervals, metrics, published_results
+from leukocls.evaluation import metrics, person_counts, published_results
 from leukocls.evaluation.cell_metrics import SUBJECT_KEYS
 from leukocls.evaluation.comparison import METRICS
 from leukocls.evaluation.metrics import HEADLINE
@@ -120,6 +120,8 @@ def comparison_text(document: dict[str, Any]) -> str:
         lines += _intervals(document["arms"])
     if document["differences"]:
         lines += ["", *_differences(document["differences"])]
+    if document["plan"]:
+        lines += ["", *_planned(document)]
     if document["tests"]:
         lines += ["", NOISE, f"Reference arm: {document['reference']}", ""]
         lines += _comparisons(document["tests"])
@@ -182,7 +184,7 @@ def _intervals(arms: list[dict[str, Any]]) -> list[str]:
     blocks = {}
     for arm in arms:
         rows = [header]
-        for metric in intervals.METRICS:
+        for metric in person_counts.METRICS:
             found = arm[metric]["interval"]
             df = f"{found['df']:.1f}" if found else "–"
             row = [f"  {metric}", _percent(arm[metric]["mean"]), _percents(found) or "–", df]
@@ -201,7 +203,7 @@ def _intervals(arms: list[dict[str, Any]]) -> list[str]:
 def _differences(rows: list[dict[str, Any]]) -> list[str]:
     """A table of paired differences for each arm that is compared with the reference."""
     powers = [f"power at {100 * one['difference']:g}" for one in rows[0]["power"]]
-    header = ["", "difference", "95 % interval", "df", *powers]
+    header = ["", "difference", "95 % interval", "df", *powers, "label flip p"]
     blocks: dict[str, list[list[str]]] = {}
     for row in rows:
         heading = f"{row['a']} less {row['b']}, {_runs(row['n'])}"
@@ -213,15 +215,46 @@ def _differences(rows: list[dict[str, Any]]) -> list[str]:
                 _percents(interval, "+.2f") or "–",
                 f"{interval['df']:.1f}" if interval else "–",
                 *("–" if one["power"] is None else f"{one['power']:.2f}" for one in row["power"]),
+                _p(row["label_flip_p"]),
             ]
         )
     lines = _blocks(blocks)
     lines += textwrap.wrap(
         "In points, on the same cells; each person is left out in turn. power: the probability that"
-        " such an interval is clear of zero if the true difference is so many points.",
+        " such an interval is clear of zero if the true difference is so many points. label flip"
+        " p: two-sided, from exchanging the arms of each person.",
         98,
     )
     return lines
+
+
+def _planned(document: dict[str, Any]) -> list[str]:
+    """A table of the intervals that a study of another size would have."""
+    plan, arms = document["plan"], document["arms"]
+    rows = [["", *person_counts.METRICS]]
+    for arm in arms:
+        widths = [arm[metric]["expected_half_width"] for metric in person_counts.METRICS]
+        rows.append([f"  {arm['name']}", *map(_half_width, widths)])
+    of_pairs: dict[str, list[str]] = {}
+    for row in document["differences"]:
+        name = f"  {row['a']} less {row['b']}"
+        of_pairs.setdefault(name, [name]).append(_half_width(row["expected_half_width"]))
+    number = f"{plan['persons']} persons and {plan['seeds']} seed{'s' * (plan['seeds'] > 1)}"
+    lines = [f"Half-width of the 95 % intervals to expect with {number}, in points", ""]
+    lines += aligned([*rows, *of_pairs.values()]).split("\n")
+    about = (
+        "From the variance over persons and seeds above, for persons of both classes in the same"
+        " proportion, with as many cells each."
+    )
+    if any(arm["n"] == 1 for arm in arms) and plan["seeds"] > 1:
+        about += " One run does not tell what another seed changes: train two or more for that."
+    if plan["seeds"] == 1:
+        about += " With one seed it leaves out what another would change."
+    return [*lines, *textwrap.wrap(about, 98)]
+
+
+def _half_width(value: float | None) -> str:
+    return "–" if value is None else f"±{100 * value:.2f}"
 
 
 def _runs(n: int | list[int]) -> str:
@@ -230,7 +263,7 @@ def _runs(n: int | list[int]) -> str:
 
 def _comparisons(tests: list[dict[str, Any]]) -> list[str]:
     """A table of tests for each arm that is compared with the reference."""
-    header = ["", "p", "p_holm", "effect", "difference", "family", ""]
+    header = ["", "p", "p_holm", "effect", "shift", "95 % interval", "family", ""]
     blocks: dict[str, list[list[str]]] = {}
     for row in tests:
         heading = (
@@ -244,6 +277,7 @@ def _comparisons(tests: list[dict[str, Any]]) -> list[str]:
                 _p(row["p_holm"]),
                 "–" if effect is None else f"{effect:+.2f}",
                 "–" if shift is None else f"{100 * shift:+.2f}",
+                _percents(row["hodges_lehmann_interval"], "+.2f") or "–",
                 row["family"],
                 row["reason"] or (f"paper: {row['paper']}" if row["paper"] else ""),
             ]
@@ -253,8 +287,8 @@ def _comparisons(tests: list[dict[str, Any]]) -> list[str]:
     lines += textwrap.wrap(
         f"p: exact, one-sided. p_holm: adjusted over the {len(family)} tests of {HEADLINE} above"
         f" ({', '.join(family)}), all arms of this command line; other metrics are exploratory."
-        " effect: rank-biserial correlation. difference: Hodges-Lehmann, in points, of shared"
-        " seeds.",
+        " effect: rank-biserial correlation. shift: Hodges-Lehmann, in points, over seeds; a few"
+        " runs give it no interval.",
         98,
     )
     if any(row["paper"] for row in tests):

@@ -347,7 +347,11 @@ def test_arms_that_share_runs_are_paired_and_others_are_not(sweep):
             known = oracle.mannwhitneyu(x, y, alternative="greater")
             assert (row["test"], row["n"]) == ("Mann-Whitney U", [4, 4])
             assert row["effect"] == pytest.approx(2 * known.statistic / 16 - 1)
-            assert row["hodges_lehmann"] is None
+            shifts = np.subtract.outer(x, y)
+            assert row["hodges_lehmann"] == pytest.approx(np.median(shifts), abs=1e-12)
+            limits = row["hodges_lehmann_interval"]
+            ends = (shifts.min(), shifts.max())
+            assert (limits["low"], limits["high"]) == pytest.approx(ends, abs=1e-12)
         assert (row["statistic"], row["p"]) == pytest.approx((known.statistic, known.pvalue))
         assert (row["a"], row["alternative"]) == ("proposal", "greater")
     assert tables.NOISE in tables.comparison_text(document)

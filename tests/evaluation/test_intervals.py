@@ -8,15 +8,8 @@ import pytest
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, recall_score, roc_auc_score
 
-from leukocls.evaluation.intervals import (
-    METRICS,
-    Persons,
-    degrees_of_freedom,
-    icc,
-    jackknife,
-    paired_difference,
-    power,
-)
+from leukocls.evaluation.intervals import Interval, Plan, jackknife, paired_difference, power
+from leukocls.evaluation.person_counts import METRICS, Persons, degrees_of_freedom, icc
 
 ORACLES = {
     "weighted_f1": lambda y, z: f1_score(y, z > 0, average="weighted"),
@@ -255,3 +248,56 @@ def test_it_covers_the_truth_where_cells_as_independent_do_not() -> None:
         narrow += low <= truth <= high
     assert covered >= 0.9 * trials
     assert narrow <= 0.7 * trials
+
+
+@pytest.mark.parametrize("metric", ["weighted_f1", "sensitivity", "auroc"])
+def test_a_plan_of_the_present_size_is_the_present_interval(metric: str) -> None:
+    frame = cells(10)
+    runs = seeds(np.random.default_rng(2), frame, 4)
+    other = seeds(np.random.default_rng(3), frame, 4)
+    same = Plan(persons=12, seeds=4)
+    now, planned = jackknife(runs, metric), jackknife(runs, metric, plan=same)
+    assert (planned.se, planned.df) == pytest.approx((now.se, now.df))
+    now = paired_difference(runs, other, metric)
+    planned = paired_difference(runs, other, metric, plan=same)
+    assert planned.half_width == pytest.approx(now.half_width)
+    more = paired_difference(runs, other, metric, plan=Plan(persons=48, seeds=40))
+    assert now.half_width > 1.2 * more.half_width
+
+
+def test_a_plan_for_more_seeds_needs_two_runs() -> None:
+    runs = [persons(cells(11))]
+    assert jackknife(runs, "accuracy", plan=Plan(24, 3)).half_width is None
+    alone = jackknife(runs, "accuracy", plan=Plan(12, 1))
+    assert alone.half_width == pytest.approx(jackknife(runs, "accuracy").half_width)
+
+
+def test_what_was_planned_is_what_comes() -> None:
+    """From 20 persons and 3 seeds: the standard error of 60 persons and 12 seeds, simulated."""
+    expected = np.mean(
+        [one.se for one in simulated(10, 3, trials=40, plan=Plan(persons=60, seeds=12))]
+    )
+    came = np.mean([one.se for one in simulated(30, 12, trials=40)])
+    now = np.mean([one.se for one in simulated(10, 3, trials=40)])
+    assert expected == pytest.approx(came, rel=0.1)
+    assert expected < 0.7 * now
+
+
+def simulated(of_class: int, runs: int, trials: int, plan: Plan | None = None) -> list[Interval]:
+    """Intervals of accuracy against a perfect classifier's, with new persons and seeds each time.
+
+    Most of what varies between runs is what a seed does to each person.
+    """
+    rng, found = np.random.default_rng(12), []
+    label = np.repeat([1, 0], of_class)
+    person = np.repeat(np.arange(len(label)), 30)
+    y = label[person]
+    for _ in range(trials):
+        own, several = rng.normal(0, 0.3, len(label))[person], []
+        for _ in range(runs):
+            moved = rng.normal(0, 0.1) * (2 * y - 1) + rng.normal(0, 0.6, len(label))[person]
+            z = (2 * y - 1) + own + moved + rng.normal(size=len(y))
+            several.append(Persons.of(y, z > 0, person))
+        truth = [perfect(y, person)] * runs
+        found.append(paired_difference(truth, several, "accuracy", plan=plan))
+    return found

@@ -159,12 +159,50 @@ def test_differences_that_are_equal_tie_whatever_their_last_bit_says():
     assert seed_tests.signed_rank(a, b)["statistic"] == 4  # all of rank 2
 
 
+@pytest.mark.parametrize("test", [seed_tests.mann_whitney, seed_tests.signed_rank])
 @quickly
-@given(st.lists(st.floats(-1, 1), min_size=1, max_size=12), st.floats(-1, 1))
-def test_hodges_lehmann_moves_with_the_data(differences, shift):
-    moved = seed_tests.hodges_lehmann([d + shift for d in differences])
-    assert moved == pytest.approx(seed_tests.hodges_lehmann(differences) + shift, abs=1e-12)
-    assert min(differences) <= seed_tests.hodges_lehmann(differences) <= max(differences)
+@given(both=pairs.filter(lambda both: len(set(both)) > 1), steps=st.integers(-40, 40))
+def test_the_shift_moves_with_the_data(test, both, steps):
+    a, b = map(list, zip(*both, strict=True))
+    by = steps / 40
+    row, moved = test(a, b), test([x + by for x in a], b)
+    assert moved["hodges_lehmann"] == pytest.approx(row["hodges_lehmann"] + by, abs=1e-12)
+    one, other = row["hodges_lehmann_interval"], moved["hodges_lehmann_interval"]
+    assert (one is None) == (other is None)
+    if one and other:
+        assert one["low"] <= row["hodges_lehmann"] <= one["high"]
+        assert [other["low"] - by, other["high"] - by] == pytest.approx([one["low"], one["high"]])
+
+
+def least_p(test, *samples):
+    sides = (test(*samples, alternative=side, method="exact") for side in ("greater", "less"))
+    return min(side.pvalue for side in sides)
+
+
+@pytest.mark.parametrize("n", [4, 7])
+def test_the_interval_holds_the_shifts_that_the_test_does_not_refuse(n):
+    """Scipy's exact tests, just inside and just outside of each limit."""
+    rng = np.random.default_rng(n)
+    a, b = rng.normal(0.5, 1, n), rng.normal(0, 1, 6)
+    alone = rng.normal(0.5, 1, n + 2)
+    intervals = [
+        (seed_tests.mann_whitney(a, b), lambda by: least_p(oracle.mannwhitneyu, a - by, b)),
+        (
+            seed_tests.signed_rank(alone, np.zeros(n + 2)),
+            lambda by: least_p(oracle.wilcoxon, alone.round(12) - by),
+        ),
+    ]
+    for row, p_of in intervals:
+        limits = row["hodges_lehmann_interval"]
+        for edge, inwards in ((limits["low"], 1e-9), (limits["high"], -1e-9)):
+            assert p_of(edge + inwards) > 0.025
+            assert p_of(edge - inwards) <= 0.025
+
+
+def test_too_few_runs_have_a_shift_without_interval():
+    row = seed_tests.mann_whitney([0.9, 0.8, 0.7], [0.6, 0.5, 0.4])
+    assert row["hodges_lehmann"] == pytest.approx(0.3)
+    assert row["hodges_lehmann_interval"] is None
 
 
 @pytest.mark.parametrize("test", [seed_tests.mann_whitney, seed_tests.signed_rank])
