@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -38,24 +38,45 @@ METRICS = (*RECORDED, "auroc")
 DIFFERENCES = (0.015, 0.03)
 
 
-def compare(
+@dataclass(frozen=True)
+class Comparison:
+    """Scored runs that can be compared.
+
+    Attributes:
+        arms: finished runs by arm and seed, the reference arm first; folds are pooled.
+        runs: all runs by arm and seed, before pooling.
+        records: the records of the finished runs.
+        reference: the arm that the others are tested against.
+        planned: the seeds that each arm should have.
+        seeds_given: whether somebody said so, or they are those of any arm.
+    """
+
+    arms: Arms
+    runs: dict[str, dict[int, ArmRun]]
+    records: list[dict[str, Any]]
+    reference: str
+    planned: list[int]
+    seeds_given: bool
+
+    @property
+    def first(self) -> ScoredRun:
+        """A finished run; what must be equal to be compared is the same in all."""
+        return next(iter(self.arms[self.reference].values()))
+
+
+def scored_comparison(
     runs: Iterable[Path],
     against: str | None = None,
     seeds: Iterable[int] | None = None,
     incomplete: bool = False,
-    plan: intervals.Plan | None = None,
-) -> dict[str, Any]:
-    """Compare arms over their seeds: the document of `compare --json`.
-
-    The folds of a cross-validation are one arm, scored on the held-out cells of all folds. All
-    metrics are recomputed from the runs' predictions, as fractions.
+) -> Comparison:
+    """Find runs and score them; the folds of a cross-validation become one arm.
 
     Args:
         runs: run directories, or directories above them.
         against: the reference arm of all tests; None for the proposal.
         seeds: the planned seeds; None for every seed of any arm.
         incomplete: whether to compare the finished runs if others are missing.
-        plan: the persons and seeds of a study to come, for which to say how wide intervals will be.
 
     Raises:
         LeukoclsError: no run, runs that do not match, or a planned run that is not done.
@@ -77,7 +98,30 @@ def compare(
     refuse_mixture(scored)
     reference = _reference(arms, against)
     arms = {reference: arms[reference], **arms}
-    first = scored[0]
+    return Comparison(arms, run_arms, records, reference, planned, seeds is not None)
+
+
+def compare(
+    runs: Iterable[Path],
+    against: str | None = None,
+    seeds: Iterable[int] | None = None,
+    incomplete: bool = False,
+    plan: intervals.Plan | None = None,
+) -> dict[str, Any]:
+    """Compare arms over their seeds: `compared` of `scored_comparison`."""
+    return compared(scored_comparison(runs, against, seeds, incomplete), plan)
+
+
+def compared(comparison: Comparison, plan: intervals.Plan | None = None) -> dict[str, Any]:
+    """Statistics of each arm over its seeds, and tests: the document of `compare --json`.
+
+    All metrics are recomputed from the runs' predictions, as fractions.
+
+    Args:
+        plan: the persons and seeds of a study to come, for which to say how wide intervals will be.
+    """
+    arms, records, first = comparison.arms, comparison.records, comparison.first
+    reference, planned = comparison.reference, comparison.planned
     persons = {name: _persons(arm) for name, arm in arms.items()}
     return {
         "selection_set": first.run.record["selection"]["set"],
@@ -86,10 +130,10 @@ def compare(
         "marks": merged_marks(record["marks"] for record in records),
         "shared_persons": merged_marks(record.get("shared_persons", []) for record in records),
         "ddof": seed_tests.DDOF,
-        "seeds_planned": None if seeds is None else planned,
+        "seeds_planned": planned if comparison.seeds_given else None,
         "reference": reference,
         "arms": [
-            _arm(name, _key(name, arm, run_arms), arm, persons[name], len(planned), plan)
+            _arm(name, _key(name, arm, comparison.runs), arm, persons[name], len(planned), plan)
             for name, arm in arms.items()
         ],
         "persons": first.result["persons"],

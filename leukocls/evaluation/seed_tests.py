@@ -97,7 +97,7 @@ def signed_rank(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
     if len(a) < FEWEST:
         return row | {"reason": f"fewer than {FEWEST} shared seeds"}
     # Rounded, so that equal differences of ratios tie in spite of their last bits.
-    difference = np.round(np.subtract(a, b), 12)
+    difference = np.round(np.subtract(a, b), 12).astype(np.float64)
     row |= _shift(_walsh_averages(difference), _subset_sums(np.arange(1, len(a) + 1)))
     unequal = difference[difference != 0]
     if not unequal.size:
