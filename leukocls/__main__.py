@@ -15,6 +15,7 @@ VERBS = {
     "baseline": "score a shortcut (size, outline, colour) that needs no network",
     "evaluate": "print the metrics of runs and prediction files",
     "compare": "compare arms over their seeds",
+    "report": "write one HTML page on runs: checks, tables, figures, a card",
     "audit": "judge predictions by their split: leaks, cells left out, selection",
     "runs": "list the runs below a directory",
     "doctor": "report what is installed and found, and what to do about the rest",

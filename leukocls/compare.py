@@ -5,28 +5,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from leukocls.common.arguments import seeds, whole_number
 from leukocls.common.errors import run_verb
-
-
-def _seeds(text: str) -> list[int]:
-    """Seeds from 24 (0 to 23), 0-23 or 7,42,1337."""
-    first, to, last = text.partition("-")
-    try:
-        if "," in text:
-            return sorted(map(int, text.split(",")))
-        seeds = range(int(first), int(last) + 1) if to else range(int(first))
-    except ValueError:
-        seeds = range(0)
-    if not seeds:
-        raise argparse.ArgumentTypeError(f"{text}: give 24 (for 0 to 23), 0-23, or 7,42,1337")
-    return list(seeds)
-
-
-def _number(text: str) -> int:
-    """A whole number of at least 1."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text}: give a whole number of at least 1")
-    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,12 +24,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUNS", help="run directories, or any above them")
     add("--against", metavar="ARM", help="the reference arm (default: proposal)")
-    add("--seeds", type=_seeds, help="planned seeds: 24, 0-23 or 7,42 (default: those of any arm)")
+    add("--seeds", type=seeds, help="planned seeds: 24, 0-23 or 7,42 (default: those of any arm)")
     add("--incomplete", action="store_true", help="compare the finished runs if others are missing")
     add(
         "--plan",
         nargs=2,
-        type=_number,
+        type=whole_number,
         metavar=("PERSONS", "SEEDS"),
         help="how wide the intervals of a study of so many persons and seeds would be",
     )

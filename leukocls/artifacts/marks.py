@@ -25,6 +25,16 @@ class Mark(StrEnum):
     TRANSDUCTIVE = "TRANSDUCTIVE"
 
 
+MEANINGS = {
+    Mark.SYNTHETIC: "the cells are synthetic",
+    Mark.PARTIAL: "images of the data set are missing",
+    Mark.LIMITED: "batches were left out",
+    Mark.LEAKY: "scored persons or images were also trained on",
+    Mark.RECONSTRUCTION: "the recipe fills in details that its source does not state",
+    Mark.TRANSDUCTIVE: "scored cells were used, without labels, to decide on each other",
+}
+
+
 def data_marks(index: "Index", parts: Collection[str]) -> list[str]:
     """The marks of data that `leukocls.data.verify` has read; `parts` should be complete."""
     return _ordered({Mark.SYNTHETIC: index.synthetic, Mark.PARTIAL: index.incomplete(parts)})

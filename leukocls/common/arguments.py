@@ -22,3 +22,24 @@ def add_split_options(parser: argparse.ArgumentParser, scheme: str) -> None:
     add("--split-seed", type=int, default=0, help="seed of the split, not of a run")
     add("--n-subjects", type=int, help="number of training subjects to keep")
     add("--n-cells", type=int, help="number of their cells to keep")
+
+
+def seeds(text: str) -> list[int]:
+    """Seeds from 24 (0 to 23), 0-23 or 7,42,1337."""
+    first, to, last = text.partition("-")
+    try:
+        if "," in text:
+            return sorted(map(int, text.split(",")))
+        found = range(int(first), int(last) + 1) if to else range(int(first))
+    except ValueError:
+        found = range(0)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text}: give 24 (for 0 to 23), 0-23, or 7,42,1337")
+    return list(found)
+
+
+def whole_number(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text}: give a whole number of at least 1")
+    return int(text)

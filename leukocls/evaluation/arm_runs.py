@@ -14,7 +14,7 @@ from leukocls.artifacts.identity import differences
 from leukocls.artifacts.record import RunState, read_record, run_directories, state_of
 from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.evaluation import out_of_fold, scoring
-from leukocls.evaluation.metrics import HEADLINE
+from leukocls.evaluation.metrics import HEADLINE, confusion, decide, rates
 
 # Earlier phases (called links before 0.2) and scored checkpoints are compared only if named.
 ASIDE = ("phase=", "link=", "score=")
@@ -56,6 +56,7 @@ class ScoredRun:
         training: digest of view 0 on the selection set in all epochs. It is equal for equal
             trainings, whatever number of views and rule of selection.
         part: the predictions behind `result`.
+        by_epoch: the rates on the selection set after each epoch.
     """
 
     run: ArmRun
@@ -64,6 +65,7 @@ class ScoredRun:
     chosen_by: float | None
     conditions: dict[str, str]
     training: str
+    by_epoch: dict[int, dict[str, float | None]]
 
 
 Arms = dict[str, dict[int, ScoredRun]]
@@ -206,8 +208,9 @@ def _scored(run: ArmRun, parts: list[scoring.ScoredPart]) -> ScoredRun:
             f"{run.directory}: has numbers neither on a selection set nor on a test; leave it out"
         )
     # A scoring of a checkpoint has no selection set; it counts as a training of its own.
-    views = [p.frame["view_0"].to_numpy() for p in parts if p.origin["heading"] == "selection"]
-    training = b"".join(view.tobytes() for view in views) or str(run.directory).encode()
+    chosen_on = [p for p in parts if p.origin["heading"] == "selection"]
+    views = b"".join(p.frame["view_0"].to_numpy().tobytes() for p in chosen_on)
+    training = views or str(run.directory).encode()
     return ScoredRun(
         run=run,
         part=part,
@@ -215,7 +218,14 @@ def _scored(run: ArmRun, parts: list[scoring.ScoredPart]) -> ScoredRun:
         chosen_by=scoring.metrics_of(selection)[HEADLINE] if test and selection else None,
         conditions=_conditions(run, part),
         training=_sha256(training),
+        by_epoch={p.origin["epoch"]: _rates(p) for p in chosen_on},
     )
+
+
+def _rates(part: scoring.ScoredPart) -> dict[str, float | None]:
+    labelled = part.frame[part.frame["label"] >= 0]
+    called = decide(logit=labelled["logit"], threshold=part.origin["threshold"])
+    return rates(**confusion(labelled["label"], called))
 
 
 def _conditions(run: ArmRun, part: scoring.ScoredPart) -> dict[str, str]:
@@ -283,6 +293,7 @@ def _pooled(recipe: str, runs: list[ScoredRun]) -> ScoredRun:
         chosen_by=None,
         conditions=_conditions(first, part),
         training=_sha256("".join(scored.training for scored in runs).encode()),
+        by_epoch={},  # the epochs of different folds are not those of one training
     )
 
 

@@ -10,6 +10,7 @@ from leukocls.evaluation import metrics, person_counts, published_results
 from leukocls.evaluation.cell_metrics import SUBJECT_KEYS
 from leukocls.evaluation.comparison import METRICS
 from leukocls.evaluation.metrics import HEADLINE
+from leukocls.reporting.report_tables import DASH, p_value, percent
 
 PATIENTS = (
     "Patients: 95 % intervals over other persons like these and other seeds, not over other"
@@ -92,7 +93,7 @@ def _span(values: list[float]) -> str:
 
 
 def _shown(value: object) -> str:
-    return "–" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+    return DASH if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def comparison_text(document: dict[str, Any]) -> str:
@@ -140,11 +141,11 @@ def _summaries(document: dict[str, Any]) -> list[str]:
         pooled = f", {arm['folds']} folds pooled" if arm["folds"] else ""
         heads = [f"{arm['name']}   n = {n}{pooled}"]
         pairs = zip(arm["seeds"], arm[HEADLINE]["values"], strict=True)
-        values = ", ".join(f"{seed}:{_percent(value)}" for seed, value in pairs)
+        values = ", ".join(f"{seed}:{percent(value)}" for seed, value in pairs)
         by_seed = f"weighted F1 by seed   {values or '–'}"
         heads.append(textwrap.fill(by_seed, 98, initial_indent="  ", subsequent_indent=" " * 24))
         if chosen := arm["chosen"]:
-            best, untouched = _percent(chosen["selection"]), _percent(chosen["test"])
+            best, untouched = percent(chosen["selection"]), percent(chosen["test"])
             heads.append(
                 f"  {document['selection_set']} would choose seed {chosen['seed']} ({best}), which"
                 f" has {untouched} on {test}"
@@ -152,7 +153,7 @@ def _summaries(document: dict[str, Any]) -> list[str]:
         rows = [header]
         for metric in METRICS:
             values = arm[metric]
-            row = [f"  {metric}", *_range(values), _percent(values["expected_max"])]
+            row = [f"  {metric}", *_range(values), percent(values["expected_max"])]
             paper = _range(values["paper"] or {}) * with_paper
             rows.append([*row, *paper, values["reason"] or ""])
         blocks["\n".join(heads)] = rows
@@ -172,9 +173,9 @@ def _range(values: dict[str, Any]) -> list[str]:
     """Minimum, mean ± SD and maximum of one metric."""
     # A single value has no spread.
     has_spread = values.get("sd") is not None and len(values.get("values") or [0, 0]) > 1
-    spread = f" ± {_percent(values['sd'])}" if has_spread else ""
-    mean = _percent(values.get("mean")) + spread
-    return [_percent(values.get("min")), mean, _percent(values.get("max"))]
+    spread = f" ± {percent(values['sd'])}" if has_spread else ""
+    mean = percent(values.get("mean")) + spread
+    return [percent(values.get("min")), mean, percent(values.get("max"))]
 
 
 def _intervals(arms: list[dict[str, Any]]) -> list[str]:
@@ -186,9 +187,9 @@ def _intervals(arms: list[dict[str, Any]]) -> list[str]:
         rows = [header]
         for metric in person_counts.METRICS:
             found = arm[metric]["interval"]
-            df = f"{found['df']:.1f}" if found else "–"
-            row = [f"  {metric}", _percent(arm[metric]["mean"]), _percents(found) or "–", df]
-            rows.append(row + [_percent(arm[metric]["debiased"])] * corrected)
+            df = f"{found['df']:.1f}" if found else DASH
+            row = [f"  {metric}", percent(arm[metric]["mean"]), _percents(found) or DASH, df]
+            rows.append(row + [percent(arm[metric]["debiased"])] * corrected)
         blocks[arm["name"]] = rows
     lines = _blocks(blocks)
     if any(arm["n"] == 1 for arm in arms):
@@ -211,11 +212,11 @@ def _differences(rows: list[dict[str, Any]]) -> list[str]:
         blocks.setdefault(heading, [header]).append(
             [
                 f"  {row['metric']}",
-                "–" if difference is None else f"{100 * difference:+.2f}",
-                _percents(interval, "+.2f") or "–",
-                f"{interval['df']:.1f}" if interval else "–",
-                *("–" if one["power"] is None else f"{one['power']:.2f}" for one in row["power"]),
-                _p(row["label_flip_p"]),
+                DASH if difference is None else f"{100 * difference:+.2f}",
+                _percents(interval, "+.2f") or DASH,
+                f"{interval['df']:.1f}" if interval else DASH,
+                *(DASH if one["power"] is None else f"{one['power']:.2f}" for one in row["power"]),
+                p_value(row["label_flip_p"]),
             ]
         )
     lines = _blocks(blocks)
@@ -254,7 +255,7 @@ def _planned(document: dict[str, Any]) -> list[str]:
 
 
 def _half_width(value: float | None) -> str:
-    return "–" if value is None else f"±{100 * value:.2f}"
+    return DASH if value is None else f"±{100 * value:.2f}"
 
 
 def _runs(n: int | list[int]) -> str:
@@ -273,11 +274,11 @@ def _comparisons(tests: list[dict[str, Any]]) -> list[str]:
         blocks.setdefault(heading, [header]).append(
             [
                 f"  {row['metric']}",
-                _p(row["p"]),
-                _p(row["p_holm"]),
-                "–" if effect is None else f"{effect:+.2f}",
-                "–" if shift is None else f"{100 * shift:+.2f}",
-                _percents(row["hodges_lehmann_interval"], "+.2f") or "–",
+                p_value(row["p"]),
+                p_value(row["p_holm"]),
+                DASH if effect is None else f"{effect:+.2f}",
+                DASH if shift is None else f"{100 * shift:+.2f}",
+                _percents(row["hodges_lehmann_interval"], "+.2f") or DASH,
                 row["family"],
                 row["reason"] or (f"paper: {row['paper']}" if row["paper"] else ""),
             ]
@@ -296,15 +297,7 @@ def _comparisons(tests: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.2f}"
-
-
 def _percents(interval: dict[str, float] | None, form: str = ".2f") -> str:
     if not interval:
         return ""
     return f"({100 * interval['low']:{form}} to {100 * interval['high']:{form}})"
-
-
-def _p(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}" if value >= 1e-4 else f"{value:.1e}"

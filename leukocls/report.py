@@ -1,0 +1,64 @@
+"""Report on runs: `python -m leukocls.report RUNS… --out report.html` writes one page."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from leukocls.common.arguments import seeds
+from leukocls.common.errors import LeukoclsError, run_verb
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the page, report.json beside it, and with --figures each figure and table as files.
+
+    Raises:
+        LeukoclsError: runs that are missing or cannot be compared, or a place for no file.
+        DataFault: damaged runs.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m leukocls.report",
+        description="One HTML page on runs: checks, results beside the paper's, intervals over"
+        " persons, figures, the hardest cells and a card. It opens without a network.",
+    )
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUNS", help="run directories, or any above them")
+    add("--out", type=Path, default=Path("report.html"), help="the page (default: report.html)")
+    add("--figures", type=Path, metavar="DIR", help="also write SVG, PDF, CSV and LaTeX files")
+    add("--data", type=Path, metavar="ROOT", help="the images, for pictures of the hardest cells")
+    add("--against", metavar="ARM", help="the reference arm (default: proposal)")
+    add("--seeds", type=seeds, help="planned seeds: 24, 0-23 or 7,42 (default: those of any arm)")
+    add("--incomplete", action="store_true", help="report the finished runs if others are missing")
+    arguments = parser.parse_args(argv)
+    if arguments.out.is_dir():
+        raise LeukoclsError(f"{arguments.out}: is a folder; name a file, such as report.html")
+
+    from leukocls.common.files import atomic_write
+    from leukocls.evaluation.comparison import scored_comparison
+    from leukocls.reporting.document import report_document
+    from leukocls.reporting.figure_files import write_files
+    from leukocls.reporting.figures import figures
+    from leukocls.reporting.page import headline_text, page, thumbnails
+
+    found = scored_comparison(
+        arguments.runs, arguments.against, arguments.seeds, arguments.incomplete
+    )
+    document = report_document(found)
+    drawn = figures(document)
+    pictures = None
+    if arguments.data:
+        from leukocls.data.index import build_index
+
+        pictures = thumbnails(document, build_index(arguments.data))
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(document, indent=1, allow_nan=False)
+    atomic_write(arguments.out.with_suffix(".json"), text + "\n")
+    atomic_write(arguments.out, page(document, drawn, pictures))
+    if arguments.figures:
+        write_files(arguments.figures, document, drawn)
+    print(f"{headline_text(document)}\nReport: {arguments.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_verb(main)

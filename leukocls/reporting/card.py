@@ -1,0 +1,91 @@
+"""The card of a report: what TRIPOD+AI, CLAIM 2024 and PROBAST+AI ask for, filled from the runs."""
+
+from typing import Any
+
+from leukocls.reporting.document import headline
+
+NOT_REPORTED = "not reported"
+
+
+def card(document: dict[str, Any]) -> list[list[str]]:
+    """Rows of heading, guideline and answer, the header first; what no run knows is NOT_REPORTED.
+
+    Headings follow TRIPOD+AI (Collins et al. 2024), CLAIM 2024 (Tejani et al.) and PROBAST+AI
+    (Moons et al. 2025), shortened.
+    """
+    comparison, data, runs = document["comparison"], document["data"], document["runs"]
+    arm, first = headline(document), document["runs"][0]
+    identity = document["settings"][comparison["reference"]]
+    persons = comparison["persons"]
+    who = f"{persons['ALL']} with ALL, {persons['HEM']} without" if persons else NOT_REPORTED
+    versions = first.get("versions") or {}
+    git = first.get("git") or {}
+    rows = {
+        "Intended use": ("TRIPOD+AI 4, CLAIM 4", "Research only; not for diagnosis."),
+        "Source of data": ("TRIPOD+AI 5a, CLAIM 7", _source(document)),
+        "Participants scored": ("TRIPOD+AI 6, PROBAST+AI 1", who),
+        "Eligibility, dates, sites": ("TRIPOD+AI 6, CLAIM 8", NOT_REPORTED),
+        "Reference standard": (
+            "TRIPOD+AI 8, PROBAST+AI 3",
+            "A cell has the diagnosis of its person; single cells were not labelled.",
+        ),
+        "Sample size": (
+            "TRIPOD+AI 10, CLAIM 17",
+            f"{data['cells']} cells of {sum(persons.values())} persons"
+            if persons
+            else f"{data['cells']} cells",
+        ),
+        "Missing data": (
+            "TRIPOD+AI 11, PROBAST+AI 4",
+            "images are missing (PARTIAL)" if "PARTIAL" in comparison["marks"] else "none known",
+        ),
+        "Data partition": (
+            "CLAIM 20-21, PROBAST+AI 4",
+            f"{data['split_scheme']}; {comparison['selection_set']} chose the epoch; scored:"
+            f" {data['scored']} ({comparison['heading']})",
+        ),
+        "Leakage": (
+            "PROBAST+AI 4",
+            "; ".join(comparison["shared_persons"])
+            or ("LEAKY" if "LEAKY" in comparison["marks"] else "no person on two sides"),
+        ),
+        "Model": (
+            "TRIPOD+AI 12, CLAIM 22-24",
+            str(identity.get("model.backbone", NOT_REPORTED)),
+        ),
+        "Pretraining": ("CLAIM 24", str(first.get("pretraining", NOT_REPORTED))),
+        "Training": (
+            "CLAIM 25",
+            f"{identity.get('trainer.max_epochs', '?')} epochs; every setting is in config.yaml",
+        ),
+        "Class imbalance": ("TRIPOD+AI 13", f"pos_weight {identity.get('loss.pos_weight')}"),
+        "Fairness": ("TRIPOD+AI 14", NOT_REPORTED),
+        "Performance measures": (
+            "TRIPOD+AI 23a, CLAIM 33",
+            f"{arm['n']} seeds; intervals count persons (delete-one jackknife)",
+        ),
+        "External validation": ("TRIPOD+AI 23, CLAIM 32", NOT_REPORTED),
+        "Code and versions": (
+            "TRIPOD+AI 18f, CLAIM 42",
+            f"commit {str(git.get('commit', NOT_REPORTED))[:12]}"
+            + (" with changes" if git.get("dirty") else "")
+            + "; "
+            + ", ".join(
+                f"{name} {versions[name]}" for name in ("leukocls", "torch") if name in versions
+            ),
+        ),
+        "Randomness": ("CLAIM 25", f"seeds {', '.join(map(str, arm['seeds']))}"),
+        "Runs": ("CLAIM 42", f"{len(runs)}, with their digests under Sources"),
+        "Ethics, funding, registration": ("TRIPOD+AI 18, CLAIM 40-44", NOT_REPORTED),
+    }
+    return [
+        ["Heading", "Guideline", "Answer"],
+        *([name, guideline, answer] for name, (guideline, answer) in rows.items()),
+    ]
+
+
+def _source(document: dict[str, Any]) -> str:
+    digest = str(document["data"]["digest"])[:12]
+    if "SYNTHETIC" in document["comparison"]["marks"]:
+        return f"SYNTHETIC cells of leukocls, no patients (digest {digest})"
+    return f"images with the digest {digest}"

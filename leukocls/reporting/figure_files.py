@@ -1,0 +1,70 @@
+"""The figures and tables of a report as files: SVG, PDF, CSV and LaTeX."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from leukocls.common.files import atomic_write
+from leukocls.reporting.figures import Figure, pdf, svg
+from leukocls.reporting.report_tables import (
+    Rows,
+    differences_table,
+    intervals_table,
+    result_tables,
+    tests_table,
+)
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "±": r"$\pm$", "–": "--", "−": "$-$", ">": "$>$", "<": "$<$",
+}  # fmt: skip
+
+
+def write_files(folder: Path, document: dict[str, Any], figures: Sequence[Figure]) -> None:
+    """Write NAME.svg, NAME.pdf and NAME.csv of each figure, and NAME.tex of each table."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for figure in figures:
+        # An SVG file by itself has no page around it whose text colour it could take.
+        element = svg(figure, ink="black").replace("<svg ", _HEAD, 1)
+        atomic_write(folder / f"{figure.name}.svg", element)
+        atomic_write(folder / f"{figure.name}.pdf", pdf(figure))
+        atomic_write(folder / f"{figure.name}.csv", figure.table.to_csv(index=False))
+    marks = " ".join(document["comparison"]["marks"])
+    tables = {
+        "intervals": intervals_table(document),
+        "differences": differences_table(document),
+        "tests": tests_table(document),
+    }
+    tables |= {f"results-{n}": rows for n, (_, rows) in enumerate(result_tables(document))}
+    titles = {f"results-{n}": name for n, (name, _) in enumerate(result_tables(document))}
+    for name, rows in tables.items():
+        if len(rows) > 1:
+            caption = f"{marks} {titles.get(name, name)}".strip()
+            atomic_write(folder / f"{name}.tex", latex(rows, caption))
+
+
+def latex(rows: Rows, caption: str) -> str:
+    """A table for LaTeX's `booktabs`, the first row being its header."""
+    lines = [" & ".join(map(_escaped, row)) + r" \\" for row in rows]
+    return "\n".join([
+        r"% \usepackage{booktabs}",
+        r"\begin{table}",
+        rf"\caption{{{_escaped(caption)}}}",
+        rf"\begin{{tabular}}{{l{'r' * (len(rows[0]) - 1)}}}",
+        r"\toprule",
+        lines[0],
+        r"\midrule",
+        *lines[1:],
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+        "",
+    ])  # fmt: skip
+
+
+_HEAD = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+
+
+def _escaped(text: object) -> str:
+    return "".join(_LATEX.get(letter, letter) for letter in str(text))

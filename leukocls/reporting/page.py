@@ -1,0 +1,157 @@
+"""The report as one HTML page that needs nothing beside it."""
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+from PIL import Image as Pillow
+
+from leukocls import __version__
+from leukocls.artifacts.marks import MEANINGS
+from leukocls.data.images import cut, extent, read_image
+from leukocls.data.index import Index
+from leukocls.evaluation import published_results
+from leukocls.evaluation.metrics import HEADLINE
+from leukocls.evaluation.person_counts import METRICS
+from leukocls.reporting.card import card
+from leukocls.reporting.document import has_paper, headline
+from leukocls.reporting.figures import Figure, svg
+from leukocls.reporting.report_tables import (
+    arms_table,
+    cells_table,
+    data_table,
+    differences_table,
+    intervals_table,
+    result_tables,
+    runs_of,
+    tests_table,
+)
+from leukocls.reporting.tables import NOISE, PATIENTS
+
+THUMBNAIL = 96  # pixels
+CONTENTS = {
+    "checks": "Checks",
+    "runs": "What was run, on which data",
+    "results": "Results over seeds",
+    "persons": "Persons and seeds side by side",
+    "differences": "Is one arm better?",
+    "thresholds": "Errors, thresholds, calibration",
+    "cells": "Hardest cells, for review",
+    "card": "Card",
+    "sources": "Sources",
+}
+
+
+def page(
+    document: dict[str, Any], figures: Sequence[Figure], pictures: dict[str, str] | None = None
+) -> str:
+    """The HTML page of a report.
+
+    Args:
+        document: of `leukocls.reporting.document.report_document`.
+        figures: of `leukocls.reporting.figures.figures`.
+        pictures: of `thumbnails`; None leaves pictures of cells out.
+    """
+    comparison, median = document["comparison"], document["median"]
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("leukocls.reporting"),
+        autoescape=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    cells = [
+        cell | {"jpeg": pictures[cell["cell"]], "prob": f"{cell['prob']:.2f}"}
+        | {"label": "ALL" if cell["label"] else "HEM"}
+        for cell in document["cells"]
+        if pictures and cell["cell"] in pictures
+    ]  # fmt: skip
+    counts = median["counts"]
+    differences = differences_table(document)
+    persons = comparison["persons"]
+    return environment.get_template("report.html.j2").render(
+        title=f"{headline(document)['experiment']}: {comparison['reference']}",
+        heading=heading_text(document),
+        marks=" ".join(comparison["marks"]),
+        about_marks="; ".join(MEANINGS[mark] for mark in comparison["marks"]),
+        shared_persons=comparison["shared_persons"],
+        contents=[
+            item for item in CONTENTS.items() if item[0] != "differences" or len(differences) > 1
+        ],
+        checks=document["checks"],
+        data=data_table(document),
+        arms=arms_table(document),
+        ddof=comparison["ddof"],
+        paper=published_results.SOURCE if has_paper(document) else "",
+        results=result_tables(document),
+        about_persons=f"{PATIENTS} {persons['ALL']} ALL and {persons['HEM']} HEM persons."
+        if persons
+        else "Whom a cell is from is unknown, so there are no intervals over persons.",
+        intervals=intervals_table(document),
+        differences=differences,
+        noise=NOISE,
+        tests=tests_table(document),
+        reference=comparison["reference"],
+        median=median,
+        confusion=[
+            ["", "called ALL", "called HEM"],
+            ["is ALL", counts["tp"], counts["fn"]],
+            ["is HEM", counts["fp"], counts["tn"]],
+        ],
+        pictures=cells,
+        cells=cells_table(document),
+        card=card(document),
+        runs=runs_of(len(comparison["sources"])),
+        sources=[["Run", "sha256 of its predictions"], *comparison["sources"].items()],
+        version=__version__,
+        figures={
+            one.name: {
+                "svg": jinja2.filters.Markup(svg(one)),
+                "caption": one.caption,
+                "alt": one.alt,
+            }
+            for one in figures
+        },
+    )
+
+
+def heading_text(document: dict[str, Any]) -> str:
+    """What the numbers may be called, on which set."""
+    comparison, data = document["comparison"], document["data"]
+    if comparison["test_set"]:
+        return (
+            f"TEST: {data['scored']}, {data['cells']} cells, which trained and chose nothing;"
+            f" {comparison['selection_set']} chose the epoch."
+        )
+    if comparison["heading"] == "selection":
+        return (
+            f"SELECTION: {data['scored']}, {data['cells']} cells, which also chose each run's"
+            " epoch, so these numbers are too good on average. There is no test set."
+        )
+    return f"{comparison['heading'].upper()}: {data['scored']}, {data['cells']} cells."
+
+
+def thumbnails(document: dict[str, Any], index: Index) -> dict[str, str]:
+    """JPEG of each of the document's hardest cells, cropped to its outline, as base64 by name."""
+    wanted = {cell["cell"] for cell in document["cells"]}
+    rows = index.table[index.table["cell"].isin(wanted)]
+    found = {}
+    for name, path in zip(rows["cell"], rows["file"], strict=True):
+        image = read_image(index.root / path)
+        top, left, bottom, right = extent(image)
+        side = max(bottom - top, right - left, 1)
+        tight = cut(image, (top + bottom - side) // 2, (left + right - side) // 2, side)
+        small = Pillow.fromarray(tight).resize((THUMBNAIL, THUMBNAIL), Pillow.Resampling.LANCZOS)
+        stream = io.BytesIO()
+        small.save(stream, "JPEG", quality=85)
+        found[str(name)] = base64.b64encode(stream.getvalue()).decode()
+    return found
+
+
+def headline_text(document: dict[str, Any]) -> str:
+    """The reference arm's weighted F1 and its heading, in a line."""
+    arm = headline(document)
+    value = arm[HEADLINE]["mean"]
+    shown = "undefined" if value is None else f"{100 * value:.2f} %"
+    return f"{METRICS[0]} {shown} ({document['comparison']['heading']}, {runs_of(arm['n'])})"
