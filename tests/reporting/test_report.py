@@ -1,0 +1,276 @@
+"""The report of made-up runs: its page, its numbers against scikit-learn, its files."""
+
+import json
+import re
+import shutil
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import edit_record
+from made_up_runs import SEEDS, frame_of, write_honest, write_run, write_sweep
+from sklearn.metrics import accuracy_score, auc, confusion_matrix, log_loss, recall_score
+
+from leukocls import report
+from leukocls.common.errors import DataFault, LeukoclsError
+from leukocls.evaluation import comparison
+from leukocls.reporting.figure_files import latex
+from leukocls.reporting.report_tables import result_tables
+
+EVERY_FIGURE = {"courses", "losses", "intervals", "persons", "differences", "thresholds"}
+
+
+class Page(HTMLParser):
+    """The elements of a page: tags with attributes, ids, headings, and the text of tables."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.captions: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.open.append(tag)
+        if tag == "caption":
+            self.captions.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        while self.open and self.open.pop() != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        if "caption" in self.open:
+            self.captions[-1] += data
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four arms of four seeds, three epochs of proposal, and a metrics.csv of each of its runs."""
+    root = write_sweep(tmp_path_factory.mktemp("reported") / "prellberg2019")
+    for seed in SEEDS:
+        where = root / "proposal" / f"seed_{seed:03d}"
+        frame = pd.concat([frame_of("prelim", epoch, seed, 1.0) for epoch in range(4)])
+        write_run(where, frame, selection={"rule": "last", "set": "prelim", "epoch": 3})
+        rows = {
+            "epoch": range(4), "train_loss": [None, 0.7, 0.6, 0.5],
+            "prelim_loss": [0.7, 0.6, 0.5, 0.4], "prelim_weighted_f1": [0.4, 0.5, 0.6, 0.7],
+        }  # fmt: skip
+        pd.DataFrame(rows).to_csv(where / "metrics.csv", index=False)
+    return root
+
+
+@pytest.fixture(scope="module")
+def written(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the report of these runs, its page, JSON and figures."""
+    folder = tmp_path_factory.mktemp("report")
+    words = [str(sweep), "--out", str(folder / "page.html"), "--figures", str(folder / "figures")]
+    assert report.main([*words, "--seeds", "4"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def document(written: Path) -> dict:
+    return json.loads((written / "page.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def page(written: Path) -> Page:
+    return Page((written / "page.html").read_text(encoding="utf-8"))
+
+
+def test_the_page_needs_nothing_beside_it(written: Path, page: Page) -> None:
+    text = (written / "page.html").read_text(encoding="utf-8")
+    assert len(text) < 3_000_000
+    assert not page.of("script")
+    assert not page.of("link")
+    assert all(one["src"].startswith("data:") for one in page.of("img"))
+    assert not re.search(r"""url\((?!#)|@import|href=["'](?!#)""", text)
+
+
+def test_the_page_can_be_heard_and_used_by_keyboard(page: Page) -> None:
+    (root,) = page.of("html")
+    assert root["lang"] == "en"
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert max(np.diff(levels)) <= 1
+    assert all(cell["scope"] in ("col", "row") for cell in page.of("th"))
+    assert len(page.captions) == len(page.of("table"))
+    assert all(len(figure["aria-label"]) > 40 for figure in page.of("figure"))
+    scrolled = [one for one in page.of("div") if one.get("class") == "scroll"]
+    assert scrolled
+    assert all(one["tabindex"] == "0" and one["aria-label"] for one in scrolled)
+    ids = Counter(one["id"] for _, one in page.tags if "id" in one)
+    assert max(ids.values()) == 1
+    assert {one["href"][1:] for one in page.of("a")} <= ids.keys()
+    assert {f"figure-{name}" for name in EVERY_FIGURE} <= ids.keys()
+
+
+def test_marks_stand_at_the_head_of_every_table_and_figure(written: Path, page: Page) -> None:
+    assert all("SYNTHETIC" in caption for caption in page.captions)
+    text = (written / "page.html").read_text(encoding="utf-8")
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", text, re.DOTALL)
+    assert len(captions) == len(EVERY_FIGURE)
+    assert all("SYNTHETIC" in caption for caption in captions)
+    tables = list((written / "figures").glob("*.tex"))
+    assert tables
+    assert all("SYNTHETIC" in table.read_text(encoding="utf-8") for table in tables)
+
+
+def test_selection_is_never_called_a_test(written: Path, document: dict) -> None:
+    text = (written / "page.html").read_text(encoding="utf-8")
+    assert "SELECTION" in text
+    assert not re.search(r"\bTEST\b", text)
+    states = {check["name"]: check["state"] for check in document["checks"]}
+    assert states["A test chose nothing"] == "fail"
+    assert states["All planned seeds are here"] == "pass"
+    assert states["At least 10 persons of each class"] == "fail"
+
+
+def test_a_test_is_called_one(tmp_path: Path) -> None:
+    root, out = write_honest(tmp_path / "x"), tmp_path / "report.html"
+    assert report.main([str(root), "--out", str(out)]) == 0
+    assert re.search(r"\bTEST\b", out.read_text(encoding="utf-8"))
+    written = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
+    states = {check["name"]: check["state"] for check in written["checks"]}
+    assert states["A test chose nothing"] == "pass"
+    assert states["All planned seeds are here"] == "not applicable"
+    assert "losses" not in Page(out.read_text(encoding="utf-8")).open
+
+
+def test_numbers_are_those_of_compare_and_scikit_learn(sweep: Path, document: dict) -> None:
+    assert document["comparison"] == json.loads(
+        json.dumps(comparison.compare([sweep], seeds=range(4)))
+    )
+    frames = {
+        seed: pd.read_parquet(sweep / "proposal" / f"seed_{seed:03d}" / "predictions.parquet")
+        for seed in SEEDS
+    }
+    chosen = {seed: frame[frame["epoch"] == 3] for seed, frame in frames.items()}
+
+    course = document["courses"]["proposal"]
+    assert (course["epochs"], course["n"]) == ([0, 1, 2, 3], 4)
+    values = [
+        [recall_score(own["label"], own["logit"] > 0) for _, own in frame.groupby("epoch")]
+        for frame in frames.values()
+    ]
+    found = course["metrics"]["sensitivity"]
+    assert found["mean"] == pytest.approx(np.mean(values, 0), abs=1e-6)
+    assert found["sd"] == pytest.approx(np.std(values, 0), abs=1e-6)
+
+    median = document["median"]
+    own = chosen[median["seed"]]
+    tn, fp, fn, tp = confusion_matrix(own["label"], own["logit"] > 0).ravel()
+    assert median["counts"] == {"tp": tp, "fp": fp, "tn": tn, "fn": fn}
+    roc = median["curves"]["roc"]
+    assert auc(roc["fpr"], roc["tpr"]) == pytest.approx(median["auroc"], abs=1e-5)
+    bins = median["curves"]["reliability"]
+    weights = [one["cells"] for one in bins]
+    gaps = [abs(one["prob"] - one["all"]) for one in bins]
+    assert np.average(gaps, weights=weights) == pytest.approx(median["ece"])
+    assert sum(weights) == len(own)
+
+    assert len(document["persons"]) == own["subject"].nunique()
+    for person in document["persons"]:
+        shares = [
+            accuracy_score(cells["label"], cells["logit"] > 0)
+            for frame in chosen.values()
+            for cells in [frame[frame["subject"] == person["person"]]]
+        ]
+        assert person["runs"] == pytest.approx(shares)
+        assert person["accuracy"] == pytest.approx(np.mean(shares))
+    labels = [person["label"] for person in document["persons"]]
+    assert labels == sorted(labels, reverse=True)
+
+    losses = {
+        cell: np.mean([
+            log_loss([int(label)], [prob], labels=[0, 1])
+            for frame in chosen.values()
+            for label, prob in frame.loc[frame["cell"] == cell, ["label", "prob"]].to_numpy()
+        ])
+        for cell in own["cell"]
+    }  # fmt: skip
+    hardest = sorted(losses, key=lambda cell: -losses[cell])[: len(document["cells"])]
+    assert [cell["cell"] for cell in document["cells"]] == hardest
+    assert document["cells"][0]["loss"] == pytest.approx(losses[hardest[0]])
+
+
+def test_every_number_of_the_page_has_its_run(document: dict, page: Page, written: Path) -> None:
+    text = (written / "page.html").read_text(encoding="utf-8")
+    for run, digest in document["comparison"]["sources"].items():
+        assert run in text
+        assert digest in text
+    assert {run["id"] for run in document["runs"]} == document["comparison"]["sources"].keys()
+
+
+def test_figures_are_written_as_files(written: Path) -> None:
+    folder = written / "figures"
+    for name in EVERY_FIGURE:
+        ElementTree.parse(folder / f"{name}.svg")
+        assert "currentColor" not in (folder / f"{name}.svg").read_text(encoding="utf-8")
+        assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+        assert len(pd.read_csv(folder / f"{name}.csv"))
+
+
+def test_tables_for_latex_have_as_many_cells_as_columns(document: dict, written: Path) -> None:
+    name, rows = result_tables(document)[0]
+    text = latex(rows, f"50 % of {name}_1")
+    assert r"50 \% of" in text
+    assert "_1" not in text.replace(r"\_1", "")
+    lines = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert [len(re.split(r"(?<!\\)&", line)) for line in lines] == [len(row) for row in rows]
+
+
+def test_the_same_runs_give_the_same_page(sweep: Path, written: Path, tmp_path: Path) -> None:
+    again = tmp_path / "page.html"
+    assert report.main([str(sweep), "--out", str(again), "--seeds", "4"]) == 0
+    assert again.read_bytes() == (written / "page.html").read_bytes()
+    assert again.with_suffix(".json").read_bytes() == (written / "page.json").read_bytes()
+
+
+@pytest.mark.parametrize("edited", ["prediction", "record"])
+def test_an_edited_run_is_named_and_nothing_is_written(
+    edited: str, sweep: Path, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(sweep, tmp_path / "prellberg2019"))
+    run, out = root / "norot" / "seed_002", tmp_path / "out" / "report.html"
+    if edited == "prediction":
+        frame = pd.read_parquet(run / "predictions.parquet")
+        frame.loc[0, "subject"] = "somebody else"
+        frame.to_parquet(run / "predictions.parquet")
+    else:
+        text = (run / "run.json").read_text(encoding="utf-8")
+        (run / "run.json").write_text(text.replace('"challenge"', '"honest"'), encoding="utf-8")
+    with pytest.raises(DataFault) as caught:
+        report.main([str(root), "--out", str(out)])
+    assert caught.value.exit_code == 1
+    assert str(run) in str(caught.value)
+    assert not out.parent.exists()
+
+
+def test_a_missing_seed_is_refused_unless_asked_for_and_then_shown(
+    sweep: Path, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(sweep, tmp_path / "prellberg2019"))
+    edit_record(root / "norot" / "seed_003", status="failed", error="out of memory")
+    out = tmp_path / "report.html"
+    with pytest.raises(LeukoclsError):
+        report.main([str(root), "--out", str(out)])
+    assert report.main([str(root), "--out", str(out), "--incomplete"]) == 0
+    written = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
+    (check,) = (one for one in written["checks"] if one["name"] == "All planned seeds are here")
+    assert check["state"] == "fail"
+    assert "norot" in check["detail"]
+
+
+def test_a_folder_is_no_page(sweep: Path, tmp_path: Path) -> None:
+    with pytest.raises(LeukoclsError, match=re.escape(str(tmp_path))):
+        report.main([str(sweep), "--out", str(tmp_path)])
