@@ -6,13 +6,14 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from leukocls.common.errors import LeukoclsError, run_verb
 
 if TYPE_CHECKING:
-    from leukocls.evaluation.scoring import ScoredPart, ScoringOptions
+    from leukocls.evaluation.scoring import ScoredPart
 
 
 def _write_submission(path: Path, part: ScoredPart) -> None:
@@ -25,25 +26,27 @@ def _write_submission(path: Path, part: ScoredPart) -> None:
     print(f"{path}: {len(called)} cells", file=sys.stderr)
 
 
-def _pooled(parts: list[ScoredPart], inputs: list[Path], options: ScoringOptions) -> ScoredPart:
-    """One part of the held-out cells of the runs.
+def _add_calibration(
+    results: list[dict[str, Any]],
+    by_input: list[list[ScoredPart]],
+    whole: list[list[ScoredPart]],
+    sensitivity: float | None,
+) -> None:
+    """Add `calibration` to the results of `by_input`, whose other splits are in `whole`."""
+    from leukocls.evaluation.calibration import calibration_of, calibrations
 
-    Raises:
-        LeukoclsError: the inputs are not the folds of one recipe, each at one epoch.
-    """
-    from leukocls.artifacts.record import read_record
-    from leukocls.evaluation.out_of_fold import pooled
+    found = zip(by_input, calibrations(whole), strict=True)
+    parts = [(part, one) for parts, one in found for part in parts]
+    for result, (part, one) in zip(results, parts, strict=True):
+        result["calibration"] = calibration_of(part, one, sensitivity)
 
-    if len(parts) != len(inputs) or not all(source.is_dir() for source in inputs):
-        raise LeukoclsError("--pool: name run directories, one of each fold, and no --epoch=all")
-    names = ", ".join(map(str, inputs[:1])) + f" and {len(inputs) - 1} more"
-    records = [read_record(source) for source in inputs]
-    as_selected = options.views is None and all(
-        part.origin["epoch"] == record["selection"]["epoch"]
-        and part.origin["threshold"] == record["threshold"]
-        for part, record in zip(parts, records, strict=True)
-    )
-    return pooled(parts, records, names, as_selected)
+
+def _text(result: dict[str, Any], per_subject: bool) -> str:
+    from leukocls.reporting.calibration_text import calibration_text
+    from leukocls.reporting.tables import result_text
+
+    text = result_text(result, per_subject)
+    return f"{text}\n\n{calibration_text(known)}" if (known := result.get("calibration")) else text
 
 
 def _views(text: str) -> tuple[int, ...] | None:
@@ -72,6 +75,10 @@ def _parser() -> argparse.ArgumentParser:
     together.add_argument("--ensemble", choices=("mean-logit", "mean-prob", "vote", "weighted"),
         help="score the inputs as one classifier, on the cells that all of them score")  # fmt: skip
     add("--submission", type=Path, metavar="FILE.zip", help="also write a challenge submission")
+    add("--calibrate", action="store_true",
+        help="Platt's scaling, fitted on what chose the epoch, and what it is worth")  # fmt: skip
+    add("--sensitivity", type=float, metavar="S",
+        help="with --calibrate: a threshold that has this sensitivity there")  # fmt: skip
     add("--per-subject", action="store_true", help="print a line for each subject")
     add("--json", action="store_true", help="print one JSON document: an object, or a list")
     return parser
@@ -83,25 +90,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         LeukoclsError: an input or option that cannot be scored.
     """
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if (share := arguments.sensitivity) and not (arguments.calibrate and 0 < share < 1):
+        parser.error("--sensitivity: a share between 0 and 1, with --calibrate")
     from leukocls.evaluation.prediction_files import read_truth
     from leukocls.evaluation.scoring import ScoringOptions, metrics_of, scored_parts
-    from leukocls.reporting.tables import result_text
 
     options = ScoringOptions(arguments.split, arguments.epoch, arguments.threshold, arguments.views)
     truth = read_truth(arguments.truth) if arguments.truth else None
-    by_input: list[list[ScoredPart]] = []
-    for source in arguments.inputs:
-        if truth is not None and source.exists() and source.samefile(truth.path):
-            raise LeukoclsError(f"{source}: is the truth itself; name a file of predictions")
-        by_input.append(scored_parts(source, options, truth))
+    by_input = [scored_parts(source, options, truth) for source in arguments.inputs]
     if arguments.ensemble:
         from leukocls.evaluation.ensembles import ensembles
 
         by_input = [ensembles(by_input, arguments.ensemble)]
     parts = [part for own in by_input for part in own]
     if arguments.pool:
-        parts = [_pooled(parts, arguments.inputs, options)]
+        from leukocls.evaluation.out_of_fold import pooled_runs
+
+        parts = [pooled_runs(parts, arguments.inputs, options)]
+        by_input = [parts]
     if arguments.submission:
         if len(parts) != 1:
             raise LeukoclsError(
@@ -110,13 +118,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         _write_submission(arguments.submission, parts[0])
     results = [metrics_of(part) for part in parts]
+    if arguments.calibrate:
+        whole = by_input
+        if arguments.split and not (arguments.pool or arguments.ensemble):
+            whole = [
+                scored_parts(source, replace(options, split=None)) for source in arguments.inputs
+            ]
+        _add_calibration(results, by_input, whole, arguments.sensitivity)
     if not arguments.submission and all(result["tp"] is None for result in results):
         raise LeukoclsError(f"{parts[0].origin['source']}: no labels; add them with --truth")
     if arguments.json:
         document = results[0] if len(results) == 1 else results
         print(json.dumps(document, indent=2, allow_nan=False))
     else:
-        print("\n\n".join(result_text(result, arguments.per_subject) for result in results))
+        print("\n\n".join(_text(result, arguments.per_subject) for result in results))
     return 0
 
 

@@ -8,11 +8,11 @@ import numpy.typing as npt
 from leukocls.artifacts.predictions import persons, sigmoid
 from leukocls.common.errors import LeukoclsError
 from leukocls.evaluation.metrics import (
+    BOTH_CLASSES,
     COUNTS,
     GRADED,
     RATES,
     Floats,
-    are_separated,
     auroc,
     average_precision,
     brier,
@@ -24,11 +24,11 @@ from leukocls.evaluation.metrics import (
     ece,
     rates,
     sensitivity_at_specificity,
+    slope_reason,
 )
 
 # Without logits, probabilities of 0 and 1 count as this far from them: the resolution of float32.
 SMALLEST_PROB = 1e-7
-BOTH_CLASSES = "needs cells of both classes"
 HARD_LABELS = "hard labels only: needs prob or logit"
 SUBJECT_KEYS = ("subject.accuracy", "subject.auroc", "subject.undecided")
 
@@ -91,7 +91,7 @@ def cell_metrics(
         reasons |= dict.fromkeys(GRADED, HARD_LABELS)
     else:
         values |= _graded_metrics(y, order, z, p)
-        reasons["calibration_slope"] = _slope_reason(y, z)
+        reasons["calibration_slope"] = slope_reason(y, z)
     missing = {name: reasons[name] for name, value in values.items() if value is None}
     by_subject, subject_reasons, notes = _subject_metrics(y, called, z, subject)
     unknown = "n_subjects" in subject_reasons
@@ -171,17 +171,6 @@ def _floats(name: str, values: npt.ArrayLike, n: int) -> Floats:
     if not np.isfinite(array).all():
         raise LeukoclsError(f"{name} holds NaN or infinite values")
     return array
-
-
-def _slope_reason(y: npt.NDArray[np.int64], z: Floats) -> str:
-    """The reason for an undefined calibration slope."""
-    if y.min() == y.max():
-        return BOTH_CLASSES
-    if z.min() == z.max():
-        return "all logits are equal: no slope"
-    if are_separated(y, z):
-        return "the logits separate the classes: no finite slope"
-    return "Newton's method did not converge"
 
 
 def _subject_metrics(

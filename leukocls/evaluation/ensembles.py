@@ -8,7 +8,6 @@ from leukocls.artifacts.marks import merged_marks
 from leukocls.artifacts.predictions import sigmoid
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.tables import listing
-from leukocls.evaluation.cell_metrics import logit_of
 from leukocls.evaluation.metrics import HEADLINE, Floats, decide
 from leukocls.evaluation.scoring import ScoredPart, metrics_of
 
@@ -80,12 +79,16 @@ def _combined(parts: Sequence[ScoredPart], rule: str, weights: Floats | None) ->
         )
     if rule == "vote":
         prob = np.mean([decide(**part.outputs) for part in parts], 0)
-        columns = {"prob": prob}
+        columns = {"prob": prob, "log_pos_weight": 0.0}
     elif rule == "mean-prob":
-        columns = {"prob": np.mean([part.frame["prob"] for part in parts], 0)}
+        prob = np.mean([part.frame["prob"] for part in parts], 0)
+        columns = {"prob": prob, "log_pos_weight": 0.0}
     else:
-        logit = np.average([_logit(part) for part in parts], axis=0, weights=weights)
-        columns = {"logit": logit, "prob": sigmoid(logit)}
+        logit = np.average([part.logit for part in parts], axis=0, weights=weights)
+        shift = np.average(
+            [part.frame["log_pos_weight"] for part in parts], axis=0, weights=weights
+        )
+        columns = {"logit": logit, "prob": sigmoid(logit), "log_pos_weight": shift}
     kept = [name for name in ("cell", "subject", "person", "label") if name in first.frame]
     origins = [part.origin for part in parts]
     headings = {origin["heading"] for origin in origins}
@@ -103,9 +106,3 @@ def _combined(parts: Sequence[ScoredPart], rule: str, weights: Floats | None) ->
         "debiased": None,
     }
     return ScoredPart(first.frame[kept].assign(**columns), origin)
-
-
-def _logit(part: ScoredPart) -> Floats:
-    """The logit of each cell, from its probability if there is no other."""
-    known = part.frame["logit"] if "logit" in part.frame else logit_of(part.frame["prob"])
-    return np.asarray(known, np.float64)

@@ -101,6 +101,22 @@ def jackknife(
     )
 
 
+def deletion_interval(
+    value: float, without: Floats, persons: Persons, values: Floats, level: float = 0.95
+) -> Interval:
+    """Interval of any figure of both classes, from its values without each person, on its scale.
+
+    Args:
+        value: the figure of all cells.
+        without: the figure without each person, [K]; NaN if undefined.
+        persons: who the persons are, and whose cells.
+        values: what each cell contributes, [n]: its correlation within persons gives the degrees
+            of freedom.
+        level: confidence level in (0, 1).
+    """
+    return _limits(value, without, persons, values, "", (), level, None)
+
+
 def paired_difference(
     first: Sequence[Persons],
     second: Sequence[Persons],

@@ -14,7 +14,7 @@ from leukocls.common.errors import LeukoclsError
 Floats = npt.NDArray[np.float64]
 
 BINS = 15
-
+BOTH_CLASSES = "needs cells of both classes"
 
 COUNTS = ("tp", "fp", "tn", "fn")
 RATES = (
@@ -234,11 +234,24 @@ def calibration_slope(label: npt.ArrayLike, logit: npt.ArrayLike) -> float | Non
     Cox 1958. None with one class, with equal logits, with logits that separate the classes (no
     finite b), or if Newton's method does not converge.
     """
+    found = logistic_fit(label, logit)
+    return found and found[1]
+
+
+def logistic_fit(label: npt.ArrayLike, logit: npt.ArrayLike) -> tuple[float, float] | None:
+    """Intercept a and slope b of P(ALL) = sigmoid(a + b·logit), by maximum likelihood.
+
+    None in the same cases as `calibration_slope`; `slope_reason` names the case.
+
+    Args:
+        label: 0 or 1, [n].
+        logit: finite, [n].
+    """
     y, z = checked_labels(label), np.asarray(logit, dtype=np.float64)
     if y.min() == y.max() or z.min() == z.max() or are_separated(y, z):
         return None
-    scale = float(z.std())
-    design = np.column_stack([np.ones_like(z), (z - z.mean()) / scale])
+    centre, scale = float(z.mean()), float(z.std())
+    design = np.column_stack([np.ones_like(z), (z - centre) / scale])
 
     def log_likelihood(beta: Floats) -> float:
         eta = design @ beta
@@ -258,8 +271,21 @@ def calibration_slope(label: npt.ArrayLike, logit: npt.ArrayLike) -> float | Non
             step = step / 2
         beta, best = beta + step, value
         if decrement < 1e-14:
-            return float(beta[1] / scale)
+            slope = float(beta[1] / scale)
+            return float(beta[0]) - slope * centre, slope
     return None
+
+
+def slope_reason(label: npt.ArrayLike, logit: npt.ArrayLike) -> str:
+    """The reason why `logistic_fit` and `calibration_slope` give None."""
+    y, z = checked_labels(label), np.asarray(logit, dtype=np.float64)
+    if y.min() == y.max():
+        return BOTH_CLASSES
+    if z.min() == z.max():
+        return "all logits are equal: no slope"
+    if are_separated(y, z):
+        return "the logits separate the classes: no finite slope"
+    return "Newton's method did not converge"
 
 
 def are_separated(y: npt.NDArray[np.int64], z: Floats) -> bool:

@@ -1,14 +1,16 @@
 """k-fold cross-validation as one result: every cell scored by the model that held it out."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from leukocls.artifacts.identity import differences
 from leukocls.artifacts.marks import Mark, merged_marks
+from leukocls.artifacts.record import read_record
 from leukocls.common.errors import LeukoclsError
-from leukocls.evaluation.scoring import ScoredPart
+from leukocls.evaluation.scoring import ScoredPart, ScoringOptions
 
 HELD_OUT = "val"
 SCHEMES = ("subject", "lofo", "cell")  # whose folds are all there is to score
@@ -25,6 +27,26 @@ def fold_of(record: dict[str, Any]) -> int | None:
         return None
     fold = settings.get("fold")
     return 0 if fold is None else int(fold)
+
+
+def pooled_runs(
+    parts: Sequence[ScoredPart], sources: Sequence[Path], options: ScoringOptions
+) -> ScoredPart:
+    """`pooled` of run directories, of which `options` gave one part each.
+
+    Raises:
+        LeukoclsError: as `pooled`, or inputs that are no run directories, or have several epochs.
+    """
+    if len(parts) != len(sources) or not all(source.is_dir() for source in sources):
+        raise LeukoclsError("--pool: name run directories, one of each fold, and no --epoch=all")
+    names = ", ".join(map(str, sources[:1])) + f" and {len(sources) - 1} more"
+    records = [read_record(source) for source in sources]
+    as_selected = options.views is None and all(
+        part.origin["epoch"] == record["selection"]["epoch"]
+        and part.origin["threshold"] == record["threshold"]
+        for part, record in zip(parts, records, strict=True)
+    )
+    return pooled(parts, records, names, as_selected)
 
 
 def pooled(

@@ -1,5 +1,6 @@
 """Metrics of prediction files: the splits and epochs to score, and the heading of their numbers."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,7 @@ from leukocls.data.names import PRELIM_OFFICIAL, PRELIM_TRAINED, subject_of
 from leukocls.evaluation import cell_metrics, prediction_files
 from leukocls.evaluation.debiased import debiased
 from leukocls.evaluation.intervals import jackknife
-from leukocls.evaluation.metrics import decide
+from leukocls.evaluation.metrics import Floats, decide
 from leukocls.evaluation.person_counts import METRICS, Persons
 from leukocls.evaluation.prediction_files import Truth
 from leukocls.evaluation.selection import RULES, contradiction
@@ -42,7 +43,11 @@ class ScoringOptions:
 
 @dataclass(frozen=True)
 class ScoredPart:
-    """One split of one epoch of one input: its predictions and their origin."""
+    """One split of one epoch of one input: its predictions and their origin.
+
+    The column `log_pos_weight` of `frame` says by how much the training loss, which weighed ALL by
+    `pos_weight`, has shifted each logit; 0 if unknown.
+    """
 
     frame: pd.DataFrame
     origin: dict[str, Any]
@@ -55,6 +60,19 @@ class ScoredPart:
         names = [name for name in ("logit", "prob") if name in self.frame]
         columns = {name: self.frame[name].to_numpy() for name in names}
         return columns | {"threshold": self.origin["threshold"]}
+
+    @property
+    def logit(self) -> Floats:
+        """The logit of each cell, float64 [n], from its probability if there is no other.
+
+        Raises:
+            LeukoclsError: the input has hard labels only.
+        """
+        if "logit" in self.frame:
+            return self.frame["logit"].to_numpy(np.float64)
+        if "prob" in self.frame:
+            return cell_metrics.logit_of(self.frame["prob"])
+        raise LeukoclsError(f"{self.origin['source']}: {cell_metrics.HARD_LABELS}")
 
     @cached_property
     def persons(self) -> Persons | None:
@@ -79,6 +97,8 @@ def scored_parts(
     Raises:
         LeukoclsError: no such split or epoch, edited predictions, unknown cells or bad values.
     """
+    if truth is not None and source.exists() and source.samefile(truth.path):
+        raise LeukoclsError(f"{source}: is the truth itself; name a file of predictions")
     frame, record = load_predictions(source)
     selected = record.get("selection") or {}
     splits = _splits(frame, source, options.split)
@@ -94,6 +114,7 @@ def scored_parts(
         for epoch in _epochs(rows, source, options.epoch, selected.get("epoch")):
             cells = rows[rows["epoch"] == epoch] if epoch is not None else rows
             cells = _with_views(cells, source, options.views, record.get("view_weights"))
+            cells = cells.assign(log_pos_weight=math.log(record.get("pos_weight") or 1.0))
             if truth is not None:
                 cells = prediction_files.join(cells, truth, str(source))
             stored = record.get("threshold")

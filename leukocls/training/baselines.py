@@ -32,6 +32,7 @@ from leukocls.data.names import PRELIM_TRAINED
 from leukocls.data.persons import shared_persons
 from leukocls.data.splits import Split, SplitOptions, as_csv, make_split
 from leukocls.data.store import data_digest
+from leukocls.evaluation.calibration import of_run
 from leukocls.evaluation.cell_metrics import by_split
 from leukocls.training import probes
 from leukocls.training.probes import Probe
@@ -225,6 +226,7 @@ def start(baseline: Baseline) -> None:
         split_scheme=split.scheme,
         selection={"rule": "last", "set": split.selection, "epoch": None},
         threshold=0.5,
+        calibration=None,
         view_weights=[1.0],
         marks=run_marks(data_marks(index, ("train", "prelim")), leaky=baseline.leaky),
         shared_persons=shared_persons(split.table(index)),
@@ -265,6 +267,7 @@ def _execute(baseline: Baseline, cache: Path) -> None:
         RunState.DONE,
         predictions_sha256=predictions.digest(frame),
         selection=run.record["selection"] | {"epoch": EPOCH},
+        calibration=of_run(frame, split.selection, pos_weight=1.0),
         metrics=by_split(frame, run.record["threshold"]),
         chosen={probes.PARAMETERS[name]: model.value, "auroc": model.auroc},
         timing={

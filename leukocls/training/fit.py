@@ -19,6 +19,8 @@ from leukocls.common.files import atomic_write
 from leukocls.data.datamodule import CellDataModule
 from leukocls.data.store import boxes, open_store, stored_side
 from leukocls.data.summary import image_notes
+from leukocls.evaluation.calibration import of_run
+from leukocls.evaluation.cell_metrics import by_split
 from leukocls.models.frozen import FrozenFeatures
 from leukocls.models.weights import load_weights
 from leukocls.training.build import build, untrained
@@ -95,11 +97,14 @@ class _Parts:
     def results(self, run: RunDir) -> dict[str, Any]:
         """The entries that the record gets when the run ends."""
         prepare, seconds = self.ready - self.started, time.perf_counter() - self.ready
+        selected, threshold = self.recorder.selected, self.recorder.threshold
+        chosen_on = run.record["selection"]["set"]
         return {
             "device": device_name(self.trainer),
             "selection": run.record["selection"] | {"epoch": self.recorder.selected_epoch},
-            "threshold": self.recorder.threshold,
-            "metrics": self.recorder.selected_metrics(),
+            "threshold": threshold,
+            "calibration": of_run(selected, chosen_on, run.record["pos_weight"]),
+            "metrics": by_split(selected, threshold),
             "timing": {"prepare_s": round(prepare, 2), "run_s": round(seconds, 2)},
         }
 
@@ -132,7 +137,7 @@ def _score_rank(inputs: ScoreInputs, run: RunDir, rank: Rank | None = None) -> d
     """Score in this process, which is `rank` of several or the only one."""
     parts = _parts(inputs, run, rank)
     parts.trainer.validate(parts.classifier, parts.datamodule, verbose=False)
-    return parts.results(run)
+    return parts.results(run) | {"calibration": inputs.calibration}
 
 
 def _parts(inputs: Inputs, run: RunDir, rank: Rank | None) -> _Parts:

@@ -120,6 +120,7 @@ class Inputs:
             "split_scheme": self.split_scheme,
             "selection": {"rule": self.selection.rule, "set": self.selection.set, "epoch": None},
             "threshold": None,
+            "calibration": None,
             "pos_weight": self.pos_weight,
             "view_weights": view_weights(self.config.views),
             "pretraining": pretraining(self.config.model),
@@ -141,7 +142,13 @@ class TrainInputs(Inputs):
 
 @dataclass(frozen=True)
 class ScoreInputs(Inputs):
-    """Inputs of a run that scores a finished run's checkpoint on another part."""
+    """Inputs of a run that scores a finished run's checkpoint on another part.
+
+    Attributes:
+        calibration: that of the finished run; None if a version before 0.2 trained it.
+    """
+
+    calibration: dict[str, Any] | None
 
 
 def inputs_of(config: DictConfig) -> TrainInputs | ScoreInputs:
@@ -242,6 +249,7 @@ def _score_inputs(config: DictConfig) -> ScoreInputs:
         pos_weight=float(trained["pos_weight"]),
         threshold=config.threshold if trained["threshold"] is None else trained["threshold"],
         marks=marks,
+        calibration=trained.get("calibration"),
     )
 
 

@@ -16,7 +16,6 @@ from leukocls.artifacts import predictions
 from leukocls.artifacts.predictions import PERSON, sigmoid
 from leukocls.common.errors import DataFault
 from leukocls.data.index import Index
-from leukocls.evaluation.cell_metrics import by_split
 from leukocls.evaluation.history import Row, read_history, split_columns, write_history
 from leukocls.evaluation.metrics import auroc, best_threshold
 from leukocls.evaluation.selection import RULES, best_weighted_f1
@@ -85,14 +84,15 @@ class Recorder(pl.Callback):
         """The probability above which a cell is ALL: fixed, or chosen on the selection set."""
         if not isinstance(self._threshold, str):
             return self._threshold
-        frame = pd.concat(self.predictions)
-        chosen = (frame["epoch"] == self.selected_epoch) & (frame["split"] == self.selection_set)
-        return best_threshold(frame["label"][chosen], frame["prob"][chosen])
+        cells = self.selected
+        cells = cells[cells["split"] == self.selection_set]
+        return best_threshold(cells["label"], cells["prob"])
 
-    def selected_metrics(self) -> dict[str, dict[str, Any]]:
-        """Every metric of the selected epoch, by split, without the list of subjects."""
+    @property
+    def selected(self) -> pd.DataFrame:
+        """The predictions of the selected epoch."""
         frame = pd.concat(self.predictions)
-        return by_split(frame[frame["epoch"] == self.selected_epoch], self.threshold)
+        return frame[frame["epoch"] == self.selected_epoch]
 
     def reload(self, epoch: int) -> None:
         """Read back what a stopped run had recorded, up to and including `epoch`.

@@ -15,6 +15,7 @@ from leukocls.artifacts.record import RunState, read_record
 from leukocls.artifacts.run_dir import RunDir
 from leukocls.common.errors import LeukoclsError
 from leukocls.evaluation import scoring
+from leukocls.evaluation.calibration import of_run
 from leukocls.evaluation.cell_metrics import by_split
 from leukocls.evaluation.history import Row, read_history, split_columns, write_history
 from leukocls.evaluation.metrics import auroc, best_threshold, confusion, decide, rates
@@ -88,6 +89,7 @@ def rescore(run: RunDir, directory: Path, rule: str, threshold: float | str) -> 
         predictions_sha256=run.stored_hashes()["predictions_sha256"],
         selection={"rule": rule, "set": chosen_on, "epoch": epoch},
         threshold=threshold,
+        calibration=of_run(selected, chosen_on, record["pos_weight"]),
         metrics=by_split(selected, float(threshold)),
     )
 
