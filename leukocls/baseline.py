@@ -36,6 +36,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--size", type=int, default=224, help="px, to which it is resized")
     add_split_options(parser, scheme="challenge")
     add("--outputs", type=Path, default=Path("outputs"), help="directory of runs")
+    add("--features-out", type=Path, metavar="FILE.parquet", help="also write the features of all"
+        " cells, which `evaluate --neighbourhood` reads")  # fmt: skip
     add("--force", action="store_true", help="run again if the run is done already")
     add("--json", action="store_true", help="print one JSON document")
     return parser
@@ -126,11 +128,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not arguments.json:
                 print(f"{run.directory}: done already, nothing to do (--force runs it again)")
             _show(run, arguments.json)
-            return 0
-        baselines.start(baseline)
-        with logged_to(run.directory / "log.txt"):
-            baselines.execute(baseline, arguments.cache)
-            _show(run, arguments.json)
+        else:
+            baselines.start(baseline)
+            with logged_to(run.directory / "log.txt"):
+                baselines.execute(baseline, arguments.cache)
+                _show(run, arguments.json)
+    if arguments.features_out:
+        baselines.write_features(baseline, arguments.cache, arguments.features_out)
     return 0
 
 

@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,29 +15,28 @@ if TYPE_CHECKING:
     from leukocls.evaluation.scoring import ScoredPart
 
 
-def _write_submission(path: Path, part: ScoredPart) -> None:
+def _write_submission(path: Path, parts: list[ScoredPart]) -> None:
     from leukocls.common.files import atomic_write
     from leukocls.evaluation.metrics import decide
     from leukocls.evaluation.prediction_files import challenge_zip
 
-    called = decide(**part.outputs)
-    atomic_write(path, challenge_zip(part.frame["cell"], called, part.origin["source"]))
+    if len(parts) != 1:
+        raise LeukoclsError(
+            f"{path}: a submission is one split and one epoch of one input, not {len(parts)};"
+            " choose with --split and --epoch"
+        )
+    called = decide(**parts[0].outputs)
+    atomic_write(path, challenge_zip(parts[0].frame["cell"], called, parts[0].origin["source"]))
     print(f"{path}: {len(called)} cells", file=sys.stderr)
 
 
-def _add_calibration(
-    results: list[dict[str, Any]],
-    by_input: list[list[ScoredPart]],
-    whole: list[list[ScoredPart]],
-    sensitivity: float | None,
-) -> None:
-    """Add `calibration` to the results of `by_input`, whose other splits are in `whole`."""
-    from leukocls.evaluation.calibration import calibration_of, calibrations
+def _write_review(path: Path, parts: list[ScoredPart]) -> None:
+    from leukocls.common.files import atomic_write
+    from leukocls.evaluation.review import CAUTION, review
 
-    found = zip(by_input, calibrations(whole), strict=True)
-    parts = [(part, one) for parts, one in found for part in parts]
-    for result, (part, one) in zip(results, parts, strict=True):
-        result["calibration"] = calibration_of(part, one, sensitivity)
+    table = review(parts)
+    atomic_write(path, table.to_csv(index=False))
+    print(f"{path}: {len(table)} cells, the highest loss first. {CAUTION}", file=sys.stderr)
 
 
 def _text(result: dict[str, Any], per_subject: bool) -> str:
@@ -74,11 +72,17 @@ def _parser() -> argparse.ArgumentParser:
         help="one result of k-fold cross-validation; the inputs are its runs")  # fmt: skip
     together.add_argument("--ensemble", choices=("mean-logit", "mean-prob", "vote", "weighted"),
         help="score the inputs as one classifier, on the cells that all of them score")  # fmt: skip
-    add("--submission", type=Path, metavar="FILE.zip", help="also write a challenge submission")
+    add("--neighbourhood", type=Path, metavar="FEATURES", help="average each cell with those most"
+        " like it, by a CSV or parquet of cell and numbers: TRANSDUCTIVE")  # fmt: skip
+    add("--neighbours", type=int, default=21, metavar="K", help="cells of a neighbourhood"
+        " (default: 21)")  # fmt: skip
     add("--calibrate", action="store_true",
         help="Platt's scaling, fitted on what chose the epoch, and what it is worth")  # fmt: skip
     add("--sensitivity", type=float, metavar="S",
         help="with --calibrate: a threshold that has this sensitivity there")  # fmt: skip
+    add("--review", type=Path, metavar="FILE.csv", help="also write the cells that the inputs are"
+        " most wrong about, of those they did not train on")  # fmt: skip
+    add("--submission", type=Path, metavar="FILE.zip", help="also write a challenge submission")
     add("--per-subject", action="store_true", help="print a line for each subject")
     add("--json", action="store_true", help="print one JSON document: an object, or a list")
     return parser
@@ -91,47 +95,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         LeukoclsError: an input or option that cannot be scored.
     """
     parser = _parser()
-    arguments = parser.parse_args(argv)
-    if (share := arguments.sensitivity) and not (arguments.calibrate and 0 < share < 1):
+    given = parser.parse_args(argv)
+    if (share := given.sensitivity) is not None and not (given.calibrate and 0 < share < 1):
         parser.error("--sensitivity: a share between 0 and 1, with --calibrate")
-    from leukocls.evaluation.prediction_files import read_truth
-    from leukocls.evaluation.scoring import ScoringOptions, metrics_of, scored_parts
+    from leukocls.evaluation.request import Request
+    from leukocls.evaluation.scoring import ScoringOptions, metrics_of
 
-    options = ScoringOptions(arguments.split, arguments.epoch, arguments.threshold, arguments.views)
-    truth = read_truth(arguments.truth) if arguments.truth else None
-    by_input = [scored_parts(source, options, truth) for source in arguments.inputs]
-    if arguments.ensemble:
-        from leukocls.evaluation.ensembles import ensembles
-
-        by_input = [ensembles(by_input, arguments.ensemble)]
+    options = ScoringOptions(given.split, given.epoch, given.threshold, given.views)
+    request = Request(
+        given.inputs, options, given.truth, given.pool, given.ensemble, given.neighbourhood,
+        given.neighbours,
+    )  # fmt: skip
+    by_input = request.parts()
     parts = [part for own in by_input for part in own]
-    if arguments.pool:
-        from leukocls.evaluation.out_of_fold import pooled_runs
-
-        parts = [pooled_runs(parts, arguments.inputs, options)]
-        by_input = [parts]
-    if arguments.submission:
-        if len(parts) != 1:
-            raise LeukoclsError(
-                f"{arguments.submission}: a submission is one split and one epoch of one input,"
-                f" not {len(parts)}; choose with --split and --epoch"
-            )
-        _write_submission(arguments.submission, parts[0])
+    if given.submission:
+        _write_submission(given.submission, parts)
+    if given.review:
+        _write_review(given.review, parts)
     results = [metrics_of(part) for part in parts]
-    if arguments.calibrate:
-        whole = by_input
-        if arguments.split and not (arguments.pool or arguments.ensemble):
-            whole = [
-                scored_parts(source, replace(options, split=None)) for source in arguments.inputs
-            ]
-        _add_calibration(results, by_input, whole, arguments.sensitivity)
-    if not arguments.submission and all(result["tp"] is None for result in results):
+    if given.calibrate:
+        for result, found in zip(results, request.calibrated(by_input, share), strict=True):
+            result["calibration"] = found
+    if not given.submission and all(result["tp"] is None for result in results):
         raise LeukoclsError(f"{parts[0].origin['source']}: no labels; add them with --truth")
-    if arguments.json:
+    if given.json:
         document = results[0] if len(results) == 1 else results
         print(json.dumps(document, indent=2, allow_nan=False))
     else:
-        print("\n\n".join(_text(result, arguments.per_subject) for result in results))
+        print("\n\n".join(_text(result, given.per_subject) for result in results))
     return 0
 
 

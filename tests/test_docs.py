@@ -182,9 +182,12 @@ def desk(trained: Path, small_tree: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 def others_files(tree: Path, folder: Path) -> None:
-    """`my_cells.csv` with its images, class folders, predictions and the split they come from."""
+    """`my_cells.csv` with its images, class folders, features, predictions and their split."""
     index = build_index(tree)
     cells = index.table[index.table["part"].isin(["train", "final"])]
+    # What `baseline --features-out` writes, for pages that may be tried before the one with it.
+    table = index.only(("train", "prelim")).table[["cell"]]
+    table.assign(size=range(len(table))).to_parquet(folder / "handcrafted.parquet", index=False)
     own = [["cell", "subject", "label", "path", "split"]]
     split, predicted = [["cell", "split", "subject"]], [["cell", "prob"]]
     last = sorted(set(cells["subject"]))[-2:]  # "" is the subject of final

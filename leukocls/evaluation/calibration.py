@@ -50,6 +50,8 @@ NO_SET = "no cells here chose the epoch, or were held out, so there is nothing t
 NO_LABELS = "no labels"
 UNKNOWN = "whom a cell is from is unknown"
 FALLING = "higher logits go with HEM: the classifier is wrong more often than right"
+NOT_STORED = "what the training stored is for a test, at the run's own epoch, threshold and views"
+OLDER = "its training stored none: an older version trained it"
 ELSEWHERE = "the cells that it was fitted on are not here; name the run that trained"
 
 
@@ -213,24 +215,27 @@ def calibrations(by_input: Sequence[Sequence[ScoredPart]]) -> list[Calibration]:
             raise LeukoclsError("--calibrate: takes one epoch of each run; choose it with --epoch")
         record = _record(parts)
         if (record.get("identity") or {}).get("score"):
-            no_entry = Calibration.none("its training stored none; an older version trained it")
-            found.append(
-                Calibration(record["calibration"]) if record.get("calibration") else no_entry
-            )
+            found.append(_stored(record, parts))
             continue
         found.append(_fitted(chose[number]) if chose[number] else Calibration.none(NO_SET))
         if chose[number] and record:
             recipes.setdefault(_recipe(record), []).append(number)
     for numbers in recipes.values():
-        parts = [chose[number][0] for number in numbers]
-        if (
-            len(parts) > 1
-            and not pd.concat([part.frame["cell"] for part in parts]).duplicated().any()
-        ):
-            shared = _fitted(parts)
+        folds = [chose[number][0] for number in numbers]
+        cells = pd.concat([part.frame["cell"] for part in folds])
+        if len(folds) > 1 and not cells.duplicated().any():
+            shared = _fitted(folds)
             for number in numbers:
                 found[number] = shared
     return found
+
+
+def _stored(record: dict[str, Any], parts: Sequence[ScoredPart]) -> Calibration:
+    """What the training of a scored checkpoint stored, if it is for these parts."""
+    own = {part.origin["heading"] for part in parts} == {"test"}
+    if not own or any("neighbourhood" in part.origin for part in parts):
+        return Calibration.none(NOT_STORED)
+    return Calibration(record.get("calibration") or Calibration.none(OLDER).record)
 
 
 def _chose(part: ScoredPart) -> bool:

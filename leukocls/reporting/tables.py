@@ -1,6 +1,7 @@
 """Text tables: one result of `leukocls.evaluate`, and the document of `leukocls.compare`."""
 
 import textwrap
+from pathlib import Path
 from typing import Any
 
 from leukocls.artifacts.marks import banner
@@ -31,6 +32,8 @@ def result_text(result: dict[str, Any], per_subject: bool = False) -> str:
     origin += [f"{result['folds']} folds"] if result.get("folds") else []
     if rule := result.get("ensemble"):
         origin.append(f"{rule} of {len(result['runs'])}")
+    if found := result.get("neighbourhood"):
+        origin.append(f"neighbourhood of {found['neighbours']} by {Path(found['features']).name}")
     hard = result["threshold"] is None
     origin.append("hard labels" if hard else f"threshold {result['threshold']:g}")
     lines = [f"{result['heading'].upper()}   {' · '.join(origin)}"]

@@ -168,6 +168,13 @@ def cached_table(index: Index, recipe: Recipe, digest: str, cache: Path) -> pd.D
     return table
 
 
+def write_features(baseline: Baseline, cache: Path, path: Path) -> None:
+    """Write the baseline's features as parquet: `cell`, then a column for each feature."""
+    table = cached_table(baseline.index, baseline.recipe, baseline.digest, cache)
+    cells = baseline.index.table["cell"].to_numpy()
+    atomic_write(path, table.assign(cell=cells)[["cell", *table]].to_parquet(index=False))
+
+
 def open_baseline(
     index: Index, recipe: Recipe, scheme: str, options: SplitOptions, outputs: Path
 ) -> Baseline:
