@@ -43,7 +43,9 @@ def calibration_text(calibration: dict[str, Any]) -> str:
 
 def _formula(calibration: dict[str, Any]) -> str:
     weight, folds = calibration["log_pos_weight"], calibration["folds"]
-    logit = f"(logit − log {math.exp(weight):.4f})" if weight else "logit"
+    # Each fold's own weight is undone; the record has their mean.
+    known = "pos_weight" if folds > 1 else f"{math.exp(weight):.4f}"
+    logit = f"(logit − log {known})" if weight else "logit"
     fitted = f"fitted on {calibration['fitted_on']}"
     if folds > 1:
         fitted += f" of {folds} folds"

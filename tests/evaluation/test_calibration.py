@@ -241,6 +241,35 @@ def test_folds_of_one_recipe_share_the_calibration_of_all_held_out_cells(
     assert js(folds[0], seed)["fold0 val"]["calibration"]["folds"] == 1
 
 
+def test_pooled_folds_and_ensembles_are_calibrated_as_one(
+    tmp_path: Path, js: Callable[..., dict[str, dict[str, Any]]]
+) -> None:
+    pooled, seeds = [], []
+    for number, weight in enumerate((WEIGHT, 0.7)):
+        identity = {"seed": 0, "split_scheme": "subject", "folds": 2, "fold": number}
+        frame, known = cells("val", 10, number, weight), {"pos_weight": weight, "inputs": {}}
+        fold = write_run(tmp_path / f"f{number}", frame, identity=identity, **known)
+        pooled.append(fold)
+        # Two seeds on the same cells.
+        held = cells("val", 10, 0, weight)
+        noise = np.random.default_rng(number).normal(0, 1, len(held))
+        logit = (held["logit"] + noise).astype(np.float32)
+        held = held.assign(view_0=logit, logit=logit, prob=sigmoid(logit))
+        seeds.append(write_run(tmp_path / f"s{number}", held, identity={"seed": number}, **known))
+    (of_pool,) = js("--pool", *pooled).values()
+    (of_both,) = js("--ensemble", "mean-logit", *seeds).values()
+    whole = pd.concat([read(run, "val") for run in pooled])
+    first, second = (read(run, "val") for run in seeds)
+    both = first.assign(z=(first["z"] + second["z"]) / 2)
+    for result, table in ((of_pool, whole), (of_both, both)):
+        found, model = result["calibration"], platt(table)
+        assert found["slope"] == pytest.approx(model.coef_[0, 0], rel=1e-5)
+        assert found["intercept"] == pytest.approx(model.intercept_[0], rel=1e-5)
+        brier = brier_score_loss(table["label"], held_out(table))
+        assert found["stages"]["after"]["brier"]["value"] == pytest.approx(brier, rel=1e-5)
+    assert of_pool["calibration"]["folds"] == 2
+
+
 def test_known_parameters_are_found_whatever_the_weight_of_the_loss() -> None:
     rng = np.random.default_rng(1)
     z = rng.normal(0, 2, 40_000)
@@ -326,8 +355,14 @@ def test_a_scored_checkpoint_has_the_calibration_of_its_training(
     brier = brier_score_loss(frame.sort_values("cell")["label"], p)
     assert one["stages"]["after"]["brier"]["value"] == pytest.approx(brier)
     assert (one["threshold"]["probability"], one["cells"]) == (None, stored["cells"])
-    edit_record(run, calibration=None)
-    assert js(run)["scored prelim"]["calibration"]["stages"] is None
+    # It is not for other views, nor for cells that chose the epoch.
+    assert js(run, "--views", "0")["scored prelim"]["calibration"]["stages"] is None
+    for changes in ({"selection": {"rule": "last", "set": "prelim", "epoch": 0}},
+                    {"calibration": None}):  # fmt: skip
+        before = record(run)
+        edit_record(run, **changes)
+        assert js(run)["scored prelim"]["calibration"]["stages"] is None
+        edit_record(run, **before)
 
 
 def test_the_text_has_the_numbers(folds: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
