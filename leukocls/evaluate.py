@@ -1,42 +1,13 @@
 """Score predictions: `python -m leukocls.evaluate INPUT…` prints the metrics of runs and files."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from leukocls.common.errors import LeukoclsError, run_verb
-
-if TYPE_CHECKING:
-    from leukocls.evaluation.scoring import ScoredPart
-
-
-def _write_submission(path: Path, parts: list[ScoredPart]) -> None:
-    from leukocls.common.files import atomic_write
-    from leukocls.evaluation.metrics import decide
-    from leukocls.evaluation.prediction_files import challenge_zip
-
-    if len(parts) != 1:
-        raise LeukoclsError(
-            f"{path}: a submission is one split and one epoch of one input, not {len(parts)};"
-            " choose with --split and --epoch"
-        )
-    called = decide(**parts[0].outputs)
-    atomic_write(path, challenge_zip(parts[0].frame["cell"], called, parts[0].origin["source"]))
-    print(f"{path}: {len(called)} cells", file=sys.stderr)
-
-
-def _write_review(path: Path, parts: list[ScoredPart]) -> None:
-    from leukocls.common.files import atomic_write
-    from leukocls.evaluation.review import CAUTION, review
-
-    table = review(parts)
-    atomic_write(path, table.to_csv(index=False))
-    print(f"{path}: {len(table)} cells, the highest loss first. {CAUTION}", file=sys.stderr)
 
 
 def _text(result: dict[str, Any], per_subject: bool) -> str:
@@ -98,7 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     if (share := given.sensitivity) is not None and not (given.calibrate and 0 < share < 1):
         parser.error("--sensitivity: a share between 0 and 1, with --calibrate")
-    from leukocls.evaluation.request import Request
+    from leukocls.common.files import atomic_write
+    from leukocls.evaluation.request import Request, submission
+    from leukocls.evaluation.review import CAUTION, review
     from leukocls.evaluation.scoring import ScoringOptions, metrics_of
 
     options = ScoringOptions(given.split, given.epoch, given.threshold, given.views)
@@ -109,9 +82,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     by_input = request.parts()
     parts = [part for own in by_input for part in own]
     if given.submission:
-        _write_submission(given.submission, parts)
+        atomic_write(given.submission, submission(parts))
+        print(f"{given.submission}: {len(parts[0].frame)} cells", file=sys.stderr)
     if given.review:
-        _write_review(given.review, parts)
+        table = review(parts)
+        atomic_write(given.review, table.to_csv(index=False))
+        said = f"{given.review}: {len(table)} cells, the highest loss first. {CAUTION}"
+        print(said, file=sys.stderr)
     results = [metrics_of(part) for part in parts]
     if given.calibrate:
         for result, found in zip(results, request.calibrated(by_input, share), strict=True):

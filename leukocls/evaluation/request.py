@@ -5,11 +5,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from leukocls.common.errors import LeukoclsError
 from leukocls.evaluation.calibration import calibration_of, calibrations
 from leukocls.evaluation.ensembles import ensembles
+from leukocls.evaluation.metrics import decide
 from leukocls.evaluation.neighbourhood import corrected, read_features
 from leukocls.evaluation.out_of_fold import pooled_runs
-from leukocls.evaluation.prediction_files import read_truth
+from leukocls.evaluation.prediction_files import challenge_zip, read_truth
 from leukocls.evaluation.scoring import ScoredPart, ScoringOptions, scored_parts
 
 
@@ -71,3 +73,18 @@ class Request:
             whole = replace(self, options=replace(self.options, split=None), truth=None).parts()
         found = zip(parts, calibrations(whole), strict=True)
         return [calibration_of(part, one, sensitivity) for own, one in found for part in own]
+
+
+def submission(parts: Sequence[ScoredPart]) -> bytes:
+    """The challenge's submission file of one part.
+
+    Raises:
+        LeukoclsError: several parts, or as `challenge_zip`.
+    """
+    if len(parts) != 1:
+        raise LeukoclsError(
+            f"--submission: is for one split and one epoch of one input, not {len(parts)}; choose"
+            " with --split and --epoch"
+        )
+    part = parts[0]
+    return challenge_zip(part.frame["cell"], decide(**part.outputs), part.origin["source"])
