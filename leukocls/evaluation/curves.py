@@ -11,6 +11,7 @@ from leukocls.artifacts import predictions
 from leukocls.evaluation.arm_runs import ScoredRun
 from leukocls.evaluation.history import read_history
 from leukocls.evaluation.metrics import BINS, HEADLINE, RECORDED
+from leukocls.evaluation.review import TRAINED_ON, review
 
 POINTS = 200  # of a curve: more than a figure can show
 
@@ -125,26 +126,24 @@ def by_person(arm: Sequence[ScoredRun]) -> list[dict[str, Any]]:
 
 
 def hardest_cells(arm: Sequence[ScoredRun], number: int) -> list[dict[str, Any]]:
-    """The cells with the largest mean cross-entropy over runs, largest first."""
-    frames = [run.part.frame for run in arm]
-    if any("logit" not in frame for frame in frames):
+    """The first rows of the label review list of an arm's runs; none where a run has hard labels.
+
+    Cells of persons that were trained on are not listed.
+    """
+    parts = [run.part for run in arm]
+    headings = {part.origin["heading"] for part in parts}
+    if headings & set(TRAINED_ON) or any("logit" not in part.frame for part in parts):
         return []
-    frame = frames[0].reset_index(drop=True)
-    sign = np.where(frame["label"] == 1, -1.0, 1.0)
-    logits = np.stack([of["logit"].to_numpy(np.float64) for of in frames])
-    loss = np.logaddexp(0, sign * logits).mean(0)
-    prob = predictions.sigmoid(logits).mean(0)
-    persons = predictions.persons(frame).to_numpy(str)
-    order = np.lexsort((frame["cell"].to_numpy(str), -loss))[:number]
+    rows = review(parts).head(number)
     return [
         {
-            "cell": str(frame["cell"][at]),
-            "person": str(persons[at]),
-            "label": int(frame["label"][at]),
-            "loss": float(loss[at]),
-            "prob": float(prob[at]),
+            "cell": str(row.cell),
+            "person": str(row.person),
+            "label": int(row.label),
+            "loss": float(row.loss),
+            "prob": float(row.mean_prob),
         }
-        for at in order
+        for row in rows.itertuples()
     ]
 
 
