@@ -33,8 +33,9 @@ $(VENV)/.done: pyproject.toml constraints.txt
 	@$(PY) -c 'import leukocls.training.fit, leukocls.training.baselines'
 	@touch $@
 
-demo: env ## train a small network on synthetic cells, print its metrics (a minute or two)
+demo: env ## train a small network on synthetic cells, report on it (a minute or two)
 	$(PY) -m leukocls.train experiment=demo
+	$(PY) -m leukocls.report outputs/demo/proposal/seed_000 --out outputs/demo/report.html
 
 # WORKERS= processes of one thread, one more than the cores of a small machine: some tests wait.
 WORKERS ?= 3
@@ -68,10 +69,12 @@ ARMS ?= $(or \
 comma := ,
 space := $(subst ,, )
 
-ablation: env ## train every arm over SEEDS= seeds and compare them [DATA= EXPERIMENT= ARMS=]
+ablation: env ## train every arm over SEEDS= seeds, compare them, report [DATA= EXPERIMENT= ARMS=]
 	$(PY) -m leukocls.train experiment=$(EXPERIMENT) 'ablation=$(subst $(space),$(comma),$(strip $(ARMS)))' \
 	  'seed=range($(SEEDS))' $(if $(DATA),data.root="$(DATA)") -m
 	$(PY) -m leukocls.compare --seeds $(SEEDS) $(addprefix outputs/$(EXPERIMENT)/,$(ARMS))
+	$(PY) -m leukocls.report --seeds $(SEEDS) $(addprefix outputs/$(EXPERIMENT)/,$(ARMS)) \
+	  --out outputs/$(EXPERIMENT)/report.html
 
 paper: EXPERIMENT = prellberg2019
 paper: SEEDS = 24

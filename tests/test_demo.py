@@ -23,3 +23,6 @@ def test_demo_learns(tmp_path: Path, train: Train, demo_cells: list[str]) -> Non
     assert "*** SYNTHETIC ***" in done.out
     assert "Best possible AUROC from single cells like these, on average: 0.94" in done.out
     assert str(run.parent) in done.out
+    (made,) = (line for line in make.stdout.splitlines() if "leukocls.report" in line)
+    _, _, _, reported, *_ = shlex.split(made)
+    assert Path(reported) == Path("outputs") / run.parent.relative_to(tmp_path / "outputs")

@@ -53,6 +53,7 @@ def report_document(comparison: Comparison) -> dict[str, Any]:
             "average_precision": median.result["average_precision"],
             "ece": median.result["ece"],
             "brier": median.result["brier"],
+            "calibration": median.run.record.get("calibration"),
             "curves": curves.thresholds(median),
         },
         "cells": curves.hardest_cells(reference, HARDEST),

@@ -99,6 +99,7 @@ def page(
             ["is ALL", counts["tp"], counts["fn"]],
             ["is HEM", counts["fp"], counts["tn"]],
         ],
+        calibration=_calibration(median["calibration"]),
         pictures=cells,
         cells=cells_table(document),
         card=card(document),
@@ -113,6 +114,18 @@ def page(
             }
             for one in figures
         },
+    )
+
+
+def _calibration(found: dict[str, Any] | None) -> str:
+    """The calibration that a run stored, in a sentence."""
+    if not found:
+        return ""
+    if found["slope"] is None:
+        return f"No calibration: {found['reason']}."
+    return (
+        f"Calibrated probability: sigmoid({found['intercept']:+.3f} {found['slope']:+.3f} · (logit"
+        f" {-found['log_pos_weight']:+.3f})), Platt's scaling fitted on {found['fitted_on']}."
     )
 
 

@@ -76,6 +76,9 @@ def test_it_ends_in_a_comparison_of_what_is_stored(compared) -> None:
     assert "SYNTHETIC" in printed
     document = comparison.compare([outputs / arm for arm in ARMS], seeds=range(SEEDS))
     assert tables.comparison_text(document) in printed
+    reported = json.loads((outputs / "report.json").read_text(encoding="utf-8"))
+    assert reported["comparison"] == json.loads(json.dumps(document))
+    assert (outputs / "report.html").exists()
     measures = {
         "weighted_f1": lambda y, z: f1_score(y, z, average="weighted"),
         "sensitivity": recall_score,
