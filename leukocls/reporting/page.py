@@ -95,7 +95,7 @@ def page(
         reference=comparison["reference"],
         median=median,
         confusion=[
-            ["", "called ALL", "called HEM"],
+            ["label", "called ALL", "called HEM"],
             ["is ALL", counts["tp"], counts["fn"]],
             ["is HEM", counts["fp"], counts["tn"]],
         ],
