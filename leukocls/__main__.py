@@ -16,6 +16,7 @@ VERBS = {
     "evaluate": "print the metrics of runs and prediction files",
     "compare": "compare arms over their seeds",
     "report": "write one HTML page on runs: checks, tables, figures, a card",
+    "robustness": "score a run under blur, noise, another stain and other corruptions",
     "audit": "judge predictions by their split: leaks, cells left out, selection",
     "runs": "list the runs below a directory",
     "doctor": "report what is installed and found, and what to do about the rest",

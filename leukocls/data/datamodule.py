@@ -140,6 +140,8 @@ class CellDataModule(pl.LightningDataModule):
     Attributes:
         boxes: top, left, bottom, right of the stored cells in [-1, 1], float32 [N, 4], for networks
             that need them; in training batches they follow the augmentation.
+        corrupt: changes evaluation images [B, 3, S, S] of these rows of the index [B]; None leaves
+            them as they are.
 
     Raises:
         LeukoclsError: a size, residence or sampler out of range, or a class without training cells
@@ -182,6 +184,7 @@ class CellDataModule(pl.LightningDataModule):
         self._resident: Tensor | None = None
         self._served: Cells | None = None
         self.boxes: Tensor | None = None
+        self.corrupt: Callable[[Tensor, Tensor], Tensor] | None = None
         self._transforms: tuple[int, Transforms] = (-1, Transforms())
         self.store, self._label = store, index.table["label"].to_numpy()
         self.groups = self._groups(sampler, devices)
@@ -256,6 +259,8 @@ class CellDataModule(pl.LightningDataModule):
             image = stored[:, 0] if self.trainer.training else stored
         else:
             image = to_images(stored)
+            if self.corrupt is not None and not self.trainer.training:
+                image = self.corrupt(image, batch["row"])
         done = {"row": batch["row"], "label": batch["label"], "image": image}
         if self.boxes is not None:
             self.boxes = self.boxes.to(image.device)

@@ -3,6 +3,8 @@
 Nothing keeps a state between calls, so workers, batch size and resuming change no number.
 """
 
+import hashlib
+
 import numpy as np
 
 # Streams of one (seed, epoch), so that the order of the cells and their augmentation are
@@ -23,6 +25,8 @@ FOLD_STREAM, SUBSET_STREAM = 0, 1
     ORDER_OF_FILES_STREAM,
     REPROCESSED_STREAM,
 ) = range(9)
+# Streams of one cell by its name, so that the ways of corrupting its image are independent.
+NOISE_STREAM, STAIN_STREAM, SHIFT_STREAM = range(3)
 
 
 def random_numbers(seed: int, stream: int) -> np.random.Generator:
@@ -40,6 +44,16 @@ def generator(seed: int, epoch: int, stream: int, rank: int = 0) -> np.random.Ge
     """
     key = np.array([seed, epoch], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, rank, stream]))
+
+
+def cell_generator(cell: str, stream: int) -> np.random.Generator:
+    """Generator of one stream of one cell, whatever data set or order it is read in.
+
+    Philox keyed by 128 bits of the name's sha256 (Salmon et al., SC 2011).
+    """
+    digest = hashlib.sha256(cell.encode()).digest()
+    key = np.frombuffer(digest[:16], "<u8").astype(np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, stream]))
 
 
 def continued_seed(seed: int, runs_before: int) -> int:

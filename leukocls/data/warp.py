@@ -30,7 +30,7 @@ def zoom_matrix(scale: Tensor, focus: Tensor) -> Tensor:
     """Enlargement of a window of the image: target to source in unit coordinates, [N, 3, 3].
 
     Args:
-        scale: factor of at least 1, [N].
+        scale: factor of at least 1, [N]; a smaller one shrinks the image, about `focus` 0.
         focus: place of the window (x, y), −1 to 1 from edge to edge of the image, [N, 2].
     """
     matrix = torch.eye(3, dtype=torch.float64).repeat(len(scale), 1, 1)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from leukocls.common.files import atomic_write
-from leukocls.reporting.figures import Figure, pdf, svg
+from leukocls.reporting.figures import Figure, pdf, svg_file
 from leukocls.reporting.report_tables import (
     Rows,
     differences_table,
@@ -25,9 +25,7 @@ def write_files(folder: Path, document: dict[str, Any], figures: Sequence[Figure
     """Write NAME.svg, NAME.pdf and NAME.csv of each figure, and NAME.tex of each table."""
     folder.mkdir(parents=True, exist_ok=True)
     for figure in figures:
-        # An SVG file by itself has no page around it whose text colour it could take.
-        element = svg(figure, ink="black").replace("<svg ", _HEAD, 1)
-        atomic_write(folder / f"{figure.name}.svg", element)
+        atomic_write(folder / f"{figure.name}.svg", svg_file(figure))
         atomic_write(folder / f"{figure.name}.pdf", pdf(figure))
         atomic_write(folder / f"{figure.name}.csv", figure.table.to_csv(index=False))
     marks = " ".join(document["comparison"]["marks"])
@@ -61,9 +59,6 @@ def latex(rows: Rows, caption: str) -> str:
         r"\end{table}",
         "",
     ])  # fmt: skip
-
-
-_HEAD = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
 
 
 def _escaped(text: object) -> str:

@@ -31,6 +31,9 @@ _PANELS = (
 )
 
 
+_HEAD = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+
+
 @dataclass(frozen=True)
 class Figure:
     """A figure.
@@ -86,6 +89,11 @@ def svg(figure: Figure, ink: str = "currentColor") -> str:
     # Several figures share a page, and each counts its parts from 1.
     text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{figure.name}-", text)
     return re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1">', text, count=1)
+
+
+def svg_file(figure: Figure) -> str:
+    """The figure as an SVG file, which has no page around it whose text colour it could take."""
+    return svg(figure, ink="black").replace("<svg ", _HEAD, 1)
 
 
 def pdf(figure: Figure) -> bytes:

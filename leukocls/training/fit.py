@@ -140,6 +140,15 @@ def _score_rank(inputs: ScoreInputs, run: RunDir, rank: Rank | None = None) -> d
     return parts.results(run) | {"calibration": inputs.calibration}
 
 
+def scoring_parts(inputs: ScoreInputs) -> tuple[pl.Trainer, CellClassifier, CellDataModule]:
+    """What scores the cells of `inputs` in this process and writes nothing."""
+    torch.set_num_threads(inputs.config.threads)
+    datamodule, classifier = _datamodule(inputs, _images(inputs), 1), _classifier(inputs)
+    trainer = make_trainer(inputs.config, Path(), [])
+    _prepare_batches(inputs, datamodule, classifier.network, trainer.strategy.root_device)
+    return trainer, classifier, datamodule
+
+
 def _parts(inputs: Inputs, run: RunDir, rank: Rank | None) -> _Parts:
     config, started = inputs.config, time.perf_counter()
     torch.set_num_threads(config.threads)

@@ -172,7 +172,7 @@ def _train_inputs(config: DictConfig) -> TrainInputs:
     weights = _initial_weights(config)
     lineage = read_lineage(weights)
     _check_numbers(config)
-    index, of_data = _index(config, ("train", "prelim"))
+    index, of_data = index_of(config, ("train", "prelim"))
     split = make_split(index, config.split_scheme, split_options(config))
     if config.patience and split.selection == "train":
         raise LeukoclsError(
@@ -221,7 +221,7 @@ def _score_inputs(config: DictConfig) -> ScoreInputs:
         )
     _check_numbers(config)
     trained, part = read_record(directory), config.score
-    index, of_data = _index(config, (part,))
+    index, of_data = index_of(config, (part,))
     # Scored cells choose nothing: the epoch was chosen where the checkpoint was trained.
     split = Split(config.split_scheme, {part: part_rows(index, part)}, part)
     cells, official = split.table(index), index.rules.cnmc_subjects
@@ -288,8 +288,8 @@ def _check_numbers(config: DictConfig) -> None:
     view_weights(config.views)  # raises on a number of views that is out of range
 
 
-def _index(config: DictConfig, parts: tuple[str, ...]) -> tuple[Index, list[str]]:
-    """The index of `parts` alone, and the marks of that data."""
+def index_of(config: DictConfig, parts: tuple[str, ...]) -> tuple[Index, list[str]]:
+    """The index of `parts` alone as a run reads it, and the marks of that data."""
     index = load_index(config.data).only(parts)
     marks = data_marks(index, parts)
     return (index.without_h3() if config.data.drop_h3 else index), marks
