@@ -189,6 +189,7 @@ def _inputs(
         pos_weight=float(record["pos_weight"]),
         threshold=part.origin["threshold"],
         marks=run_marks(part.origin["marks"], limited=len(frame) < every),
+        calibration=None,
     )
     return inputs, frame
 
