@@ -25,6 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("runs", nargs="+", type=Path, metavar="RUNS", help="run directories, or any above them")
     add("--out", type=Path, default=Path("report.html"), help="the page (default: report.html)")
     add("--figures", type=Path, metavar="DIR", help="also write SVG, PDF, CSV and LaTeX files")
+    add(
+        "--robustness", type=Path, metavar="FILE.json", help="of `robustness --out`, for its figure"
+    )
     add("--data", type=Path, metavar="ROOT", help="the images, for pictures of the hardest cells")
     add("--against", metavar="ARM", help="the reference arm (default: proposal)")
     add("--seeds", type=seeds, help="planned seeds: 24, 0-23 or 7,42 (default: those of any arm)")
@@ -39,12 +42,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     from leukocls.reporting.figure_files import write_files
     from leukocls.reporting.figures import figures
     from leukocls.reporting.page import headline_text, page, thumbnails
+    from leukocls.reporting.robustness_figure import robustness_figure
 
     found = scored_comparison(
         arguments.runs, arguments.against, arguments.seeds, arguments.incomplete
     )
-    document = report_document(found)
+    document = report_document(found, arguments.robustness)
     drawn = figures(document)
+    if document["robustness"]:
+        drawn.append(robustness_figure(document["robustness"]))
     pictures = None
     if arguments.data:
         from leukocls.data.index import build_index

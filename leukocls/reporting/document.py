@@ -1,8 +1,11 @@
 """What a report says, as plain values: report.json, from which the page and figures are drawn."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 from leukocls.artifacts.record import RunState, state_of
+from leukocls.common.errors import LeukoclsError
 from leukocls.evaluation import curves
 from leukocls.evaluation.comparison import Comparison, compared
 from leukocls.evaluation.metrics import HEADLINE
@@ -18,11 +21,17 @@ OF_RUN = (
 )
 
 
-def report_document(comparison: Comparison) -> dict[str, Any]:
+def report_document(comparison: Comparison, robustness: Path | None = None) -> dict[str, Any]:
     """The report of runs, as plain values for JSON.
 
     Keys: `comparison` (the document of `compare --json`), `checks`, `runs`, `data`, `settings`,
-    and what figures show: `courses`, `best`, `persons`, `median`, `cells`.
+    and what figures show: `courses`, `best`, `persons`, `median`, `cells`, `robustness`.
+
+    Args:
+        robustness: a robustness.json of one of these runs; None leaves it out.
+
+    Raises:
+        LeukoclsError: it is no such file, or of another run.
     """
     document = compared(comparison)
     reference = list(comparison.arms[comparison.reference].values())
@@ -57,7 +66,25 @@ def report_document(comparison: Comparison) -> dict[str, Any]:
             "curves": curves.thresholds(median),
         },
         "cells": curves.hardest_cells(reference, HARDEST),
+        "robustness": _robustness(robustness, document) if robustness else None,
     }
+
+
+def _robustness(path: Path, document: dict[str, Any]) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        run, digest = found["run"], found["predictions_sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LeukoclsError(
+            f"{path}: no robustness.json ({type(error).__name__}); write one with"
+            " `python -m leukocls.robustness RUN --out DIR`"
+        ) from error
+    if document["sources"].get(run) != digest:
+        raise LeukoclsError(
+            f"{path}: is of {run}, which is none of the runs of this report or was trained anew;"
+            " write it again for one of them"
+        )
+    return dict(found)
 
 
 def checks(comparison: Comparison, document: dict[str, Any]) -> list[dict[str, str]]:

@@ -38,6 +38,7 @@ CONTENTS = {
     "persons": "Persons and seeds side by side",
     "differences": "Is one arm better?",
     "thresholds": "Errors, thresholds, calibration",
+    "robustness": "Robustness",
     "cells": "Hardest cells, for review",
     "card": "Card",
     "sources": "Sources",
@@ -70,15 +71,15 @@ def page(
     counts = median["counts"]
     differences = differences_table(document)
     persons = comparison["persons"]
+    absent = {"differences"} if len(differences) == 1 else set()
+    absent |= set() if document["robustness"] else {"robustness"}
     return environment.get_template("report.html.j2").render(
         title=f"{headline(document)['experiment']}: {comparison['reference']}",
         heading=heading_text(document),
         marks=" ".join(comparison["marks"]),
         about_marks="; ".join(MEANINGS[mark] for mark in comparison["marks"]),
         shared_persons=comparison["shared_persons"],
-        contents=[
-            item for item in CONTENTS.items() if item[0] != "differences" or len(differences) > 1
-        ],
+        contents=[item for item in CONTENTS.items() if item[0] not in absent],
         checks=document["checks"],
         data=data_table(document),
         arms=arms_table(document),

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from xml.etree import ElementTree
@@ -13,6 +14,7 @@ from conftest import edit_record, record
 from omegaconf import OmegaConf
 from sklearn.metrics import accuracy_score, f1_score, recall_score, roc_auc_score
 
+from leukocls import report
 from leukocls.artifacts import predictions
 from leukocls.artifacts.predictions import sigmoid
 from leukocls.common.errors import LeukoclsError
@@ -73,6 +75,14 @@ def test_the_clean_images_give_what_the_run_stored(
     figure = ElementTree.parse(out / "robustness.svg")
     told = " ".join(figure.getroot().itertext())
     assert all(word in told for word in (document["run"], "SYNTHETIC", "blur", "AUROC"))
+
+    words = [run, "--out", tmp_path / "report.html", "--robustness", out / "robustness.json"]
+    assert report.main([*map(str, words)]) == 0
+    assert 'id="figure-robustness"' in (tmp_path / "report.html").read_text(encoding="utf-8")
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(document | {"predictions_sha256": "0" * 64}), encoding="utf-8")
+    with pytest.raises(LeukoclsError, match=re.escape(str(other))):
+        report.main([*map(str, [*words[:-1], other])])
 
 
 def test_fewer_cells_and_one_view(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
