@@ -2,6 +2,7 @@
 
 import io
 import re
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -220,7 +221,7 @@ def _courses(document: dict[str, Any]) -> Figure | None:
         for axes, metric in zip(panels.flat, _PANELS, strict=True):
             for number, arm in enumerate(courses):
                 own = table[(table["arm"] == arm) & (table["metric"] == metric)]
-                _line(axes, own["epoch"], own["mean"], number, arm)
+                _line(axes, own["epoch"], own["mean"], number, _wrapped(arm))
                 axes.fill_between(
                     own["epoch"], own["mean"] - own["sd"], own["mean"] + own["sd"],
                     color=_of(COLOURS, number), alpha=0.15, linewidth=0,
@@ -276,7 +277,7 @@ def _intervals(document: dict[str, Any]) -> Figure | None:
                 )  # fmt: skip
                 axes.plot(row["mean"], place, "o", color=INK, markersize=4)
             axes.set_title(NAMES[metric])
-            axes.set_yticks(range(len(own)), own["arm"])
+            axes.set_yticks(range(len(own)), map(_wrapped, own["arm"]))
             axes.grid(axis="y", visible=False)
             axes.xaxis.set_major_locator(MaxNLocator(3))
             axes.set_xlabel("Value")
@@ -326,7 +327,7 @@ def _differences(document: dict[str, Any]) -> Figure | None:
                 label=NAMES[metric], elinewidth=1.2,
             )  # fmt: skip
         axes.axvline(0, color=INK, linewidth=1)
-        axes.set_yticks(range(len(names)), names)
+        axes.set_yticks(range(len(names)), map(_wrapped, names))
         axes.set(xlabel="Difference in points, with 95 % interval over persons", ylabel="Arms")
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
@@ -403,3 +404,8 @@ def _line(axes: Axes, x: Any, y: Any, number: int, label: str) -> None:
 
 def _of(choices: tuple[Any, ...], number: int) -> Any:
     return choices[number % len(choices)]
+
+
+def _wrapped(name: str) -> str:
+    """An arm's name in short lines, which may leave out its end."""
+    return textwrap.fill(name.replace(",", ", "), 26, max_lines=3, placeholder=" …")
