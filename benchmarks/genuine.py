@@ -288,8 +288,8 @@ def main() -> None:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="one fold of each column only, small images for frozen features, and few training cells"
-        " and one view for networks",
+        help="one fold of each column, small images for frozen features, few training cells and one"
+        " view for networks",
     )
     parser.add_argument(
         "--epochs", type=int, default=1, help="of each network; 0 leaves them out (default: 1)"
