@@ -118,6 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.split_seed,
         arguments.n_subjects,
         arguments.n_cells,
+        arguments.leak,
     )
     baseline = baselines.open_baseline(
         index, recipe, arguments.split_scheme, options, arguments.outputs

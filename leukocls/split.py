@@ -77,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.split_seed,
         arguments.n_subjects,
         arguments.n_cells,
+        arguments.leak,
     )
     split = make_split(index, arguments.split_scheme, options)
     table = split.table(index)

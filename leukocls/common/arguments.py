@@ -16,12 +16,17 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
 def add_split_options(parser: argparse.ArgumentParser, scheme: str) -> None:
     """Add the options that name one split; they mirror the keys of `leukocls.train`."""
     add = parser.add_argument
-    add("--split-scheme", default=scheme, help="challenge, honest, subject, lofo, cell, or a file")
+    add(
+        "--split-scheme",
+        default=scheme,
+        help="challenge, honest, subject, lofo, cell, leakage, or a file",
+    )
     add("--fold", type=int, help="the fold to hold out (default: the first)")
     add("--folds", type=int, default=5, help="number of folds")
     add("--split-seed", type=int, default=0, help="seed of the split, not of a run")
     add("--n-subjects", type=int, help="number of training subjects to keep")
     add("--n-cells", type=int, help="number of their cells to keep")
+    add("--leak", type=float, help="of leakage: share of training cells that are of scored persons")
 
 
 def seeds(text: str) -> list[int]:

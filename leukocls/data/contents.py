@@ -16,10 +16,9 @@ from leukocls.common.errors import DataFault, Fault
 from leukocls.common.files import atomic_write, in_parallel, sha256_file
 from leukocls.data.duplicates import pixel_digest
 from leukocls.data.images import extent, image_sides, read_with_form
-from leukocls.data.index import BOX, COLUMNS, NAMED, Index
+from leukocls.data.index import BOX, CONTENT, Index
 from leukocls.data.near_duplicates import THUMBNAIL, Pair, near_duplicates, thumbnail
 
-CONTENT_COLUMNS = COLUMNS[len(NAMED) :]  # columns of the index that come from a file's content
 CACHE_VERSION = 5  # raise it when an entry, or a pair, means something else
 
 
@@ -48,7 +47,7 @@ def with_contents(index: Index, cache: Path) -> tuple[Index, list[Fault], list[P
             # The inode's change time moves even if the modification time is set back.
             stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
             before = known.get(file)
-            length = len(stamp) + len(CONTENT_COLUMNS)
+            length = len(stamp) + len(CONTENT)
             if isinstance(before, list) and before[:3] == stamp and len(before) == length:
                 return before
             image, form = read_with_form(path, side)
@@ -70,7 +69,7 @@ def with_contents(index: Index, cache: Path) -> tuple[Index, list[Fault], list[P
     }
     table = index.table.copy()
     read = table["file"].isin(entries)
-    for place, name in enumerate(CONTENT_COLUMNS if entries else (), start=3):
+    for place, name in enumerate(CONTENT if entries else (), start=3):
         table.loc[read, name] = [entries[file][place] for file in table["file"][read]]
     index = replace(index, table=table)
     row_of = {file: row for row, file in table["file"].items()}

@@ -116,6 +116,30 @@ def scheme_without_prelim(table: pd.DataFrame) -> str:
     return "split_scheme=subject"
 
 
+def subset(
+    table: pd.DataFrame, n_subjects: int | None, n_cells: int | None, seed: int
+) -> pd.DataFrame:
+    """The rows of fewer subjects, and then of fewer of their cells, as `nested` draws them.
+
+    Args:
+        table: columns `cell`, `group` and `label` of a training set.
+        n_subjects, n_cells: how many to keep; None for all.
+
+    Raises:
+        LeukoclsError: there are not so many, or subjects are unknown.
+    """
+    if n_subjects is not None:
+        if (table["group"] == "").any():
+            raise LeukoclsError("data.n_subjects: some cells have no subject; use data.n_cells.")
+        label_of = table.groupby("group")["label"].agg(lambda label: int(label.mean() >= 0.5))
+        kept = nested(label_of.index, label_of, n_subjects, seed, "data.n_subjects")
+        table = table[table["group"].isin(kept)]
+    if n_cells is not None:
+        kept = nested(table["cell"], table["label"], n_cells, seed, "data.n_cells")
+        table = table[table["cell"].isin(kept)]
+    return table
+
+
 def nested(names: Iterable[str], label: Iterable[int], n: int, seed: int, key: str) -> set[str]:
     """A random subset of `names` with about the same share of each class, nested in larger ones.
 

@@ -18,7 +18,8 @@ from leukocls.data.table import table_rows
 PARTS = ("train", "prelim", "final")
 NAMED = ["cell", "file", "part", "fold", "subject", "label", "image", "number", "group"]
 BOX = ["top", "left", "bottom", "right"]
-COLUMNS = [*NAMED, "sha256", "pixels", *BOX, "height", "width", "converted"]
+CONTENT = ["sha256", "pixels", *BOX, "height", "width", "converted"]  # from a file's content
+COLUMNS = [*NAMED, *CONTENT, "copies"]
 TABLE = "table"  # the layout of a data set that one CSV describes
 
 
@@ -36,7 +37,8 @@ class Index:
             `leukocls.data.verify` fills in the rest ("" or 0 before): `sha256` of the file,
             `pixels` (equal for copies of an image), BOX (tight extent of the pixels that are not
             black, half open, px), the image's `height` and `width` in px, and the form that was
-            `converted` to 8-bit RGB, such as "16-bit grey" ("" if none was).
+            `converted` to 8-bit RGB, such as "16-bit grey" ("" if none was); and `copies`, equal
+            for all images that show one cell.
         absent: names of the cells that the label file lists and whose images are missing.
         labels: C-NMC's label file, or the CSV of another data set.
         rules: how data of this kind is read and checked.
@@ -156,7 +158,7 @@ def build_index(root: str | Path, layout: str = "auto") -> Index:
 
 def _ordered(rows: list[tuple]) -> pd.DataFrame:
     """Rows as a table with COLUMNS, sorted; what only the images tell is still empty."""
-    texts = dict.fromkeys(["sha256", "pixels", "converted"], "")
+    texts = dict.fromkeys(["sha256", "pixels", "converted", "copies"], "")
     unread = texts | dict.fromkeys([*BOX, "height", "width"], 0)
     table = pd.DataFrame(rows, columns=NAMED).assign(**unread)[COLUMNS]
     table["part"] = pd.Categorical(table["part"], categories=PARTS)

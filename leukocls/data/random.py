@@ -11,8 +11,9 @@ import numpy as np
 # independent. A step that was added later has its own stream: older recipes keep their numbers.
 AUGMENT_STREAM, ORDER_STREAM, STEPS_STREAM, HOLES_STREAM, MIXUP_STREAM = range(5)
 
-# Streams of one split seed, so that folds and subsets of the training set are independent.
-FOLD_STREAM, SUBSET_STREAM = 0, 1
+# Streams of one split seed, so that folds, subsets of the training set and the draws of the leakage
+# lab are independent.
+FOLD_STREAM, SUBSET_STREAM, LEAKAGE_STREAM = range(3)
 # Streams of one seed of synthetic cells. Each cell has one more, above all of these, to be drawn.
 (
     SUBJECT_STREAM,

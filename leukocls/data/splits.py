@@ -1,8 +1,8 @@
 """Split schemes: which cells train the network, which choose the epoch, which are only reported.
 
 The cells of a `group` of the index (a subject, or subjects that share images) stay on one side.
-Only the scheme `cell` separates them, and is marked LEAKY. Schemes with folds divide the train part
-(k-fold cross-validation) and never touch prelim, which `honest` scores once.
+Only the schemes `cell` and `leakage` separate them, and are marked LEAKY. Schemes with folds divide
+the train part (k-fold cross-validation) and never touch prelim, which `honest` scores once.
 """
 
 from collections.abc import Callable
@@ -19,13 +19,15 @@ from leukocls.data.folds import (
     home_folds,
     need_subjects,
     need_two_subjects,
-    nested,
     scheme_without_prelim,
+    subset,
 )
 from leukocls.data.index import Index
+from leukocls.data.leakage import HALVES, leakage_rows
 from leukocls.data.names import CLASSES, PRELIM_TRAINED, UNKNOWN
 from leukocls.data.persons import apart_from_train, leaks_as_published, overlap
 from leukocls.data.random import FOLD_STREAM, random_numbers
+from leukocls.data.split_options import SplitOptions
 from leukocls.data.text_tables import read_words
 
 COLUMNS = ["cell", "subject", "group", "label", "pixels", "split"]
@@ -66,36 +68,6 @@ class Split:
         # 16 digits are enough to tell images apart, and short enough to read.
         short = cells["pixels"].str[:16]
         return cells.assign(pixels=short)[COLUMNS].reset_index(drop=True)
-
-
-@dataclass(frozen=True)
-class SplitOptions:
-    """Choices within a split scheme.
-
-    Attributes:
-        fold: the fold that is held out as val; None for the first, and for schemes without folds.
-        folds: number of folds; `lofo` always has the three official ones.
-        seed: of the split, not of a run.
-        n_subjects, n_cells: size of a smaller training set, for learning curves. A smaller set is
-            part of every larger one and has about the same share of ALL.
-
-    Raises:
-        LeukoclsError: a value out of range.
-    """
-
-    fold: int | None = None
-    folds: int = 5
-    seed: int = 0
-    n_subjects: int | None = None
-    n_cells: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, least in (("folds", 2), ("seed", 0), ("n_subjects", 2), ("n_cells", 2)):
-            value = getattr(self, name)
-            absent = value is None and name.startswith("n_")
-            if not absent and not (type(value) is int and least <= value < 2**64):
-                name = {"seed": "split_seed"}.get(name, name)
-                raise LeukoclsError(f"{name}={value}: choose a whole number, at least {least}.")
 
 
 def challenge(index: Index, options: SplitOptions) -> Split:
@@ -180,6 +152,17 @@ def cell(index: Index, options: SplitOptions) -> Split:
     return replace(_held_out("cell", rows, fold, options.fold, options.folds), leaky=True)
 
 
+def leakage(index: Index, options: SplitOptions) -> Split:
+    """Score some cells of half of the persons; train on the other half, or on these persons' cells.
+
+    LEAKY if `options.leak` is above 0. See `leukocls.data.leakage`.
+    """
+    table = index.table.iloc[part_rows(index, "train")]
+    fold = _fold("leakage", options.fold, HALVES)
+    rows = leakage_rows(table, index.source, replace(options, fold=fold))
+    return Split("leakage", rows, "val", leaky=bool(options.leak))
+
+
 SCHEMES: dict[str, Callable[[Index, SplitOptions], Split]] = {
     "challenge": challenge,
     "honest": honest,
@@ -187,6 +170,7 @@ SCHEMES: dict[str, Callable[[Index, SplitOptions], Split]] = {
     "lofo": lofo,
     "cell": cell,
     "all": everything,
+    "leakage": leakage,
 }
 
 
@@ -210,6 +194,8 @@ def make_split(index: Index, scheme: str, options: SplitOptions | None = None) -
             f" {CLASSES[only]}, and a classifier needs both classes. Add cells that are"
             f" {CLASSES[1 - only]}."
         )
+    if options.leak is not None and scheme != "leakage":
+        raise LeukoclsError(f"leak={options.leak}: only split_scheme=leakage has it; leave it out.")
     if scheme in SCHEMES:
         split = SCHEMES[scheme](index, options)
     elif Path(str(scheme)).suffix in (".csv", ".parquet"):
@@ -277,12 +263,17 @@ def _held_out(
     scheme: str, rows: np.ndarray, fold: np.ndarray, wanted: int | None, folds: int
 ) -> Split:
     """The split with fold `wanted` as val and the others as train; fold −1 is left out."""
+    wanted, fold = _fold(scheme, wanted, folds), np.asarray(fold)
+    train, val = rows[(fold != wanted) & (fold >= 0)], rows[fold == wanted]
+    return Split(scheme, {"train": train, "val": val}, "val")
+
+
+def _fold(scheme: str, wanted: int | None, folds: int) -> int:
+    """The number of the fold to hold out, the first one if `wanted` is None."""
     wanted = 0 if wanted is None else wanted
     if type(wanted) is not int or not 0 <= wanted < folds:
         raise LeukoclsError(f"fold={wanted}: {scheme} has the folds 0 to {folds - 1}.")
-    fold = np.asarray(fold)
-    train, val = rows[(fold != wanted) & (fold >= 0)], rows[fold == wanted]
-    return Split(scheme, {"train": train, "val": val}, "val")
+    return wanted
 
 
 def _with_split(split: Split, index: Index) -> pd.DataFrame:
@@ -332,15 +323,6 @@ def _from_file(index: Index, path: Path, options: SplitOptions) -> Split:
 
 def _reduced(split: Split, index: Index, options: SplitOptions) -> Split:
     """The split with fewer training subjects, then fewer training cells, if options say so."""
-    rows = split.rows["train"]
-    table = index.table.iloc[rows]
-    if options.n_subjects is not None:
-        if (table["group"] == "").any():
-            raise LeukoclsError("data.n_subjects: some cells have no subject; use data.n_cells.")
-        label_of = table.groupby("group")["label"].agg(lambda label: int(label.mean() >= 0.5))
-        kept = nested(label_of.index, label_of, options.n_subjects, options.seed, "data.n_subjects")
-        table = table[table["group"].isin(kept)]
-    if options.n_cells is not None:
-        kept = nested(table["cell"], table["label"], options.n_cells, options.seed, "data.n_cells")
-        table = table[table["cell"].isin(kept)]
+    table = index.table.iloc[split.rows["train"]]
+    table = subset(table, options.n_subjects, options.n_cells, options.seed)
     return replace(split, rows={**split.rows, "train": np.array(table.index, np.int64)})

@@ -119,7 +119,12 @@ def examine(
     faults += _copy_faults(index, duplicates)
     faults += _shared_subject_faults(index)
     faults += _label_file_faults(index, faults)
-    index = replace(index, table=index.table.assign(group=merged_groups(index.table, duplicates)))
+    table, images = index.table, [str(row) for row in index.table.index]
+    filled = {
+        "group": merged_groups(table, duplicates),
+        "copies": merged_groups(table.assign(group=images), duplicates),
+    }
+    index = replace(index, table=table.assign(**filled))
     return Examination(index, faults, duplicates, genuine)
 
 

@@ -21,6 +21,7 @@ ASIDE = ("phase=", "link=", "score=")
 # Keys that may differ between the runs of one arm: the seed and inputs that depend on it.
 SEED_KEYS = {"seed", "inputs.weights", "inputs.rescored"}
 FOLD = re.compile(r",fold=\d+")  # in the name of an arm
+LEAKAGE = "leakage"  # the split scheme whose arms differ in their leak
 OF_RUN = ("fold", "seed")  # settings that the folds and seeds of one recipe do not share
 
 
@@ -230,11 +231,15 @@ def _rates(part: scoring.ScoredPart) -> dict[str, float | None]:
 
 def _conditions(run: ArmRun, part: scoring.ScoredPart) -> dict[str, str]:
     cells = part.frame[["cell", "subject", "label"]].to_json(orient="values")
+    scheme, heading = str(run.record["split_scheme"]), part.origin["heading"]
+    # What this scheme compares is the same cells with and without their persons in training.
+    if scheme == LEAKAGE and heading == "leaky":
+        heading = "out-of-fold"
     return {
         "data_digest": str(run.record["data_digest"])[:12],
-        "split_scheme": str(run.record["split_scheme"]),
+        "split_scheme": scheme,
         "selection set": str(run.record["selection"]["set"]),
-        "scored set": f"{part.origin['split']} ({part.origin['heading']})",
+        "scored set": f"{part.origin['split']} ({heading})",
         "scored cells": f"{len(part.frame)}, {_sha256(cells.encode())[:12]}",
     }
 

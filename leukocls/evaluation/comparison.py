@@ -122,11 +122,13 @@ def compared(comparison: Comparison, plan: intervals.Plan | None = None) -> dict
     """
     arms, records, first = comparison.arms, comparison.records, comparison.first
     reference, planned = comparison.reference, comparison.planned
+    headings = {one.result["heading"] for arm in arms.values() for one in arm.values()}
+    heading = "leaky" if "leaky" in headings else first.result["heading"]
     persons = {name: _persons(arm) for name, arm in arms.items()}
     return {
         "selection_set": first.run.record["selection"]["set"],
-        "heading": first.result["heading"],
-        "test_set": first.result["split"] if first.result["heading"] == "test" else None,
+        "heading": heading,
+        "test_set": first.result["split"] if heading == "test" else None,
         "marks": merged_marks(record["marks"] for record in records),
         "shared_persons": merged_marks(record.get("shared_persons", []) for record in records),
         "ddof": seed_tests.DDOF,
@@ -155,10 +157,14 @@ def _key(
 def _reference(arms: Arms, against: str | None) -> str:
     """The reference arm: `against`, or the proposal, or a proposal with overrides, or the first.
 
-    An arm without finished runs is none.
+    Of the leakage lab's arms it is the one with the largest leak, so that differences are what the
+    leak is worth. An arm without finished runs is none.
     """
     names = [name for name, runs in arms.items() if runs]
     if against is None:
+        leak = {name: _leak(next(iter(arms[name].values()))) for name in names}
+        if any(leak.values()):
+            return max(names, key=leak.__getitem__)
         plain = [name for name in names if name.rpartition("/")[2] == "proposal"]
         changed = [name for name in names if name.rpartition("/")[2].startswith("proposal,")]
         return [*plain, *changed, *names][0]
@@ -166,6 +172,11 @@ def _reference(arms: Arms, against: str | None) -> str:
         cause = "none of its runs is done" if against in arms else "no such arm"
         raise LeukoclsError(f"--against {against}: {cause}; choose one of {' '.join(names)}")
     return against
+
+
+def _leak(scored: ScoredRun) -> float:
+    """The share of training cells that are of scored persons, in a run of the leakage lab."""
+    return float((scored.run.record.get("identity") or {}).get("leak") or 0)
 
 
 def _persons(arm: dict[int, ScoredRun]) -> dict[int, Persons]:

@@ -13,7 +13,7 @@ from leukocls.common.errors import LeukoclsError
 from leukocls.evaluation.scoring import ScoredPart, ScoringOptions
 
 HELD_OUT = "val"
-SCHEMES = ("subject", "lofo", "cell")  # whose folds are all there is to score
+SCHEMES = ("subject", "lofo", "cell", "leakage")  # whose folds are all there is to score
 # Settings and inputs by which the folds of one recipe differ.
 OF_FOLD = {"fold", "inputs.split", "inputs.weights", "inputs.rescored"}
 LAST = "last"  # the rule that takes the last epoch, so that no held-out cell chooses
@@ -108,7 +108,7 @@ def pooled(
 def folds_of(record: dict[str, Any]) -> int:
     """The number of folds of a run that `fold_of` gives a fold."""
     settings = record["identity"]
-    return 3 if settings["split_scheme"] == "lofo" else int(settings["folds"])
+    return {"lofo": 3, "leakage": 2}.get(settings["split_scheme"]) or int(settings["folds"])
 
 
 def _check(records: Sequence[dict[str, Any]], source: str) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from leukocls.artifacts.identity import settings_of
 from leukocls.artifacts.record import RunState, read_record, run_directories
 from leukocls.data.index import Index, scan
+from leukocls.data.leakage import HALVES, SCORED
 from leukocls.data.published import published_subjects
 from leukocls.data.splits import make_split, part_rows
 from leukocls.data.views import view_count
@@ -209,6 +210,8 @@ def _estimated_cells(config: DictConfig) -> tuple[float, float]:
     elif config.split_scheme in ("honest", "subject", "lofo", "cell"):
         folds = 3 if config.split_scheme == "lofo" else config.folds
         training, scored = train * (1 - 1 / folds), train / folds
+    elif config.split_scheme == "leakage":
+        training, scored = train * (1 - SCORED) / HALVES, train * SCORED / HALVES
     return min(training, data.n_cells or training), scored
 
 

@@ -219,6 +219,7 @@ def _settings(scheme: str, options: SplitOptions) -> dict[str, Any]:
         "split_seed": options.seed,
         "n_subjects": options.n_subjects,
         "n_cells": options.n_cells,
+        "leak": options.leak,
     }
 
 

@@ -35,7 +35,7 @@ from leukocls.synthetic.tree import SyntheticSpec, write_tree
 # Groups and keys of a scored run's configuration that stay those of its training.
 RECIPE = (
     *("seed", "threads", "model", "augment", "optim", "loss", "views", "selection"),
-    *("threshold", "split_scheme", "fold", "folds", "split_seed"),
+    *("threshold", "split_scheme", "fold", "folds", "split_seed", "leak"),
 )
 
 
@@ -262,7 +262,7 @@ def _initial_weights(config: DictConfig) -> Path | None:
 def _with_recipe_of(directory: Path, config: DictConfig) -> DictConfig:
     """`config` with the network, image geometry and views that the run was trained with."""
     trained: Any = OmegaConf.load(directory / "config.yaml")
-    recipe = {name: trained[name] for name in RECIPE}
+    recipe = {name: trained.get(name) for name in RECIPE}  # older runs lack the newest keys
     kept = {"crop": trained.data.crop, "size": trained.data.size}
     recipe["data"] = OmegaConf.merge(config.data, kept)
     merged: Any = OmegaConf.merge(config, dict.fromkeys(recipe))
@@ -324,9 +324,8 @@ def load_index(data: DictConfig) -> Index:
 
 def split_options(config: DictConfig) -> SplitOptions:
     """The options of the configured split."""
-    return SplitOptions(
-        config.fold, config.folds, config.split_seed, config.data.n_subjects, config.data.n_cells
-    )
+    sizes = (config.data.n_subjects, config.data.n_cells)
+    return SplitOptions(config.fold, config.folds, config.split_seed, *sizes, config.leak)
 
 
 def pos_weight(weight: float | str, sampler: str, label: np.ndarray) -> float:
