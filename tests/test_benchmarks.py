@@ -200,6 +200,28 @@ def test_leakage_comes_from_what_tells_subjects_apart(
         assert by_scale["2"]["leakage"] > 0.15
 
 
+def test_genuine_leakage_gives_what_compare_gives(
+    small_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """On synthetic cells; of one split seed, all split seeds as one result are that one."""
+    file, module = tmp_path / "leakage.json", benchmark("genuine_leakage")
+    monkeypatch.setattr(module, "ROWS", {"size": ("size",)})
+    monkeypatch.setattr(module, "LEAKS", ("0", "1"))
+    places = ["--outputs", str(tmp_path), "--cache", str(tmp_path), "--json", str(file)]
+    words = [str(small_tree), "--split-seeds", "1", *places]
+    monkeypatch.setattr(sys, "argv", ["genuine_leakage.py", *words])
+    module.main()
+    found = json.loads(file.read_text())["rows"]["size"]
+    assert found["persons"] == {"ALL": 6, "HEM": 4}
+    (compared,) = found["by_split_seed"]
+    for metric, worth in found["worth"]["1"].items():
+        gained = found["leak"]["1"][metric] - found["leak"]["0"][metric]
+        assert worth["value"] == pytest.approx(gained, abs=2e-4)
+        ours = [compared["1"][metric][name] for name in ("difference", "low", "high")]
+        assert ours == pytest.approx([worth[n] for n in ("value", "low", "high")], abs=1e-4)
+    assert f"{found['worth']['1']['auroc']['value']:+.3f}" in capsys.readouterr().out
+
+
 def test_coverage_of_intervals_over_persons(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
