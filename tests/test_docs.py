@@ -236,7 +236,8 @@ def test_verb(
     if verb == "synth":
         arguments += ["--cells-per-subject", "1", "--final-cells", "4"]
     if verb == "compare":  # one arm with one seed is there
-        fewer = {"outputs/demo_ablation": "outputs/demo/proposal", "0-2": "0-0"}
+        done = "outputs/demo/proposal"
+        fewer = {"outputs/demo_ablation": done, "outputs/leakage": done, "0-2": "0-0"}
         arguments = [fewer.get(argument, argument) for argument in arguments]
     # The demo's run selects on the cells that it reports, which `audit` finds.
     expected = verb == "audit" and "outputs" in arguments[0]
@@ -351,3 +352,27 @@ def test_genuine_figures_are_those_that_were_measured() -> None:
         row = [name, auroc(of, "person"), shown(of["cell"]["auroc"]), worth(of, "cell")]
         in_readme += f"| {' | '.join(row)} |" in readme
     assert in_readme == 5
+
+
+def test_figures_of_the_leakage_lab_are_those_that_were_measured() -> None:
+    """Each row of its two tables, of genuine and of synthetic cells."""
+    results, page = ROOT / "benchmarks/results", (ROOT / "docs/splits-and-leakage.md").read_text()
+    genuine = json.loads((results / "genuine-leakage-cpu.json").read_text())["rows"]
+    synthetic = json.loads((results / "leakage-cpu.json").read_text())["models"]
+
+    def shown(value: float) -> str:
+        return ("−" if value < 0 else "") + f"{abs(value):.3f}".removeprefix("0")
+
+    def gained(value: float, low: float, high: float) -> str:
+        return f"{shown(value)} ({shown(low)}, {shown(high)})"
+
+    for name, of in genuine.items():
+        metrics = [f"{shown(m['auroc'])} / {shown(m['weighted_f1'])}" for m in of["leak"].values()]
+        worth = [of["worth"]["1"][metric] for metric in ("auroc", "weighted_f1")]
+        gains = [gained(one["value"], one["low"], one["high"]) for one in worth]
+        assert f"| {' | '.join([name, *metrics, *gains])} |" in page
+    for by_nuisance in synthetic.values():
+        gains = [gained(one["leakage"], *one["interval_90"]) for one in by_nuisance.values()]
+        assert f" | {' | '.join(gains)} |" in page
+        assert [one["equivalent_to_none"] for one in by_nuisance.values()] == [True] + 3 * [False]
+        assert all(one["interval_90"][0] > 0 for one in list(by_nuisance.values())[1:])
