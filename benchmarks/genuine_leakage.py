@@ -9,8 +9,8 @@ each class, half of them or all of other cells of the scored persons (leak .5 an
 is worth is the paired difference, with a 95 % interval over persons: of each split seed, as
 `leukocls.compare` prints it, and of all of them as one result.
 
-Every half is a run below --outputs, and those that are done are not fitted again. On two CPU cores it
-takes some 20 minutes beside other work, if the networks' features are in the cache.
+Every half is a run below --outputs, and those that are done are not fitted again. Two
+CPU cores took some 20 minutes beside other work, with the networks' features in the cache.
 """
 
 import argparse
