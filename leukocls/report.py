@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from leukocls.evaluation.comparison import scored_comparison
     from leukocls.reporting.document import report_document
     from leukocls.reporting.figure_files import write_files
-    from leukocls.reporting.figures import figures
     from leukocls.reporting.page import headline_text, page, thumbnails
+    from leukocls.reporting.report_figures import figures
     from leukocls.reporting.robustness_figure import robustness_figure
 
     found = scored_comparison(

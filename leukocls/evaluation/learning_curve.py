@@ -87,6 +87,11 @@ def learning_curve(roots: Iterable[Path], metric: str = HEADLINE) -> dict[str, A
     }
 
 
+def sizes_differ(runs: Iterable[ArmRun]) -> bool:
+    """True if runs were given different sizes of their training sets."""
+    return len({json.dumps(_sizes(run)) for run in runs}) > 1
+
+
 def _recipe(run: ArmRun) -> str:
     """A key that all runs of one curve share."""
     left_out = OF_POINT | OF_RUN

@@ -8,6 +8,7 @@ from leukocls.artifacts.record import RunState, state_of
 from leukocls.common.errors import LeukoclsError
 from leukocls.evaluation import curves
 from leukocls.evaluation.comparison import Comparison, compared
+from leukocls.evaluation.learning_curve import learning_curve, sizes_differ
 from leukocls.evaluation.metrics import HEADLINE
 
 FORMAT = 1
@@ -25,7 +26,8 @@ def report_document(comparison: Comparison, robustness: Path | None = None) -> d
     """The report of runs, as plain values for JSON.
 
     Keys: `comparison` (the document of `compare --json`), `checks`, `runs`, `data`, `settings`,
-    and what figures show: `courses`, `best`, `persons`, `median`, `cells`, `robustness`.
+    and what figures show: `courses`, `best`, `persons`, `median`, `learning_curve`, `cells`,
+    `robustness`.
 
     Args:
         robustness: a robustness.json of one of these runs; None leaves it out.
@@ -65,9 +67,26 @@ def report_document(comparison: Comparison, robustness: Path | None = None) -> d
             "calibration": median.run.record.get("calibration"),
             "curves": curves.thresholds(median),
         },
+        "learning_curve": _learning_curve(comparison),
         "cells": curves.hardest_cells(reference, HARDEST),
         "robustness": _robustness(robustness, document) if robustness else None,
     }
+
+
+def _learning_curve(comparison: Comparison) -> dict[str, Any] | None:
+    """Points by size of the training set, or the `reason` why there are none; None for one size."""
+    done = [
+        run
+        for arm in comparison.runs.values()
+        for run in arm.values()
+        if state_of(run.record) == RunState.DONE
+    ]
+    if not sizes_differ(done):
+        return None
+    try:
+        return learning_curve([run.directory for run in done])
+    except LeukoclsError as error:
+        return {"points": [], "reason": str(error)}
 
 
 def _robustness(path: Path, document: dict[str, Any]) -> dict[str, Any]:

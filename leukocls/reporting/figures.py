@@ -1,4 +1,4 @@
-"""Figures of a report, as SVG, PDF and the numbers in them."""
+"""A figure as SVG, PDF and the numbers in it, and the style of all figures."""
 
 import io
 import re
@@ -13,23 +13,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 
-from leukocls.evaluation.person_counts import METRICS
-
 # Okabe & Ito's colours, which the colour-blind can tell apart and that stand out on black and
 # white; with another line style and marker each, for prints without colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
-INK = "#123456"  # text and axes: replaced by the page's own text colour
+INK = "#010203"  # text and axes: black in files, replaced by the text colour in a page
 NAMES = {
     "accuracy": "Accuracy", "sensitivity": "Sensitivity", "specificity": "Specificity",
     "weighted_f1": "Weighted F1", "weighted_precision": "Weighted precision",
     "weighted_recall": "Weighted recall", "auroc": "AUROC",
 }  # fmt: skip
-_PANELS = (
-    *("accuracy", "sensitivity", "specificity"),
-    *("weighted_f1", "weighted_precision", "weighted_recall"),
-)
 
 
 _HEAD = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
@@ -100,312 +94,25 @@ def svg_file(figure: Figure) -> str:
 def pdf(figure: Figure) -> bytes:
     """The figure as a PDF file, black on white."""
     stream = io.BytesIO()
-    settings = {name: "black" for name, value in style().items() if value == INK}
-    with mpl.rc_context(style() | settings):
-        drawn = Canvas(figsize=figure.size, layout="constrained")
-        figure.draw(drawn)
-        drawn.savefig(stream, format="pdf", metadata={"CreationDate": None})
+    with mpl.rc_context(style()):
+        canvas(figure).savefig(stream, format="pdf", metadata={"CreationDate": None})
     return stream.getvalue()
 
 
-def figures(document: dict[str, Any]) -> list[Figure]:
-    """The figures of a report that its runs allow, in the report's order."""
-    makers = (_losses, _persons, _courses, _intervals, _differences, _thresholds)
-    return [figure for make in makers if (figure := make(document))]
-
-
-def _losses(document: dict[str, Any]) -> Figure | None:
-    best, losses = document["best"], document["best"]["losses"]
-    if not losses:
-        return None
-    table = pd.DataFrame(
-        {name: losses[name] for name in ("epochs", "train_loss", "loss", "weighted_f1")}
-    )
-
-    def draw(drawn: Canvas) -> None:
-        left, right = drawn.subplots(1, 2)
-        for number, (name, title) in enumerate(
-            (("train_loss", "training"), ("loss", losses["set"]))
-        ):
-            _line(left, table["epochs"], table[name], number, title)
-        _line(right, table["epochs"], table["weighted_f1"], 2, losses["set"])
-        left.set(xlabel="Epoch (0: before training)", ylabel="Loss")
-        right.set(xlabel="Epoch (0: before training)", ylabel="Weighted F1")
-        left.legend()
-
-    return Figure(
-        "losses",
-        f"Loss and weighted F1 by epoch of the best run of {document['comparison']['reference']}"
-        f" (seed {best['seed']}), as Figure 2 of Prellberg & Kramer 2019. The best run of several"
-        " is no typical one. From metrics.csv.",
-        f"Two line charts over epochs: training loss and loss on {losses['set']}; weighted F1 on"
-        f" {losses['set']}.",
-        table,
-        draw,
-        (7.0, 2.6),
-    )
-
-
-def _persons(document: dict[str, Any]) -> Figure | None:
-    rows = [row for row in document["persons"] if row["label"] is not None]
-    if not rows:
-        return None
-    seeds = headline_seeds(document)
-    best = seeds.index(document["best"]["seed"])
-    table = pd.DataFrame([
-        {
-            "person": row["person"], "class": "ALL" if row["label"] else "HEM",
-            "cells": row["cells"], "accuracy of the best run": row["runs"][best],
-            "mean over runs": row["accuracy"],
-        }
-        for row in rows
-    ])  # fmt: skip
-
-    def draw(drawn: Canvas) -> None:
-        axes = drawn.subplots()
-        for number, name in enumerate(("ALL", "HEM")):
-            here = table.index[table["class"] == name]
-            axes.bar(
-                here, table["mean over runs"][here], color=COLOURS[number], alpha=0.75,
-                label=name, hatch=("", "//")[number], edgecolor=INK, linewidth=0.5,
-            )  # fmt: skip
-        if len(seeds) > 1:
-            axes.plot(
-                table.index, table["accuracy of the best run"], "_", color=INK, markersize=9,
-                label="best run",
-            )  # fmt: skip
-        places = list(table.index)
-        axes.set_xticks(places, table["person"], rotation=90, fontsize=7)
-        axes.set(xlabel="Person", ylabel="Share of cells called rightly", ylim=(0, 1.02))
-        axes.margins(x=0.01)
-        axes.grid(axis="x", visible=False)
-        axes.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-
-    worst = table.nsmallest(1, "mean over runs").iloc[0]
-    return Figure(
-        "persons",
-        f"Share of each person's cells that {document['comparison']['reference']} calls rightly,"
-        f" mean over {len(seeds)} run{'s' * (len(seeds) > 1)}, as Figure 3 of Prellberg & Kramer"
-        " 2019, which shows the best run. Where persons differ much, an interval that took cells as"
-        " independent would be far too narrow.",
-        f"Bar chart of {len(table)} persons, sorted by class; the lowest is {worst['person']}"
-        f" ({worst['class']}) with {worst['mean over runs']:.2f}.",
-        table,
-        draw,
-        (7.0, 3.0),
-    )
-
-
-def headline_seeds(document: dict[str, Any]) -> list[int]:
-    """The seeds of the reference arm, in the order of its values."""
-    comparison = document["comparison"]
-    return next(
-        arm["seeds"] for arm in comparison["arms"] if arm["name"] == comparison["reference"]
-    )
-
-
-def _courses(document: dict[str, Any]) -> Figure | None:
-    courses = document["courses"]
-    if not courses or all(len(one["epochs"]) < 3 for one in courses.values()):
-        return None
-    table = pd.DataFrame([
-        {"arm": arm, "epoch": epoch, "metric": metric, "mean": mean, "sd": sd}
-        for arm, course in courses.items()
-        for metric, values in course["metrics"].items()
-        for epoch, mean, sd in zip(course["epochs"], values["mean"], values["sd"], strict=True)
-        if epoch >= 1
-    ])  # fmt: skip
-
-    def draw(drawn: Canvas) -> None:
-        panels = drawn.subplots(2, 3, sharex=True)
-        for axes, metric in zip(panels.flat, _PANELS, strict=True):
-            for number, arm in enumerate(courses):
-                own = table[(table["arm"] == arm) & (table["metric"] == metric)]
-                _line(axes, own["epoch"], own["mean"], number, _wrapped(arm))
-                axes.fill_between(
-                    own["epoch"], own["mean"] - own["sd"], own["mean"] + own["sd"],
-                    color=_of(COLOURS, number), alpha=0.15, linewidth=0,
-                )  # fmt: skip
-            axes.set_title(NAMES[metric])
-        for axes in panels[1]:
-            axes.set_xlabel("Epoch")
-        for axes in panels[:, 0]:
-            axes.set_ylabel("Value")
-        handles, labels = panels[0, 0].get_legend_handles_labels()
-        drawn.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)))
-
-    number = ", ".join(f"{arm} {course['n']}" for arm, course in courses.items())
-    return Figure(
-        "courses",
-        "Metrics by epoch on the selection set: mean over runs, shaded one SD (ddof 0), as Figure 4"
-        f" of Prellberg & Kramer 2019. Runs: {number}. The shade is training noise, not what other"
-        " persons would change.",
-        f"Six line charts over epochs, a line for each of {len(courses)} arms: "
-        + ", ".join(NAMES[name].lower() for name in _PANELS)
-        + ".",
-        table,
-        draw,
-        (7.0, 4.4),
-    )
-
-
-def _intervals(document: dict[str, Any]) -> Figure | None:
-    arms = document["comparison"]["arms"]
-    table = pd.DataFrame([
-        {
-            "arm": arm["name"], "metric": metric, "mean": arm[metric]["mean"],
-            "lowest seed": arm[metric]["min"], "highest seed": arm[metric]["max"],
-            "low": found["low"], "high": found["high"], "df": found["df"],
-        }
-        for metric in METRICS
-        for arm in arms
-        if (found := arm[metric]["interval"])
-    ])  # fmt: skip
-    if table.empty:
-        return None
-
-    def draw(drawn: Canvas) -> None:
-        metrics = list(dict.fromkeys(table["metric"]))
-        panels = drawn.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
-        for axes, metric in zip(panels, metrics, strict=True):
-            own = table[table["metric"] == metric].reset_index(drop=True)
-            for place, row in own.iterrows():
-                axes.plot([row["low"], row["high"]], [place, place], color=_of(COLOURS, 0), lw=2)
-                axes.plot(
-                    [row["lowest seed"], row["highest seed"]], [place + 0.2] * 2,
-                    color=_of(COLOURS, 1), lw=4, solid_capstyle="butt",
-                )  # fmt: skip
-                axes.plot(row["mean"], place, "o", color=INK, markersize=4)
-            axes.set_title(NAMES[metric])
-            axes.set_yticks(range(len(own)), map(_wrapped, own["arm"]))
-            axes.grid(axis="y", visible=False)
-            axes.xaxis.set_major_locator(MaxNLocator(3))
-            axes.set_xlabel("Value")
-        panels[0].invert_yaxis()
-        panels[0].set_ylabel("Arm")
-        panels[0].plot([], [], color=_of(COLOURS, 0), lw=2, label="95 % interval over persons")
-        panels[0].plot([], [], color=_of(COLOURS, 1), lw=4, label="lowest to highest seed")
-        drawn.legend(loc="outside upper center", ncols=2)
-
-    return Figure(
-        "intervals",
-        "What other persons would change (thin lines: 95 % intervals) beside what other seeds"
-        " change (thick lines: lowest to highest run). Cells of one person are alike, so an"
-        " interval counts persons.",
-        f"Five charts, a row for each of {len(arms)} arms, with the interval over persons and the"
-        " range over seeds.",
-        table,
-        draw,
-        (7.0, 1.6 + 0.42 * len(arms)),
-    )
-
-
-def _differences(document: dict[str, Any]) -> Figure | None:
-    table = pd.DataFrame([
-        {
-            "difference": f"{row['a']} less {row['b']}", "metric": row["metric"],
-            "points": 100 * row["difference"], "low": 100 * row["interval"]["low"],
-            "high": 100 * row["interval"]["high"],
-        }
-        for row in document["comparison"]["differences"]
-        if row["interval"]
-    ])  # fmt: skip
-    if table.empty:
-        return None
-
-    def draw(drawn: Canvas) -> None:
-        axes = drawn.subplots()
-        names = list(dict.fromkeys(table["difference"]))
-        metrics = list(dict.fromkeys(table["metric"]))
-        for number, metric in enumerate(metrics):
-            own = table[table["metric"] == metric]
-            places = [names.index(name) + 0.14 * (number - 2) for name in own["difference"]]
-            axes.errorbar(
-                own["points"], places,
-                xerr=[own["points"] - own["low"], own["high"] - own["points"]],
-                fmt=_of(MARKERS, number), color=_of(COLOURS, number), markersize=4,
-                label=NAMES[metric], elinewidth=1.2,
-            )  # fmt: skip
-        axes.axvline(0, color=INK, linewidth=1)
-        axes.set_yticks(range(len(names)), map(_wrapped, names))
-        axes.set(xlabel="Difference in points, with 95 % interval over persons", ylabel="Arms")
-        axes.invert_yaxis()
-        axes.grid(axis="y", visible=False)
-        drawn.legend(loc="outside upper center", ncols=5, fontsize=8)
-
-    return Figure(
-        "differences",
-        "Difference of the reference arm from each other one on the same cells. An interval that"
-        " holds zero leaves open which arm is better for other persons.",
-        f"Chart with intervals of {table['difference'].nunique()} differences in"
-        f" {table['metric'].nunique()} metrics around zero.",
-        table,
-        draw,
-        (7.0, 1.5 + 0.75 * table["difference"].nunique()),
-    )
-
-
-def _thresholds(document: dict[str, Any]) -> Figure | None:
-    median = document["median"]
-    if not median["curves"]:
-        return None
-    roc, pr = median["curves"]["roc"], median["curves"]["precision_recall"]
-    reliability = pd.DataFrame(median["curves"]["reliability"])
-    table = pd.concat(
-        [
-            pd.DataFrame({"curve": "ROC", "x": roc["fpr"], "y": roc["tpr"]}),
-            pd.DataFrame({"curve": "precision-recall", "x": pr["recall"], "y": pr["precision"]}),
-            pd.DataFrame(
-                {"curve": "reliability", "x": reliability["prob"], "y": reliability["all"]}
-            ),
-        ],
-        ignore_index=True,
-    )
-    prevalence = document["data"]["prevalence"]
-
-    def draw(drawn: Canvas) -> None:
-        first, second, third = drawn.subplots(1, 3)
-        first.plot([0, 1], [0, 1], ":", color=INK, linewidth=1)
-        first.plot(roc["fpr"], roc["tpr"], color=COLOURS[0])
-        first.set(xlabel="1 − specificity", ylabel="Sensitivity", title="ROC")
-        second.axhline(prevalence, linestyle=":", color=INK, linewidth=1)
-        second.plot(pr["recall"], pr["precision"], color=COLOURS[0])
-        second.set(
-            xlabel="Recall (sensitivity)", ylabel="Precision", ylim=(0, 1.02),
-            title="Precision-recall",
-        )  # fmt: skip
-        third.plot([0, 1], [0, 1], ":", color=INK, linewidth=1)
-        third.plot(reliability["prob"], reliability["all"], "o-", color=COLOURS[0], markersize=4)
-        third.set(xlabel="Mean probability of ALL", ylabel="Share of ALL", title="Reliability")
-        for axes in (first, second, third):
-            axes.set_box_aspect(1)
-
-    return Figure(
-        "thresholds",
-        f"ROC and precision-recall curves and reliability of the median run of"
-        f" {document['comparison']['reference']} (seed {median['seed']}). Dotted: what guessing"
-        " gives, and perfect calibration. Reliability: 15 bins with equally many cells.",
-        f"Three charts: ROC with an area of {median['auroc']:.3f}, precision-recall with an average"
-        f" precision of {median['average_precision']:.3f}, reliability with a calibration error of"
-        f" {median['ece']:.3f}.",
-        table,
-        draw,
-        (7.0, 2.7),
-    )
-
-
-def _line(axes: Axes, x: Any, y: Any, number: int, label: str) -> None:
+def line(axes: Axes, x: Any, y: Any, number: int, label: str) -> None:
+    """Draw a line with the colour, style and marker of its number; x are whole numbers."""
     axes.plot(
-        x, y, color=_of(COLOURS, number), linestyle=_of(LINES, number),
-        marker=_of(MARKERS, number), markersize=4, label=label,
+        x, y, color=choice(COLOURS, number), linestyle=choice(LINES, number),
+        marker=choice(MARKERS, number), markersize=4, label=label,
     )  # fmt: skip
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _of(choices: tuple[Any, ...], number: int) -> Any:
+def choice(choices: tuple[Any, ...], number: int) -> Any:
+    """The choice with this number; after the last one follows the first."""
     return choices[number % len(choices)]
 
 
-def _wrapped(name: str) -> str:
+def wrapped(name: str) -> str:
     """An arm's name in short lines, which may leave out its end."""
     return textwrap.fill(name.replace(",", ", "), 26, max_lines=3, placeholder=" …")

@@ -38,6 +38,7 @@ CONTENTS = {
     "persons": "Persons and seeds side by side",
     "differences": "Is one arm better?",
     "thresholds": "Errors, thresholds, calibration",
+    "learning-curve": "Learning curve",
     "robustness": "Robustness",
     "cells": "Hardest cells, for review",
     "card": "Card",
@@ -52,7 +53,7 @@ def page(
 
     Args:
         document: of `leukocls.reporting.document.report_document`.
-        figures: of `leukocls.reporting.figures.figures`.
+        figures: of `leukocls.reporting.report_figures.figures`.
         pictures: of `thumbnails`; None leaves pictures of cells out.
     """
     comparison, median = document["comparison"], document["median"]
@@ -73,6 +74,7 @@ def page(
     persons = comparison["persons"]
     absent = {"differences"} if len(differences) == 1 else set()
     absent |= set() if document["robustness"] else {"robustness"}
+    absent |= set() if document["learning_curve"] else {"learning-curve"}
     return environment.get_template("report.html.j2").render(
         title=f"{headline(document)['experiment']}: {comparison['reference']}",
         heading=heading_text(document),
@@ -101,6 +103,7 @@ def page(
             ["is HEM", counts["fp"], counts["tn"]],
         ],
         calibration=_calibration(median["calibration"]),
+        learning_curve=document["learning_curve"],
         pictures=cells,
         cells=cells_table(document),
         card=card(document),

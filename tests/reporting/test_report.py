@@ -238,6 +238,27 @@ def test_the_same_runs_give_the_same_page(sweep: Path, written: Path, tmp_path: 
     assert again.with_suffix(".json").read_bytes() == (written / "page.json").read_bytes()
 
 
+def test_sizes_of_the_training_set_are_a_curve(tmp_path: Path) -> None:
+    root = tmp_path / "x"
+    for size, strength in ((4, 0.6), (8, 1.0)):
+        for seed in range(2):
+            run = root / f"proposal,data.n_subjects={size}" / f"seed_{seed:03d}"
+            identity = {"seed": seed, "rescore_from": None, "data.n_subjects": size}
+            frame = pd.concat([frame_of("prelim", epoch, seed, strength) for epoch in (0, 1)])
+            write_run(run, frame, identity=identity)
+            train = pd.DataFrame({"cell": [f"{n}.bmp" for n in range(3 * size)], "split": "train"})
+            persons = [f"t{n % size}" for n in range(3 * size)]
+            train = train.assign(subject=persons, group=persons, label=1, pixels="")
+            train.to_csv(run / "split.csv", index=False)
+    out = tmp_path / "report.html"
+    assert report.main([str(root), "--out", str(out), "--figures", str(tmp_path / "figures")]) == 0
+    points = json.loads(out.with_suffix(".json").read_text())["learning_curve"]["points"]
+    assert [(one["persons"], one["cells"], one["n"]) for one in points] == [(4, 12, 2), (8, 24, 2)]
+    assert 'id="figure-learning_curve"' in out.read_text(encoding="utf-8")
+    table = pd.read_csv(tmp_path / "figures" / "learning_curve.csv")
+    assert table["mean"].tolist() == pytest.approx([one["mean"] for one in points])
+
+
 @pytest.mark.parametrize("edited", ["prediction", "record"])
 def test_an_edited_run_is_named_and_nothing_is_written(
     edited: str, sweep: Path, tmp_path: Path
