@@ -210,7 +210,7 @@ def _intervals(document: dict[str, Any]) -> Figure | None:
 def _differences(document: dict[str, Any]) -> Figure | None:
     table = pd.DataFrame([
         {
-            "difference": f"{row['a']} less {row['b']}", "metric": row["metric"],
+            "reference": row["a"], "less": row["b"], "metric": row["metric"],
             "points": 100 * row["difference"], "low": 100 * row["interval"]["low"],
             "high": 100 * row["interval"]["high"],
         }
@@ -222,11 +222,11 @@ def _differences(document: dict[str, Any]) -> Figure | None:
 
     def draw(drawn: Canvas) -> None:
         axes = drawn.subplots()
-        names = list(dict.fromkeys(table["difference"]))
+        names = list(dict.fromkeys(table["less"]))
         metrics = list(dict.fromkeys(table["metric"]))
         for number, metric in enumerate(metrics):
             own = table[table["metric"] == metric]
-            places = [names.index(name) + 0.14 * (number - 2) for name in own["difference"]]
+            places = [names.index(name) + 0.14 * (number - 2) for name in own["less"]]
             axes.errorbar(
                 own["points"], places,
                 xerr=[own["points"] - own["low"], own["high"] - own["points"]],
@@ -235,20 +235,23 @@ def _differences(document: dict[str, Any]) -> Figure | None:
             )  # fmt: skip
         axes.axvline(0, color=INK, linewidth=1)
         axes.set_yticks(range(len(names)), map(wrapped, names))
-        axes.set(xlabel="Difference in points, with 95 % interval over persons", ylabel="Arms")
+        axes.set(
+            xlabel="Difference in points, with 95 % interval over persons",
+            ylabel="Reference arm less",
+        )
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
         drawn.legend(loc="outside upper center", ncols=5, fontsize=8)
 
     return Figure(
         "differences",
-        "Difference of the reference arm from each other one on the same cells. An interval that"
-        " holds zero leaves open which arm is better for other persons.",
-        f"Chart with intervals of {table['difference'].nunique()} differences in"
+        f"{document['comparison']['reference']} less each other arm, on the same cells. An"
+        " interval that holds zero leaves open which arm is better for other persons.",
+        f"Chart with intervals of {table['less'].nunique()} differences in"
         f" {table['metric'].nunique()} metrics around zero.",
         table,
         draw,
-        (7.0, 1.5 + 0.75 * table["difference"].nunique()),
+        (7.0, 1.5 + 0.75 * table["less"].nunique()),
     )
 
 
