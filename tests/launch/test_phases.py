@@ -258,8 +258,9 @@ def test_what_weights_have_seen_is_not_forgotten_on_the_way(
     assert record(third)["marks"] == ["SYNTHETIC", "LEAKY"]
     done = train(
         f"checkpoint={third}", "score=prelim", "data=cnmc", f"data.root={small_tree}",
-        f"data.cache={tmp_path / 'store'}",
+        f"data.cache={tmp_path / 'store'}", f"outputs={tmp_path / 'scored'}",
     )  # fmt: skip
+    assert done.code == 0, done.err
     assert "LEAKY" in done.out
     assert "TEST" not in done.out
 
