@@ -36,9 +36,15 @@ def write_files(folder: Path, document: dict[str, Any], figures: Sequence[Figure
     }
     tables |= {f"results-{n}": rows for n, (_, rows) in enumerate(result_tables(document))}
     titles = {f"results-{n}": name for n, (name, _) in enumerate(result_tables(document))}
+    reference = document["comparison"]["reference"]
+    titles |= {
+        "intervals": "95 % intervals over persons and seeds, in percent",
+        "differences": f"{reference} less each other arm, in points",
+        "tests": f"tests over seeds whether {reference} is greater",
+    }
     for name, rows in tables.items():
         if len(rows) > 1:
-            caption = f"{marks} {titles.get(name, name)}".strip()
+            caption = f"{marks} {titles[name]}".strip()
             atomic_write(folder / f"{name}.tex", latex(rows, caption))
 
 

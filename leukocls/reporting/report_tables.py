@@ -81,13 +81,13 @@ def differences_table(document: dict[str, Any]) -> Rows:
     """The reference less each other arm, in points."""
     differences = document["comparison"]["differences"]
     powers = differences[0]["power"] if differences else []
-    header = ["arms", "metric", "difference", "95 % interval", "df"]
+    header = ["less", "metric", "difference", "95 % interval", "df"]
     header += [f"power at {100 * one['difference']:g}" for one in powers] + ["label flip p"]
     rows = [header]
     for row in differences:
         interval = row["interval"]
         rows.append([
-            f"{row['a']} less {row['b']}", row["metric"], points(row["difference"]),
+            row["b"], row["metric"], points(row["difference"]),
             _limits(interval), f"{interval['df']:.1f}" if interval else DASH,
             *(DASH if one["power"] is None else f"{one['power']:.2f}" for one in row["power"]),
             p_value(row["label_flip_p"]),
@@ -96,13 +96,15 @@ def differences_table(document: dict[str, Any]) -> Rows:
 
 
 def tests_table(document: dict[str, Any]) -> Rows:
-    """Tests over seeds against the reference arm."""
-    header = ["arms", "metric", "test", "p", "Holm", "effect", "shift", "95 % interval", "paper"]
+    """Tests over seeds whether the reference arm is greater; only those that could be made."""
+    header = ["than", "metric", "test", "p", "Holm", "effect", "shift", "95 % interval", "paper"]
     rows = [header]
     for row in document["comparison"]["tests"]:
         effect = row["effect"]
+        if row["p"] is None:
+            continue
         rows.append([
-            f"{row['a']} > {row['b']}", row["metric"], row["test"], p_value(row["p"]),
+            row["b"], row["metric"], row["test"], p_value(row["p"]),
             p_value(row["p_holm"]), DASH if effect is None else f"{effect:+.2f}",
             points(row["hodges_lehmann"]), _limits(row["hodges_lehmann_interval"]),
             row["paper"] or "",
