@@ -1,4 +1,4 @@
-"""What training on other cells of the scored persons is worth on genuine cells.
+"""Measure the gain from training on other cells of the scored persons, on genuine cells.
 
 python benchmarks/genuine_leakage.py ROOT [--split-seeds N] [--json FILE]
 
@@ -104,7 +104,7 @@ def row(options: list[str], outputs: Path, seeds: int) -> dict[str, Any]:
 
 
 def _differences(runs: list[Path]) -> dict[str, Any]:
-    """What `compare` says of each metric: difference and interval."""
+    """Difference and interval of each metric, as `compare` computes them."""
     found = {one["metric"]: one for one in compare(runs)["differences"]}
     return {
         name: {"difference": round(found[name]["difference"], 4), **(found[name]["interval"] or {})}

@@ -43,7 +43,7 @@ class CellImages:
 
     @property
     def inside(self) -> Tensor:
-        """Where the cell is, bool [B, 1, S, S]: around it the image is black."""
+        """Mask of the cell, bool [B, 1, S, S]; the background around it is black."""
         return (self.images > 0).any(1, keepdim=True)
 
 
@@ -137,7 +137,7 @@ def jpeg(batch: CellImages, quality: float) -> Tensor:
 
 
 def _as_jpeg(pixels: np.ndarray, quality: int) -> np.ndarray:
-    """What a JPEG file of 8-bit pixels [S, S, 3] gives back."""
+    """8-bit pixels [S, S, 3] after JPEG compression and decompression."""
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "jpeg", quality=quality)
     return np.asarray(Image.open(stream))

@@ -142,7 +142,7 @@ class Calibration:
         return np.asarray(found)
 
     def called(self, sensitivity: float, logit: Floats, person: Names) -> npt.NDArray[np.bool_]:
-        """Whether each cell is called ALL at the threshold that the cells of others give, [n].
+        """Calls of cells, True for ALL, at a threshold from the cells of other persons, [n].
 
         Args:
             sensitivity: as `threshold`.
@@ -231,7 +231,7 @@ def calibrations(by_input: Sequence[Sequence[ScoredPart]]) -> list[Calibration]:
 
 
 def _stored(record: dict[str, Any], parts: Sequence[ScoredPart]) -> Calibration:
-    """What the training of a scored checkpoint stored, if it is for these parts."""
+    """Calibration that a scored checkpoint's training stored, if it holds for these parts."""
     own = {part.origin["heading"] for part in parts} == {"test"}
     if not own or any("neighbourhood" in part.origin for part in parts):
         return Calibration.none(NOT_STORED)
@@ -268,7 +268,7 @@ def _fitted(parts: Sequence[ScoredPart]) -> Calibration:
 def calibration_of(
     part: ScoredPart, calibration: Calibration, sensitivity: float | None = None
 ) -> dict[str, Any]:
-    """What a calibration is worth on one part, as plain values for JSON.
+    """Measures of calibration on one part before and after scaling, as plain values for JSON.
 
     `stages` holds calibration intercept and slope, Brier score and calibration error of the
     probabilities `before`, `without_pos_weight` and `after`, each with a 95 % interval over persons

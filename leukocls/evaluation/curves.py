@@ -1,4 +1,4 @@
-"""What figures show of runs: courses over epochs, curves over thresholds, persons and cells."""
+"""Data of a report's figures: metrics by epoch, threshold curves, persons and hardest cells."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.neighbors import NearestNeighbors
 
 from leukocls.artifacts.marks import Mark, merged_marks
 from leukocls.artifacts.predictions import sigmoid
@@ -91,6 +90,8 @@ def corrected(part: ScoredPart, features: Features, neighbours: int) -> ScoredPa
     Raises:
         LeukoclsError: cells without features, too few or too many neighbours, or hard labels.
     """
+    from sklearn.neighbors import NearestNeighbors  # a second, which other results do not need
+
     frame, source = part.frame, part.origin["source"]
     if not 2 <= neighbours <= len(frame):
         raise LeukoclsError(

@@ -131,7 +131,9 @@ def checks(comparison: Comparison, document: dict[str, Any]) -> list[dict[str, s
             "pass" if disjoint else "fail",
             "; ".join(document["shared_persons"])
             or (
-                "scored persons or images were also trained on" if not disjoint else "by split.csv"
+                "no run is marked LEAKY"
+                if disjoint
+                else "scored persons or images were also trained on"
             ),
         ),
         "The set that chose is named": (

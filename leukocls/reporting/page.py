@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 from PIL import Image as Pillow
 
 from leukocls import __version__
 from leukocls.artifacts.marks import MEANINGS
+from leukocls.common.errors import LeukoclsError
+from leukocls.common.tables import listing
 from leukocls.data.images import cut, extent, read_image
 from leukocls.data.index import Index
 from leukocls.evaluation import published_results
@@ -28,7 +31,7 @@ from leukocls.reporting.report_tables import (
     runs_of,
     tests_table,
 )
-from leukocls.reporting.tables import NOISE, PATIENTS
+from leukocls.reporting.tables import PATIENTS
 
 THUMBNAIL = 96  # pixels
 CONTENTS = {
@@ -93,7 +96,6 @@ def page(
         else "Whom a cell is from is unknown, so there are no intervals over persons.",
         intervals=intervals_table(document),
         differences=differences,
-        noise=NOISE,
         tests=tests_table(document),
         reference=comparison["reference"],
         median=median,
@@ -112,7 +114,7 @@ def page(
         version=__version__,
         figures={
             one.name: {
-                "svg": jinja2.filters.Markup(svg(one)),
+                "svg": Markup(svg(one)),
                 "caption": one.caption,
                 "alt": one.alt,
             }
@@ -150,9 +152,20 @@ def heading_text(document: dict[str, Any]) -> str:
 
 
 def thumbnails(document: dict[str, Any], index: Index) -> dict[str, str]:
-    """JPEG of each of the document's hardest cells, cropped to its outline, as base64 by name."""
+    """JPEG of each of the document's hardest cells, cropped to its outline, as base64 by name.
+
+    Raises:
+        LeukoclsError: the data lacks one of these cells.
+    """
     wanted = {cell["cell"] for cell in document["cells"]}
-    rows = index.table[index.table["cell"].isin(wanted)]
+    # Cells of final have the names of prelim's, and no labels to be wrong about.
+    table = index.only(("train", "prelim")).table
+    rows = table[table["cell"].isin(wanted)]
+    if absent := sorted(wanted - set(rows["cell"])):
+        raise LeukoclsError(
+            f"{index.source}: has no cell {listing(absent)}; name with --data the data that the"
+            " runs read"
+        )
     found = {}
     for name, path in zip(rows["cell"], rows["file"], strict=True):
         image = read_image(index.root / path)

@@ -1,6 +1,5 @@
 """Tables of a report as rows of text, the header first; for the page, CSV and LaTeX."""
 
-from collections.abc import Iterable
 from typing import Any
 
 from leukocls.evaluation.comparison import METRICS
@@ -34,7 +33,7 @@ def arms_table(document: dict[str, Any]) -> Rows:
     for arm in comparison["arms"]:
         own = document["settings"].get(arm["name"], {})
         reference = arm["name"] == comparison["reference"]
-        differ = "reference arm" if reference else listed(f"{k}={v}" for k, v in own.items())
+        differ = "reference arm" if reference else ", ".join(f"{k}={v}" for k, v in own.items())
         folds = f", {arm['folds']} folds pooled" if arm["folds"] else ""
         rows.append([
             arm["name"], f"{arm['n']} of {arm['planned']}{folds}", _seeds(arm["seeds"]),
@@ -151,11 +150,6 @@ def p_value(value: float | None) -> str:
 def runs_of(n: int) -> str:
     """So many runs, in words."""
     return f"{n} run{'s' * (n != 1)}"
-
-
-def listed(items: Iterable[str]) -> str:
-    """Items with commas between."""
-    return ", ".join(items)
 
 
 def _limits(interval: dict[str, float] | None) -> str:

@@ -1,5 +1,7 @@
 """The report of made-up runs: its page, its numbers against scikit-learn, its files."""
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -13,12 +15,16 @@ import pandas as pd
 import pytest
 from conftest import edit_record
 from made_up_runs import SEEDS, frame_of, write_honest, write_run, write_sweep
+from PIL import Image
 from sklearn.metrics import accuracy_score, auc, confusion_matrix, log_loss, recall_score
 
 from leukocls import report
 from leukocls.common.errors import DataFault, LeukoclsError
+from leukocls.data.images import read_image
+from leukocls.data.index import build_index
 from leukocls.evaluation import comparison
 from leukocls.reporting.figure_files import latex
+from leukocls.reporting.page import thumbnails
 from leukocls.reporting.report_tables import result_tables
 
 EVERY_FIGURE = {"courses", "losses", "intervals", "persons", "differences", "thresholds"}
@@ -236,6 +242,26 @@ def test_the_same_runs_give_the_same_page(sweep: Path, written: Path, tmp_path: 
     assert report.main([str(sweep), "--out", str(again), "--seeds", "4"]) == 0
     assert again.read_bytes() == (written / "page.html").read_bytes()
     assert again.with_suffix(".json").read_bytes() == (written / "page.json").read_bytes()
+
+
+def test_pictures_are_of_the_cells_that_were_scored(small_tree: Path) -> None:
+    """Cells of final have the names of prelim's, and are others."""
+    index = build_index(small_tree)
+    prelim, final = (index.only((part,)).table for part in ("prelim", "final"))
+    name = next(name for name in prelim["cell"] if name in set(final["cell"]))
+    found = thumbnails({"cells": [{"cell": name}]}, index)
+    drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(found[name]))), float)
+
+    def distance(table: pd.DataFrame) -> float:
+        image = read_image(index.root / table["file"][table["cell"] == name].iloc[0])
+        rows, columns = np.nonzero(image.any(2))
+        tight = image[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+        return float(np.abs(tight[tight.any(2)].mean(0) - drawn[drawn.sum(2) > 30].mean(0)).max())
+
+    assert distance(prelim) < 3
+    assert distance(prelim) < distance(final)
+    with pytest.raises(LeukoclsError, match=r"nobody\.bmp"):
+        thumbnails({"cells": [{"cell": "nobody.bmp"}]}, index)
 
 
 def test_sizes_of_the_training_set_are_a_curve(tmp_path: Path) -> None:
