@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,16 +12,8 @@ from leukocls.artifacts.marks import merged_marks
 from leukocls.common.errors import LeukoclsError
 from leukocls.data.splits import read_split
 from leukocls.evaluation import intervals, person_counts, seed_tests
-from leukocls.evaluation.arm_runs import (
-    ArmRun,
-    ScoredRun,
-    find_runs,
-    group_by_arm,
-    pool_folds,
-    refuse_mixture,
-    refuse_unfinished,
-    score_arms,
-)
+from leukocls.evaluation.arm_runs import ArmRun, ScoredRun
+from leukocls.evaluation.comparison import Comparison
 from leukocls.evaluation.metrics import HEADLINE
 
 SIZES = ("n_subjects", "n_cells")
@@ -32,7 +23,7 @@ OF_POINT = {*SIZES, *(f"data.{size}" for size in SIZES)}
 OF_RUN = {"seed", "split_seed", "fold"}
 
 
-def learning_curve(roots: Iterable[Path], metric: str = HEADLINE) -> dict[str, Any]:
+def learning_curve(comparison: Comparison, metric: str = HEADLINE) -> dict[str, Any]:
     """The learning curves of finished runs that differ in `data.n_subjects` or `data.n_cells`.
 
     A curve is one recipe, a point one size of its training set. The runs of a point differ in their
@@ -40,7 +31,7 @@ def learning_curve(roots: Iterable[Path], metric: str = HEADLINE) -> dict[str, A
     cross-validation are one run. All runs score the same cells.
 
     Args:
-        roots: run directories, or directories above them.
+        comparison: the scored runs of all sizes.
         metric: of `person_counts.METRICS`.
 
     Returns:
@@ -52,18 +43,12 @@ def learning_curve(roots: Iterable[Path], metric: str = HEADLINE) -> dict[str, A
         `high`, `df`; None if undefined) and `reason` (why a metric is undefined, else None).
 
     Raises:
-        LeukoclsError: no run, runs of one size, unfinished ones, or runs that do not match.
-        DataFault: damaged runs.
+        LeukoclsError: runs of one size, or another metric.
     """
     if metric not in person_counts.METRICS:
         raise LeukoclsError(f"{metric}: choose one of {', '.join(person_counts.METRICS)}.")
-    runs = find_runs(roots)
-    by_arm = group_by_arm(runs)
-    for name, arm in by_arm.items():
-        refuse_unfinished({name: arm}, list(arm))
-    scored = [one for arm in pool_folds(score_arms(by_arm)).values() for one in arm.values()]
-    refuse_mixture(scored)
-    by_id = {run.record["id"]: run for run in runs}
+    scored = [one for arm in comparison.arms.values() for one in arm.values()]
+    by_id = {run.record["id"]: run for arm in comparison.runs.values() for run in arm.values()}
     points: dict[tuple[str, str], list[ScoredRun]] = {}
     for one in scored:
         points.setdefault((_recipe(one.run), json.dumps(_sizes(one.run))), []).append(one)
@@ -80,16 +65,19 @@ def learning_curve(roots: Iterable[Path], metric: str = HEADLINE) -> dict[str, A
     return {
         "metric": metric,
         "heading": "leaky" if "leaky" in headings else headings[0],
-        "marks": merged_marks(run.record["marks"] for run in runs),
-        "shared_persons": merged_marks(run.record.get("shared_persons", []) for run in runs),
+        "marks": merged_marks(record["marks"] for record in comparison.records),
+        "shared_persons": merged_marks(
+            record.get("shared_persons", []) for record in comparison.records
+        ),
         "persons": scored[0].result["persons"],
         "points": sorted(rows, key=lambda row: (row["curve"], row["cells"])),
     }
 
 
-def sizes_differ(runs: Iterable[ArmRun]) -> bool:
-    """True if runs were given different sizes of their training sets."""
-    return len({json.dumps(_sizes(run)) for run in runs}) > 1
+def sizes_differ(comparison: Comparison) -> bool:
+    """True if the scored runs were given different sizes of their training sets."""
+    scored = (one for arm in comparison.arms.values() for one in arm.values())
+    return len({json.dumps(_sizes(one.run)) for one in scored}) > 1
 
 
 def _recipe(run: ArmRun) -> str:

@@ -75,16 +75,10 @@ def report_document(comparison: Comparison, robustness: Path | None = None) -> d
 
 def _learning_curve(comparison: Comparison) -> dict[str, Any] | None:
     """Points by size of the training set, or the `reason` why there are none; None for one size."""
-    done = [
-        run
-        for arm in comparison.runs.values()
-        for run in arm.values()
-        if state_of(run.record) == RunState.DONE
-    ]
-    if not sizes_differ(done):
+    if not sizes_differ(comparison):
         return None
     try:
-        return learning_curve([run.directory for run in done])
+        return learning_curve(comparison)
     except LeukoclsError as error:
         return {"points": [], "reason": str(error)}
 

@@ -15,6 +15,7 @@ from test_compare import frame_of, write_run
 
 from leukocls import audit, baseline, compare, evaluate
 from leukocls.common.errors import LeukoclsError
+from leukocls.evaluation.comparison import scored_comparison
 from leukocls.evaluation.intervals import jackknife
 from leukocls.evaluation.learning_curve import learning_curve
 from leukocls.evaluation.person_counts import Persons
@@ -120,7 +121,7 @@ def test_the_experiment_trains_both_leaks_and_halves(
 def test_folds_are_one_run_of_a_point(fit: Fit) -> None:
     words = ("--split-scheme", "subject", "--folds", "2")
     few, whole = fit("few", *words, "--n-subjects", "4"), fit("whole", *words)
-    points = learning_curve([*few, *whole])["points"]
+    points = learning_curve(scored_comparison([*few, *whole]))["points"]
     assert [(one["n_subjects"], one["n"]) for one in points] == [(4, 1), (None, 1)]
     for point, runs in zip(points, (few, whole), strict=True):
         splits = [
@@ -155,7 +156,7 @@ def curve(tmp_path: Path) -> Path:
 
 
 def test_points_are_means_over_seeds_and_draws(curve: Path) -> None:
-    found = learning_curve([curve], "auroc")
+    found = learning_curve(scored_comparison([curve]), "auroc")
     assert (found["heading"], found["marks"]) == ("selection", ["SYNTHETIC"])
     assert sum(found["persons"].values()) == 12
     points = found["points"]
@@ -180,15 +181,15 @@ def test_points_are_means_over_seeds_and_draws(curve: Path) -> None:
 
 def test_what_is_no_curve_is_refused(curve: Path) -> None:
     with pytest.raises(LeukoclsError, match="no other size of its training set"):
-        learning_curve(sorted(curve.glob("proposal,split_seed=*")))
+        learning_curve(scored_comparison(sorted(curve.glob("proposal,split_seed=*"))))
     with pytest.raises(LeukoclsError, match="macro_f1: choose one of"):
-        learning_curve([curve], "macro_f1")
+        learning_curve(scored_comparison([curve]), "macro_f1")
     run = curve / "proposal,split_seed=0/seed_000"
     write_run(run, frame_of("prelim", 1, 0, 1.0), status="failed")
     with pytest.raises(LeukoclsError, match="sweep is incomplete"):
-        learning_curve([curve])
+        learning_curve(scored_comparison([curve]))
     (run / "split.csv").unlink()
     identity = {"seed": 0, "split_seed": 0, "data.n_subjects": None}
     write_run(run, frame_of("prelim", 1, 0, 1.0), identity=identity)
     with pytest.raises(LeukoclsError, match=r"split\.csv"):
-        learning_curve([curve])
+        learning_curve(scored_comparison([curve]))
