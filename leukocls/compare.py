@@ -3,9 +3,8 @@
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
-from leukocls.common.arguments import seeds, whole_number
+from leukocls.common.arguments import add_comparison_options, whole_number
 from leukocls.common.errors import run_verb
 
 
@@ -21,11 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Statistics of arms over their seeds, recomputed from the runs' predictions,"
         " and tests of each arm against a reference arm.",
     )
+    add_comparison_options(parser)
     add = parser.add_argument
-    add("runs", nargs="+", type=Path, metavar="RUNS", help="run directories, or any above them")
-    add("--against", metavar="ARM", help="the reference arm (default: proposal)")
-    add("--seeds", type=seeds, help="planned seeds: 24, 0-23 or 7,42 (default: those of any arm)")
-    add("--incomplete", action="store_true", help="compare the finished runs if others are missing")
     add(
         "--plan",
         nargs=2,

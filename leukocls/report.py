@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from leukocls.common.arguments import seeds
+from leukocls.common.arguments import add_comparison_options
 from leukocls.common.errors import LeukoclsError, run_verb
 
 
@@ -21,17 +21,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="One HTML page on runs: checks, results beside the paper's, intervals over"
         " persons, figures, the hardest cells and a card. It opens without a network.",
     )
+    add_comparison_options(parser)
     add = parser.add_argument
-    add("runs", nargs="+", type=Path, metavar="RUNS", help="run directories, or any above them")
     add("--out", type=Path, default=Path("report.html"), help="the page (default: report.html)")
     add("--figures", type=Path, metavar="DIR", help="also write SVG, PDF, CSV and LaTeX files")
     add(
         "--robustness", type=Path, metavar="FILE.json", help="of `robustness --out`, for its figure"
     )
     add("--data", type=Path, metavar="ROOT", help="the images, for pictures of the hardest cells")
-    add("--against", metavar="ARM", help="the reference arm (default: proposal)")
-    add("--seeds", type=seeds, help="planned seeds: 24, 0-23 or 7,42 (default: those of any arm)")
-    add("--incomplete", action="store_true", help="report the finished runs if others are missing")
     arguments = parser.parse_args(argv)
     if arguments.out.is_dir():
         raise LeukoclsError(f"{arguments.out}: is a folder; name a file, such as report.html")

@@ -29,7 +29,16 @@ def add_split_options(parser: argparse.ArgumentParser, scheme: str) -> None:
     add("--leak", type=float, help="of leakage: share of training cells that are of scored persons")
 
 
-def seeds(text: str) -> list[int]:
+def add_comparison_options(parser: argparse.ArgumentParser) -> None:
+    """Add the runs to compare, the reference arm, and which seeds there should be."""
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUNS", help="run directories, or any above them")
+    add("--against", metavar="ARM", help="the reference arm (default: proposal)")
+    add("--seeds", type=_seeds, help="planned seeds: 24, 0-23 or 7,42 (default: those of any arm)")
+    add("--incomplete", action="store_true", help="take the finished runs if others are missing")
+
+
+def _seeds(text: str) -> list[int]:
     """Seeds from 24 (0 to 23), 0-23 or 7,42,1337."""
     first, to, last = text.partition("-")
     try:
