@@ -91,7 +91,7 @@ NETWORKS: dict[str, tuple[str, ...]] = {
 # One phase of recipes that have several; Marzahl's are scored with one view.
 # Held-out cells choose nothing.
 SHORTENED = ("phases=null", "data.size=128", "selection=last", "threads=1")
-QUICK_CELLS, QUICK_SIZE = 400, 96  # of training, and in px for frozen features, with --quick
+QUICK_CELLS, QUICK_SIZE = 400, 96  # training cells, and px for frozen features, with --quick
 
 
 def splits(index: Index, folder: Path, quick: bool) -> Iterator[tuple[str, int, list[str]]]:
@@ -221,7 +221,7 @@ def measure(root: Path, outputs: Path, cache: Path, quick: bool, epochs: int) ->
     if index.synthetic or not folds.all():
         raise SystemExit(f"{root}: give a folder with the genuine folds 0 and 1, and no other part")
     common = [str(root), "--partial", "--cache", str(cache), "--outputs", str(outputs)]
-    smaller = ["--size", str(QUICK_SIZE)] if quick else []
+    smaller = ["--size", str(QUICK_SIZE), "--n-cells", str(QUICK_CELLS)] if quick else []
     jobs = list(splits(index, outputs / "splits", quick))
     found: dict[str, Any] = {}
     for row, features in ROWS.items():
@@ -288,8 +288,8 @@ def main() -> None:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="one fold of each column, small images for frozen features, few training cells and one"
-        " view for networks",
+        help="one fold of each column, few training cells, small images for frozen features, one view"
+        " for networks",
     )
     parser.add_argument(
         "--epochs", type=int, default=1, help="of each network; 0 leaves them out (default: 1)"

@@ -44,6 +44,8 @@ def persons(frame: pd.DataFrame) -> "pd.Series[str]":
     The column `person`, or where it says nothing `leukocls.data.published.person_of` the subject.
     """
     known = frame[PERSON] if PERSON in frame else pd.Series("", index=frame.index)
+    if (known != "").all():
+        return known
     by_subject = map(person_of, frame["cell"], frame["subject"])
     return known.where(known != "", pd.Series(by_subject, index=frame.index, dtype=object))
 
@@ -78,38 +80,38 @@ def canonical(frame: pd.DataFrame, source: str = "predictions") -> pd.DataFrame:
         raise refuse(f"unexpected column {', '.join(extra)}")
     if frame.empty:
         raise refuse("no rows")
-    types = {**COLUMNS, PERSON: "str", **dict.fromkeys(views, "float32")}
-    texts = [name for name in ("subject", PERSON) if name in frame]
-    columns = [*KEY, *texts, "label", *views, "logit", "prob"]
-    table = frame[columns].assign(**{name: frame[name].fillna("") for name in texts})
-    for name in columns:
-        if table[name].isna().any():
+    texts = ["split", "cell", *(name for name in ("subject", PERSON) if name in frame)]
+    names = [*KEY, *texts[2:], "label", *views, "logit", "prob"]
+    types = {PERSON: "str"} | COLUMNS | dict.fromkeys(views, "float32")
+    # One by one, and numbers in numpy: checks of the whole table take pandas twice as long.
+    columns: dict[str, Any] = {}
+    for name in names:
+        column = frame[name].fillna("") if name in texts[2:] else frame[name]
+        if column.isna().any():
             raise refuse(f"column {name} holds missing values or NaN")
-    if not table["label"].isin((-1, 0, 1)).all():
+        try:
+            text = types[name] == "str"
+            typed = column.astype("str").array if text else column.to_numpy(types[name])
+        except (ValueError, TypeError, OverflowError) as error:
+            raise refuse(f"a column has the wrong type ({error})") from error
+        columns[name] = typed
+    if not np.isin(frame["label"].to_numpy(), (-1, 0, 1)).all():
         raise refuse("a label is none of 1 (ALL), 0 (HEM), -1 (unknown)")
-    try:
-        table = table.astype({name: types[name] for name in columns})
-    except (ValueError, TypeError, OverflowError) as error:
-        raise refuse(f"a column has the wrong type ({error})") from error
-
-    if not np.isfinite(table[[*views, "logit", "prob"]].to_numpy(dtype=np.float64)).all():
+    if not all(np.isfinite(columns[name]).all() for name in (*views, "logit", "prob")):
         raise refuse("a logit is infinite")
-    # astype truncates and wraps silently.
-    if not (table["epoch"] == frame["epoch"]).all():
+    # Conversion truncates and wraps silently.
+    if not (columns["epoch"] == frame["epoch"].to_numpy()).all():
         raise refuse("an epoch is no 32-bit integer")
-    if not np.allclose(table["prob"], sigmoid(table["logit"]), rtol=0, atol=1e-9):
+    if not np.allclose(columns["prob"], sigmoid(columns["logit"]), rtol=0, atol=1e-9):
         raise refuse("prob is not the sigmoid of logit")
-    if (twice := table.duplicated(KEY)).any():
-        row = table.loc[twice, KEY].iloc[0].to_list()
-        raise refuse(f"{int(twice.sum())} cells are there twice, first {row}")
     # By code point, so that no locale and no string backend of pandas matters.
-    epoch = table["epoch"].to_numpy()
-    order = np.lexsort((_strings(table["cell"]), _strings(table["split"]), epoch))
-    return table.iloc[order].reset_index(drop=True)
-
-
-def _strings(column: "pd.Series[Any]") -> npt.NDArray[np.str_]:
-    return np.array(column.to_list(), dtype=np.str_)
+    cell, split = (np.array(columns[name].tolist(), np.str_) for name in ("cell", "split"))
+    order = np.lexsort((cell, split, columns["epoch"]))
+    key = [values[order] for values in (columns["epoch"], split, cell)]
+    if (twice := np.logical_and.reduce([one[1:] == one[:-1] for one in key])).any():
+        row = [one[1:][twice][0].item() for one in key]
+        raise refuse(f"{int(twice.sum())} cells are there twice, first {row}")
+    return pd.DataFrame({name: column[order] for name, column in columns.items()})
 
 
 def write(path: str | os.PathLike[str], frame: pd.DataFrame) -> None:

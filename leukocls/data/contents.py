@@ -17,6 +17,7 @@ from leukocls.common.files import atomic_write, in_parallel, sha256_file
 from leukocls.data.duplicates import pixel_digest
 from leukocls.data.images import extent, image_sides, read_with_form
 from leukocls.data.index import BOX, CONTENT, Index
+from leukocls.data.names import among
 from leukocls.data.near_duplicates import THUMBNAIL, Pair, near_duplicates, thumbnail
 
 CACHE_VERSION = 5  # raise it when an entry, or a pair, means something else
@@ -68,7 +69,7 @@ def with_contents(index: Index, cache: Path) -> tuple[Index, list[Fault], list[P
         if not isinstance(result, Fault)
     }
     table = index.table.copy()
-    read = table["file"].isin(entries)
+    read = among(table["file"], entries)
     for place, name in enumerate(CONTENT if entries else (), start=3):
         table.loc[read, name] = [entries[file][place] for file in table["file"][read]]
     index = replace(index, table=table)

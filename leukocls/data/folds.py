@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from leukocls.common.errors import LeukoclsError
-from leukocls.data.names import CLASSES
+from leukocls.data.names import CLASSES, among
 from leukocls.data.random import FOLD_STREAM, SUBSET_STREAM, random_numbers
 
 CANDIDATES = 200
@@ -89,12 +89,12 @@ def need_two_subjects(table: pd.DataFrame, source: Path) -> None:
         LeukoclsError: a class has no cell, or cells of one subject only.
     """
     for label, name in enumerate(CLASSES):
-        subjects = set(table["group"][table["label"] == label])
-        if not subjects:
+        subjects = table["group"][table["label"] == label].unique()
+        if not len(subjects):
             raise LeukoclsError(f"{source}: no cell of the part train is {name}. Add some.")
         if len(subjects) == 1:
             raise LeukoclsError(
-                f"{source}: all {name} cells are of one subject, {min(subjects)}, so no split by"
+                f"{source}: all {name} cells are of one subject, {subjects[0]}, so no split by"
                 " subject can train on that class and score it. Add subjects, or use"
                 " split_scheme=cell (LEAKY)."
             )
@@ -133,10 +133,10 @@ def subset(
             raise LeukoclsError("data.n_subjects: some cells have no subject; use data.n_cells.")
         label_of = table.groupby("group")["label"].agg(lambda label: int(label.mean() >= 0.5))
         kept = nested(label_of.index, label_of, n_subjects, seed, "data.n_subjects")
-        table = table[table["group"].isin(kept)]
+        table = table[among(table["group"], kept)]
     if n_cells is not None:
         kept = nested(table["cell"], table["label"], n_cells, seed, "data.n_cells")
-        table = table[table["cell"].isin(kept)]
+        table = table[among(table["cell"], kept)]
     return table
 
 
@@ -150,11 +150,11 @@ def nested(names: Iterable[str], label: Iterable[int], n: int, seed: int, key: s
     Raises:
         LeukoclsError: `n` is larger than the number of names.
     """
-    table = pd.DataFrame({"name": list(names), "label": list(label)}).sort_values("name")
+    table = pd.DataFrame({"name": np.array(names), "label": np.array(label)}).sort_values("name")
     if n > len(table):
         raise LeukoclsError(f"{key}={n}: the training set has {len(table):,}. Choose fewer.")
     table["draw"] = random_numbers(seed, SUBSET_STREAM).random(len(table))
     of_class = table.groupby("label")["draw"]
     # Ordered by rank within the class, so that the first n are balanced for every n.
     table["place"] = (of_class.rank(method="first") - 1) / of_class.transform("size")
-    return set(table.sort_values(["place", "label"])["name"].iloc[:n])
+    return {*table.sort_values(["place", "label"])["name"].to_numpy()[:n]}

@@ -8,7 +8,7 @@ import pandas as pd
 
 from leukocls.common.errors import LeukoclsError
 from leukocls.data.index import Index
-from leukocls.data.names import PRELIM_TRAINED
+from leukocls.data.names import PRELIM_TRAINED, among
 
 
 def overlap(table: pd.DataFrame) -> pd.DataFrame:
@@ -33,9 +33,9 @@ def in_train(index: Index, rows: np.ndarray) -> np.ndarray:
     """
     table, cells = index.table, index.table.iloc[rows]
     train = table[table["part"] == "train"]
-    images = (cells["pixels"] != "") & cells["pixels"].isin(train["pixels"])
-    persons = {*train["group"], *cells["group"][images]} - {""}
-    return (images | cells["group"].isin(persons)).to_numpy()
+    images = among(cells["pixels"], {*train["pixels"].unique()} - {""})
+    persons = {*train["group"].unique(), *cells["group"][images].unique()} - {""}
+    return images | among(cells["group"], persons)
 
 
 def apart_from_train(index: Index, prelim: np.ndarray) -> dict[str, np.ndarray]:
@@ -56,10 +56,11 @@ def apart_from_train(index: Index, prelim: np.ndarray) -> dict[str, np.ndarray]:
 
 def leaks_as_published(index: Index, rows: np.ndarray) -> bool:
     """True if some of these rows are of persons in train, and all of those are so as published."""
-    shared = index.table.iloc[rows[in_train(index, rows)]]
-    parts = index.table.groupby("group")["part"].agg(set)
+    table = index.table
+    shared = table["group"].iloc[rows[in_train(index, rows)]].unique()
     return len(shared) > 0 and all(
-        index.rules.expects_in(person, parts[person]) for person in set(shared["group"])
+        index.rules.expects_in(person, {*table["part"][table["group"] == person].unique()})
+        for person in shared
     )
 
 
@@ -73,7 +74,8 @@ def shared_persons(table: pd.DataFrame) -> list[str]:
     known = table[table["group"] != ""]
     train = known[known["split"].isin(["train", "val"])]
     prelim = known[known["split"].isin(["prelim", PRELIM_TRAINED])]
-    for person, cells in prelim[prelim["group"].isin(train["group"])].groupby("group"):
+    shared = among(prelim["group"], {*train["group"].unique()})
+    for person, cells in prelim[shared].groupby("group"):
         names = listed(set(cells["subject"]))
         others = set(train["subject"][train["group"] == person])
         for side, of_side in cells.groupby("split"):

@@ -106,7 +106,7 @@ def subject(index: Index, options: SplitOptions) -> Split:
 
 def _prelim_rows(index: Index, scheme: str) -> np.ndarray:
     """`part_rows` of prelim; the error names a scheme that needs none."""
-    if "prelim" not in set(index.table["part"]):
+    if "prelim" not in index.table["part"].unique():
         raise LeukoclsError(
             f"{index.source}: split_scheme={scheme} needs the part prelim, and no cell is of it."
             f" What fits this data is {scheme_without_prelim(index.table)}."
@@ -186,7 +186,7 @@ def make_split(index: Index, scheme: str, options: SplitOptions | None = None) -
             on two sides of a scheme that is not LEAKY.
     """
     options = options or SplitOptions()
-    classes = set(index.table["label"]) - {UNKNOWN}
+    classes = {*index.table["label"].unique()} - {UNKNOWN}
     if len(classes) == 1:
         (only,) = classes
         raise LeukoclsError(
@@ -291,7 +291,7 @@ def _from_file(index: Index, path: Path, options: SplitOptions) -> Split:
         raise LeukoclsError(f"{path}: needs the column split (train, val, prelim)")
     if options.fold is not None:
         raise LeukoclsError(f"split_scheme={path}: a file has no folds; leave fold= out.")
-    present = set(table["split"])
+    present = {*table["split"].unique()}
     names = [n for n in ("train", "val", "prelim", PRELIM_TRAINED, "final") if n in present]
     if present - {*names, ""} or names[:1] != ["train"]:
         held = ", ".join(sorted(present)) or "nothing"

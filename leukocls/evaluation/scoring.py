@@ -220,7 +220,9 @@ def _splits(frame: pd.DataFrame, source: Path, wanted: str | None) -> list[str |
     """The splits to score; [None] if the file has no column `split`."""
     if "split" not in frame:
         return [None]
-    present = sorted(set(frame["split"].replace({PRELIM_TRAINED: PRELIM_OFFICIAL})))
+    present = sorted({*frame["split"].unique()})
+    if PRELIM_TRAINED in present:
+        present = sorted({*present, PRELIM_OFFICIAL} - {PRELIM_TRAINED})
     if wanted is None:
         return list(present)
     if wanted not in present:
