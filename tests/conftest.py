@@ -23,6 +23,7 @@ from omegaconf import DictConfig, open_dict
 # each operation would only wait for the first one's.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import warm
 from warm import Command
 
 # What runs in the background of a shell ignores Ctrl-C, and tests send it to themselves.
@@ -145,6 +146,12 @@ def demo_cells(once: Callable[..., Path]) -> list[str]:
 
     folder = once("demo", make)
     return [f"data.root={folder / 'tree'}", f"data.cache={folder / 'store'}"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start one server of warm processes for all that run tests, while they collect them."""
+    if config.getoption("numprocesses", None):
+        warm.share()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,7 +11,7 @@ def test_demo_learns(tmp_path: Path, train: Train, demo_cells: list[str]) -> Non
     make = subprocess.run(
         ["make", "-n", "-C", str(ROOT), "demo"], capture_output=True, text=True, check=True
     )
-    (command,) = (line for line in make.stdout.splitlines() if "leukocls.train" in line)
+    (command,) = (line for line in make.stdout.splitlines() if "-m leukocls.train" in line)
     _, _, _, *arguments = shlex.split(command)
     done = train(*arguments, f"outputs={tmp_path / 'outputs'}", *demo_cells)
     assert done.code == 0, done.err

@@ -21,6 +21,7 @@ from leukocls.common.processes import fork_server
 PRELOADED = leukocls.training.PRELOADED = (*leukocls.training.PRELOADED, "extra_networks")
 TESTS = str(Path(__file__).parent)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [TESTS, os.environ.get("PYTHONPATH")]))
+ADDRESS = "LEUKOCLS_TESTS_SERVER"
 VERBS = ("leukocls.train", "hydra.core.override_parser.overrides_parser", "leukocls.evaluate")
 
 
@@ -33,6 +34,24 @@ forkserver.set_forkserver_preload = lambda modules: None
 def server() -> ForkServerContext:
     """The process that commands, the jobs of sweeps and workers of loaders are forked from."""
     return fork_server((*PRELOADED, *VERBS))
+
+
+def share() -> None:
+    """Start the server that all processes of pytest-xdist use, which import this module later."""
+    server()
+    os.environ[ADDRESS] = forkserver._forkserver._forkserver_address
+
+
+def _use(address: str) -> None:
+    """Let this process's children be forked from the server at `address`."""
+    forkserver._forkserver._forkserver_address = address
+    forkserver._forkserver.ensure_running = forkserver.ensure_running = lambda: None
+
+
+if address := os.environ.get(ADDRESS):
+    _use(address)
+    # What keeps the server alive is held by the process that started it.
+    forkserver._forkserver._forkserver_alive_fd = os.open(os.devnull, os.O_RDONLY)
 
 
 class Command:
@@ -121,8 +140,7 @@ def _run(
     os.environ.clear()
     os.environ.update(environment)
     # The jobs of a sweep are forked from the server that this process was forked from.
-    forkserver._forkserver._forkserver_address = address
-    forkserver._forkserver.ensure_running = forkserver.ensure_running = lambda: None
+    _use(address)
     sys.argv[:] = [module, *arguments]
     sys.path.insert(0, cwd)
     sys.modules.pop(module, None)
