@@ -207,10 +207,12 @@ def _arm(
     for metric in METRICS:
         values = [scored.result[metric] for scored in arm.values()]
         runs = list(persons.values()) if metric in person_counts.METRICS else []
+        found = intervals.jackknife(runs, metric) if runs else None
         document[metric] = {
             "values": values,
             **seed_tests.describe([] if None in values else values),
-            "interval": intervals.jackknife(runs, metric).limits if runs else None,
+            "interval": found and found.limits,
+            "variance_by_seeds": found and found.by_seeds,
             "debiased": _mean_debiased(arm, metric),
             "reason": _undefined(arm, metric) if arm else "no finished run",
             "paper": printed.get(metric),
@@ -270,6 +272,7 @@ def _differences(
                 "n": len(shared) if shared else [len(runs_a), len(runs_b)],
                 "difference": found.value if known else None,
                 "interval": found.limits,
+                "variance_by_seeds": found.by_seeds,
                 "power": [
                     {"difference": one, "power": intervals.power(found, one)} for one in DIFFERENCES
                 ],

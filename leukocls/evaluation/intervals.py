@@ -8,7 +8,7 @@ one result: the mean of their counts, whose interval covers what other seeds wou
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,8 @@ class Interval:
         low, high: limits; NaN where a class that the metric rests on has fewer than two persons.
         df: degrees of freedom, Satterthwaite's; NaN as above, or where nothing varies.
         se: standard error: of a single metric on the logit scale, of a difference on its own.
+        by_seeds: share of its square that comes from the seeds, in [0, 1], the rest from persons;
+            None for a single run, which does not tell.
     """
 
     value: float
@@ -37,6 +39,7 @@ class Interval:
     high: float
     df: float
     se: float
+    by_seeds: float | None = None
 
     @property
     def limits(self) -> dict[str, float] | None:
@@ -93,11 +96,11 @@ def jackknife(
     """
     mean = Persons.mean(runs)
     value, without = mean.metric(metric)
-    scaled = float(_logit(value)), _logit(without)
-    seeds = [_between(runs, metric, _logit)]
+    scaled = float(logit(value)), logit(without)
+    seeds = [_between(runs, metric, logit)]
     found = _limits(*scaled, mean, mean.right, metric, seeds, level, plan)
-    return Interval(
-        value, float(sigmoid(found.low)), float(sigmoid(found.high)), found.df, found.se
+    return replace(
+        found, value=value, low=float(sigmoid(found.low)), high=float(sigmoid(found.high))
     )
 
 
@@ -232,7 +235,8 @@ def _limits(
         variance = (number - 1) / number * float(((own - own.mean()) ** 2).sum())
         variance += sum(one.interaction[y] * (1 / n - 1 / one.runs) for one, n in runs)
         parts.append((max(0.0, variance) / times, persons.df(y, values) * times))
-    parts += [(one.variance / n, n - 1.0) for one, n in runs if n > 1]
+    of_seeds = [(one.variance / n, n - 1.0) for one, n in runs if n > 1]
+    parts += of_seeds
     variance = sum(part for part, _ in parts)
     if not variance > 0:
         return Interval(value, value, value, math.nan, 0.0)
@@ -240,9 +244,11 @@ def _limits(
     df = variance**2 / sum(part**2 / of_part for part, of_part in parts)
     se = math.sqrt(variance)
     half = float(stats.t.ppf((1 + level) / 2, df)) * se
-    return Interval(value, value - half, value + half, df, se)
+    share = sum(part for part, _ in of_seeds) / variance if of_seeds else None
+    return Interval(value, value - half, value + half, df, se, share)
 
 
-def _logit(rate: npt.ArrayLike) -> npt.NDArray[np.float64]:
+def logit(rate: npt.ArrayLike) -> Floats:
+    """Log odds of rates, which count as at least _CLIP from 0 and 1."""
     p = np.clip(np.asarray(rate, np.float64), _CLIP, 1 - _CLIP)
     return np.log(p / (1 - p))

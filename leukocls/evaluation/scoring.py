@@ -15,11 +15,11 @@ from leukocls.artifacts.record import heading, read_record
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.tables import listing
 from leukocls.data.names import PRELIM_OFFICIAL, PRELIM_TRAINED, subject_of
-from leukocls.evaluation import cell_metrics, prediction_files
+from leukocls.evaluation import cell_metrics, person_level, prediction_files
 from leukocls.evaluation.debiased import debiased
 from leukocls.evaluation.intervals import jackknife
 from leukocls.evaluation.metrics import Floats, decide
-from leukocls.evaluation.person_counts import METRICS, Persons
+from leukocls.evaluation.person_counts import CLASS_OF, METRICS, Persons
 from leukocls.evaluation.prediction_files import Truth
 from leukocls.evaluation.selection import RULES, contradiction
 
@@ -149,7 +149,7 @@ def metrics_of(part: ScoredPart) -> dict[str, Any]:
     frame, source = part.frame, part.origin["source"]
     unlabelled = frame["cell"][frame["label"] < 0]
     if len(unlabelled) == len(frame):
-        return part.origin | cell_metrics.unlabelled(len(frame)) | _intervals(None)
+        return part.origin | cell_metrics.unlabelled(len(frame)) | _intervals(None, {})
     if len(unlabelled):
         raise LeukoclsError(
             f"{source}: cells without a label: {listing(unlabelled)}; give them with --truth"
@@ -168,15 +168,20 @@ def metrics_of(part: ScoredPart) -> dict[str, Any]:
             f"{source}: a subject of C-NMC has one class, but these have cells of both:"
             f" {listing(both)}; check the labels and the subject column"
         )
-    return part.origin | values | _intervals(part.persons)
+    return part.origin | values | _intervals(part.persons, values["subject"])
 
 
-def _intervals(persons: Persons | None) -> dict[str, Any]:
+def _intervals(persons: Persons | None, by_subject: dict[str, Any]) -> dict[str, Any]:
     """The number of persons of each class, and 95 % intervals over them; None where unknown."""
-    found = dict.fromkeys(METRICS)
-    if persons:
-        found = {name: jackknife([persons], name).limits for name in METRICS}
-    return {"persons": persons and persons.number, "interval": found}
+    if persons is None:
+        unknown = dict.fromkeys((*METRICS, *person_level.LIMITS))
+        return {"persons": None, "interval": unknown, "averaged": None}
+    found: dict[str, Any] = {name: jackknife([persons], name).limits for name in METRICS}
+    return {
+        "persons": persons.number,
+        "interval": found | person_level.limits(by_subject),
+        "averaged": {name: person_level.averaged(persons, name) for name in CLASS_OF},
+    }
 
 
 def load_predictions(source: Path, unique: bool = True) -> tuple[pd.DataFrame, dict[str, Any]]:

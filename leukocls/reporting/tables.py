@@ -46,17 +46,27 @@ def result_text(result: dict[str, Any], per_subject: bool = False) -> str:
     lines.append(f"{result['n']} cells, {tp + fn} ALL and {tn + fp} HEM")
     counts = [("", "called ALL", "called HEM"), ("is ALL", tp, fn), ("is HEM", fp, tn)]
     rows: list[tuple[object, ...]] = [
-        (name, _shown(result[name]), _limits(result, name), result["missing"].get(name, ""))
+        (
+            name,
+            _shown(result[name]),
+            _limits(result["interval"].get(name)),
+            result["missing"].get(name, ""),
+        )
         for name in ("prevalence", *metrics.RATES, *metrics.GRADED)
     ]
     rows += [
         (
             name.replace(".", " "),
             _shown(by_subject[name[8:]]),
-            "",
+            _limits(result["interval"].get(name)),
             "; ".join(result[kind][name] for kind in ("missing", "notes") if name in result[kind]),
         )
         for name in SUBJECT_KEYS
+    ]
+    rows += [
+        (f"mean {name} of persons", _shown(found["value"]), _limits(found), "")
+        for name, found in (result["averaged"] or {}).items()
+        if found
     ]
     persons = f"{subjects or 'unknown'} persons"
     if result["persons"]:
@@ -64,10 +74,11 @@ def result_text(result: dict[str, Any], per_subject: bool = False) -> str:
     if subjects and result["persons_from"] != PERSON:
         persons += ", by subject: the file has no column person"
     lines += ["", aligned(counts), "", persons, aligned(rows)]
-    if freedom := [one["df"] for one in result["interval"].values() if one]:
+    if freedom := [one["df"] for one in result["interval"].values() if one and "df" in one]:
         lines += textwrap.wrap(
             "In brackets: 95 % interval over other persons like these, of the same training;"
-            f" Student's t with {_span(freedom)} degrees of freedom.",
+            f" Student's t with {_span(freedom)} degrees of freedom. By subject: exact binomial"
+            " and DeLong. A mean of persons counts each of them once.",
             98,
         )
     if better := result["debiased"]:
@@ -81,9 +92,8 @@ def result_text(result: dict[str, Any], per_subject: bool = False) -> str:
     return "\n".join(lines)
 
 
-def _limits(result: dict[str, Any], name: str) -> str:
-    found = result["interval"].get(name)
-    return f"({found['low']:.4f} to {found['high']:.4f})" if found else ""
+def _limits(found: dict[str, float] | None) -> str:
+    return f"({found['low']:.4f} to {found['high']:.4f})" if found and "low" in found else ""
 
 
 def _by_class(persons: dict[str, int]) -> str:
@@ -184,17 +194,21 @@ def _range(values: dict[str, Any]) -> list[str]:
 def _intervals(arms: list[dict[str, Any]]) -> list[str]:
     """A table for each arm: what its metrics would be among other persons."""
     corrected = any(arm[HEADLINE]["debiased"] is not None for arm in arms)
-    header = ["", "mean", "95 % interval", "df", *["debiased"] * corrected]
+    header = ["", "mean", "95 % interval", "df", "seeds' share", *["debiased"] * corrected]
     blocks = {}
     for arm in arms:
         rows = [header]
         for metric in person_counts.METRICS:
             found = arm[metric]["interval"]
             df = f"{found['df']:.1f}" if found else DASH
+            share = arm[metric]["variance_by_seeds"]
             row = [f"  {metric}", percent(arm[metric]["mean"]), _percents(found) or DASH, df]
+            row.append(DASH if share is None else f"{100 * share:.1f} %")
             rows.append(row + [percent(arm[metric]["debiased"])] * corrected)
         blocks[arm["name"]] = rows
     lines = _blocks(blocks)
+    if any(arm[HEADLINE]["variance_by_seeds"] is not None for arm in arms):
+        lines.append("seeds' share: of the interval's variance; the rest comes from persons.")
     if any(arm["n"] == 1 for arm in arms):
         lines.append("The interval of a single run leaves out what another seed would change.")
     if corrected:

@@ -1,9 +1,9 @@
 # Writes r_oracle.json: made-up runs and cells, and what R finds in them.
 #
-#   apt-get install r-base-core r-cran-coin r-cran-jsonlite
+#   apt-get install r-base-core r-cran-coin r-cran-jsonlite r-cran-proc
 #   Rscript tests/evaluation/r_oracle.R > tests/evaluation/r_oracle.json
 
-suppressPackageStartupMessages({library(coin); library(jsonlite)})
+suppressPackageStartupMessages({library(coin); library(jsonlite); library(pROC)})
 set.seed(2019)
 
 # Weighted F1 of 24 runs of two arms: of four decimals without ties, and of two with many.
@@ -87,9 +87,28 @@ clustered <- list(
   cells = cells, auroc = auroc(cells), df = df,
   low = plogis(qlogis(auroc(cells)) - half), high = plogis(qlogis(auroc(cells)) + half))
 
+# Figures in which each person counts once: DeLong's variance by pROC, the limits on the logit scale.
+# Made up, with a tie: the means of these cells tell all persons apart.
+score <- c(0.3, 1.2, -0.4, 0.8, 0.1, 2, 0.5, -0.9, 0.2, 0.6, -1.5, 0.1, -0.2)
+curve <- roc(persons$label, score, quiet = TRUE, direction = "<")
+area <- as.numeric(auc(curve))
+step <- qnorm(0.975) * sqrt(var(curve, method = "delong")) / (area * (1 - area))
+right <- tapply((cells$logit > 0) == (cells$label == 1), cells$person, mean)
+once <- function(y) {
+  own <- right[persons$label == y]
+  without <- qlogis(sapply(seq_along(own), function(k) mean(own[-k])))
+  side <- qt(0.975, length(own) - 1) * (length(own) - 1) / sqrt(length(own)) * sd(without)
+  plogis(qlogis(mean(own)) + c(0, -side, side))
+}
+by_person <- list(
+  score = score, label = persons$label, auroc_limits = plogis(qlogis(area) + c(-step, step)), right = sum(right > 0.5),
+  accuracy_limits = as.numeric(binom.test(sum(right > 0.5), length(right))$conf.int),
+  sensitivity = once(1), specificity = once(0))
+
 cat(toJSON(list(
   R = paste(R.version$major, R.version$minor, sep = "."),
   coin = as.character(packageVersion("coin")),
+  pROC = as.character(packageVersion("pROC")),
   distinct = compared(arms(4), FALSE), tied = compared(arms(2), TRUE),
-  holm = list(p = p, adjusted = p.adjust(p, "holm")), clustered = clustered
+  holm = list(p = p, adjusted = p.adjust(p, "holm")), clustered = clustered, by_person = by_person
 ), auto_unbox = TRUE, digits = 17, dataframe = "columns", pretty = FALSE), "\n")

@@ -138,6 +138,7 @@ def test_differences_are_of_the_same_persons_and_cover_other_persons_and_seeds(m
     low, high, df = (row["interval"][key] for key in ("low", "high", "df"))
     half = oracle.t.ppf(0.975, df) * np.sqrt(persons + seeds)
     assert (low, high) == pytest.approx((row["difference"] - half, row["difference"] + half))
+    assert row["variance_by_seeds"] == pytest.approx(seeds / (persons + seeds))
     assert [one["difference"] for one in row["power"]] == [0.015, 0.03]
     assert 0.05 < row["power"][0]["power"] < row["power"][1]["power"] < 1
 

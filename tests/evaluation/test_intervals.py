@@ -301,3 +301,28 @@ def simulated(of_class: int, runs: int, trials: int, plan: Plan | None = None) -
         truth = [perfect(y, person)] * runs
         found.append(paired_difference(truth, several, "accuracy", plan=plan))
     return found
+
+
+def test_the_seeds_share_of_the_variance_is_that_of_a_loop() -> None:
+    """What the runs' values vary by, less what a seed does to single persons, of the whole."""
+    frame, number = cells(3), 5
+    runs = seeds(np.random.default_rng(4), frame, number)
+    logits = []
+    for run in runs:
+        value, without = run.metric("sensitivity")
+        own = without[run.mostly_all]
+        logits.append([math.log(p / (1 - p)) for p in (value, *own)])
+    values = [row[0] for row in logits]
+    moved = np.array([[one - np.mean(row[1:]) for one in row[1:]] for row in logits])
+    persons = moved.shape[1]
+    alone = sum(
+        (moved[r, k] - np.mean([moved[s, k] for s in range(number)])) ** 2
+        for r in range(number)
+        for k in range(persons)
+    )
+    alone *= (persons - 1) / persons / (number - 1)
+    common = max(0.0, np.var(values, ddof=1) - alone)
+    found = jackknife(runs, "sensitivity")
+    assert 0 < found.by_seeds < 1
+    assert found.by_seeds == pytest.approx(common / number / found.se**2)
+    assert jackknife(runs[:1], "sensitivity").by_seeds is None

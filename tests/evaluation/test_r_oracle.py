@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from leukocls.evaluation import seed_tests
+from leukocls.evaluation import person_level, seed_tests
+from leukocls.evaluation.cell_metrics import cell_metrics
 from leukocls.evaluation.intervals import jackknife
 from leukocls.evaluation.person_counts import Persons
 
@@ -57,3 +58,18 @@ def test_the_interval_of_auroc_is_that_of_r() -> None:
     found = jackknife([persons], "auroc")
     assert (found.value, found.df) == pytest.approx((r["auroc"], r["df"]))
     assert (found.low, found.high) == pytest.approx((r["low"], r["high"]))
+
+
+def test_figures_by_person_are_those_of_r() -> None:
+    """Binomial limits, DeLong's by pROC, and rates to which each person contributes the same."""
+    r, cells = R["by_person"], R["clustered"]["cells"]
+    label, logit, person = (np.array(cells[name]) for name in ("label", "logit", "person"))
+    found = cell_metrics(label, logit=logit, subject=person)["subject"]
+    assert found["accuracy"] * 13 == pytest.approx(r["right"])
+    exact = person_level.limits(found)["subject.accuracy"]
+    delong = person_level.auroc_limits(r["label"], r["score"])
+    for limits, known in ((exact, r["accuracy_limits"]), (delong, r["auroc_limits"])):
+        assert [limits["low"], limits["high"]] == pytest.approx(known)
+    persons = Persons.of(label, logit > 0, person, logit)
+    for name in ("sensitivity", "specificity"):
+        assert [*person_level.averaged(persons, name).values()] == pytest.approx(r[name])
