@@ -16,8 +16,7 @@ from leukocls.common.errors import DataFault, Fault
 from leukocls.common.files import atomic_write, in_parallel, sha256_file
 from leukocls.data.duplicates import pixel_digest
 from leukocls.data.images import extent, image_sides, read_with_form
-from leukocls.data.index import BOX, CONTENT, Index
-from leukocls.data.names import among
+from leukocls.data.index import BOX, CONTENT, Index, among
 from leukocls.data.near_duplicates import THUMBNAIL, Pair, near_duplicates, thumbnail
 
 CACHE_VERSION = 5  # raise it when an entry, or a pair, means something else

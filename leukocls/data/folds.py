@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 from leukocls.common.errors import LeukoclsError
-from leukocls.data.names import CLASSES, among
+from leukocls.data.index import among
+from leukocls.data.names import CLASSES
 from leukocls.data.random import FOLD_STREAM, SUBSET_STREAM, random_numbers
 
 CANDIDATES = 200

@@ -1,10 +1,7 @@
 """Names of cells, subjects, classes and kinds of features, and the spellings that are equal."""
 
 import re
-from collections.abc import Container, Iterable
-
-import numpy as np
-import pandas as pd
+from collections.abc import Iterable
 
 UID = re.compile(r"UID_(H?\d+)_\d+_\d+_(all|hem)", re.IGNORECASE)
 LEADING_ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
@@ -55,8 +52,3 @@ def _file_name(path: str) -> str:
 def members(groups: Iterable[str]) -> set[str]:
     """All subjects in `groups`; a merged group is named by its members, joined with +."""
     return {subject for group in groups for subject in group.split("+")}
-
-
-def among(names: pd.Series, values: Container[str]) -> np.ndarray:
-    """Mask of the names that are one of `values`, bool [n]: `isin` in a twentieth of its time."""
-    return np.array([name in values for name in names.tolist()], dtype=bool)

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from leukocls.common.errors import LeukoclsError
-from leukocls.data.index import Index
-from leukocls.data.names import PRELIM_TRAINED, among
+from leukocls.data.index import Index, among
+from leukocls.data.names import PRELIM_TRAINED
 
 
 def overlap(table: pd.DataFrame) -> pd.DataFrame:

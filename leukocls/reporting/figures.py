@@ -99,6 +99,14 @@ def pdf(figure: Figure) -> bytes:
     return stream.getvalue()
 
 
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file, black on white, 144 pixels an inch."""
+    stream = io.BytesIO()
+    with mpl.rc_context(style()):
+        canvas(figure).savefig(stream, format="png", dpi=144)
+    return stream.getvalue()
+
+
 def line(axes: Axes, x: Any, y: Any, number: int, label: str) -> None:
     """Draw a line with the colour, style and marker of its number; x are whole numbers."""
     axes.plot(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from omegaconf import OmegaConf
+from PIL import Image
 
 from leukocls.artifacts.predictions import persons
 from leukocls.common.errors import LeukoclsError
@@ -22,6 +24,8 @@ from leukocls.evaluation.metrics import decide
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from leukocls.reporting.figures import Figure
 
 THUMBNAILS = 200
 THUMBNAIL_SIDE = 96  # px
@@ -207,13 +211,17 @@ def _cells(wandb: Any, cells: pd.DataFrame, picture: Picture | None) -> Any:
 
 
 def comparison(
-    experiment: str, document: dict[str, Any], curves: dict[str, list[dict[str, Any]]]
+    experiment: str,
+    document: dict[str, Any],
+    curves: dict[str, list[dict[str, Any]]],
+    drawn: Sequence[Figure],
 ) -> TrackedRun:
     """The W&B run of a comparison; comparing other runs makes another W&B run.
 
     Args:
         document: `leukocls.evaluation.comparison.compare`'s.
         curves: rows of metrics.csv by arm, of all its runs.
+        drawn: the figures of a report on these runs.
     """
     sources = json.dumps(document["sources"], sort_keys=True)
     digest = hashlib.sha256(sources.encode()).hexdigest()
@@ -229,6 +237,8 @@ def comparison(
     }
 
     def shown(wandb: Any) -> dict[str, Any]:
+        from leukocls.reporting.figures import png  # with matplotlib, which a live run does without
+
         heading = f"test ({test})" if test else f"selection ({selection})"
         title = " ".join([f"Weighted F1, {heading}", *document["marks"]])
         means = [[arm["name"], arm["weighted_f1"]["mean"]] for arm in document["arms"]]
@@ -248,6 +258,9 @@ def comparison(
             )
         if document["tests"]:
             logged["compare/tests"] = _tests(wandb, document["tests"])
+        for figure in drawn:
+            image = Image.open(BytesIO(png(figure)))
+            logged[f"compare/{figure.name}"] = wandb.Image(image, caption=figure.caption)
         return logged
 
     return TrackedRun(init, [], shown, {SHA256: digest})

@@ -21,7 +21,7 @@ from leukocls.data.store import data_digest, store_path
 from leukocls.data.verify import checked_index
 from leukocls.evaluation import scoring
 from leukocls.evaluation.arm_runs import ASIDE
-from leukocls.evaluation.comparison import compare
+from leukocls.evaluation.comparison import scored_comparison
 from leukocls.evaluation.history import Row
 from leukocls.tracking import panels
 from leukocls.tracking.panels import SHA256, Picture, TrackedRun
@@ -177,13 +177,13 @@ def _upload_from(folder: str, tracked: TrackedRun, project: str, entity: str | N
     for row in tracked.curves:
         if row["epoch"] >= first:
             run.log(row, step=row["epoch"])
-    figures = tracked.figures(wandb)
-    run.log(figures, step=len(tracked.curves))
+    last = tracked.figures(wandb)
+    run.log(last, step=len(tracked.curves))
     if first > len(tracked.curves):
         # An upload broke off: the row is there and is not taken twice, but the tables that it
         # points to may not be. Panels look for them in the summary.
-        run.summary.update({f"{k}_table": v.table for k, v in figures.items() if _is_chart(v)})
-        run.summary.update({k: v for k, v in figures.items() if not _is_chart(v)})
+        run.summary.update({f"{k}_table": v.table for k, v in last.items() if _is_chart(v)})
+        run.summary.update({k: v for k, v in last.items() if not _is_chart(v)})
     run.summary.update(tracked.summary)
     run.finish(exit_code=0)
 
@@ -260,14 +260,19 @@ def _make_run(directory: Path, record: dict[str, Any]) -> tuple[TrackedRun, dict
 
 
 def _make_comparison(runs: list[Path]) -> tuple[TrackedRun, dict[str, Any]]:
-    document = compare(runs, incomplete=True)
+    # Here, because each run is sent by a process of its own, which has no need of matplotlib.
+    from leukocls.reporting.document import report_document
+    from leukocls.reporting.report_figures import figures
+
+    document = report_document(scored_comparison(runs, incomplete=True))
     rows: dict[str, list[Row]] = {}
     for directory in runs:
         of_run = panels.curves(directory, read_record(directory))
         rows.setdefault(directory.resolve().parts[-2], []).extend(of_run)
     experiment = runs[0].resolve().parts[-3]
     config = panels.run_init(runs[0], read_record(runs[0]))["config"]
-    return panels.comparison(experiment, document, rows), config.get("logger", {})
+    tracked = panels.comparison(experiment, document["comparison"], rows, figures(document))
+    return tracked, config.get("logger", {})
 
 
 def sync(roots: list[Path], project: str | None, entity: str | None) -> list[str]:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,9 @@ from conftest import Train, edit_record, only_run, record, small
 
 from leukocls import wandb_sync
 from leukocls.common.errors import DataFault, LeukoclsError
-from leukocls.evaluation.comparison import compare
+from leukocls.evaluation.comparison import compare, scored_comparison
+from leukocls.reporting.document import report_document
+from leukocls.reporting.report_figures import figures
 from leukocls.tracking import follow, panels
 from leukocls.tracking import sync as tracking_sync
 
@@ -434,8 +437,14 @@ def assert_holds_everything_once(server: Server, outputs: Path) -> None:
 
     held = server.runs[comparing]
     assert (held["jobType"], held["groupName"], held["state"]) == ("compare", "demo", "finished")
-    assert len(server.history(comparing)) == 1
+    (row,) = server.history(comparing)
     document = compare(runs)
+    drawn = figures(report_document(scored_comparison(runs)))
+    assert drawn
+    for figure in drawn:
+        image = row[f"compare/{figure.name}"]
+        assert (image["_type"], image["caption"]) == ("image-file", figure.caption)
+        assert image["width"] == pytest.approx(144 * figure.size[0], abs=1)
     values = server.table(comparing, "compare/values")
     at = {name: i for i, name in enumerate(values["columns"])}
     seen = {
@@ -452,13 +461,37 @@ def assert_holds_everything_once(server: Server, outputs: Path) -> None:
     assert [line[2] for line in lines] == pytest.approx(list(sum(each) / len(each)))
 
 
+class Impatient:
+    """A context of multiprocessing whose pipe gives up once the server has all rows of a run."""
+
+    def __init__(self, server: Server, kind: str) -> None:
+        self.server, context = server, get_context(kind)
+        self.Process = context.Process
+        self.ends = context.Pipe(duplex=False)
+
+    def Pipe(self, duplex: bool) -> tuple[SimpleNamespace, Any]:
+        ours, theirs = self.ends
+        return SimpleNamespace(poll=self.poll, recv=ours.recv), theirs
+
+    def poll(self, _: float) -> bool:
+        end = time.monotonic() + 120
+        while not self.complete() and time.monotonic() < end:
+            time.sleep(0.1)
+        return self.ends[0].poll(2)  # the run is about to end, and hears nothing
+
+    def complete(self) -> bool:
+        return any(
+            "prelim/cells" in row for name in self.server.runs for row in self.server.history(name)
+        )
+
+
 def test_a_server_gets_everything_once(
     server: Server, offline: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     # The worst moment: it has all rows of the first run, and the sender never hears of it.
     server.deaf = True
     with monkeypatch.context() as patch:
-        patch.setattr(tracking_sync, "UPLOAD_S", 12.0)
+        patch.setattr(tracking_sync, "get_context", lambda kind: Impatient(server, kind))
         with pytest.raises(DataFault, match="run the same command again"):
             sync(offline)
     ((name, broken),) = server.runs.items()
