@@ -38,7 +38,15 @@ def server() -> ForkServerContext:
 
 def share() -> None:
     """Start the server that all processes of pytest-xdist use, which import this module later."""
+    # What its children print before they are given files of their own is not pytest's to show.
+    streams, null = [os.dup(1), os.dup(2)], os.open(os.devnull, os.O_WRONLY)
+    for number in (1, 2):
+        os.dup2(null, number)
     server()
+    for number, stream in enumerate(streams, 1):
+        os.dup2(stream, number)
+        os.close(stream)
+    os.close(null)
     os.environ[ADDRESS] = forkserver._forkserver._forkserver_address
 
 

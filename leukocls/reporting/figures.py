@@ -5,6 +5,7 @@ import re
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import matplotlib as mpl
@@ -29,7 +30,7 @@ NAMES = {
 _HEAD = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Figure:
     """A figure.
 
@@ -75,15 +76,21 @@ def svg(figure: Figure, ink: str = "currentColor") -> str:
     Args:
         ink: colour of text and axes; `currentColor` is the text colour of the page around it.
     """
-    stream = io.StringIO()
-    with mpl.rc_context(style()):
-        canvas(figure).savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-    text = stream.getvalue()
-    text = text[text.index("<svg") :].replace(INK, ink)
+    text = _svg_text(figure).replace(INK, ink)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     # Several figures share a page, and each counts its parts from 1.
     text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{figure.name}-", text)
     return re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1">', text, count=1)
+
+
+@lru_cache(maxsize=32)
+def _svg_text(figure: Figure) -> str:
+    """Matplotlib's SVG element; kept, because a page and a file of its own show the same."""
+    stream = io.StringIO()
+    with mpl.rc_context(style()):
+        canvas(figure).savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    text = stream.getvalue()
+    return text[text.index("<svg") :]
 
 
 def svg_file(figure: Figure) -> str:

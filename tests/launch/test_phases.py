@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from io import StringIO
 from itertools import pairwise
@@ -35,18 +36,21 @@ def directory(outputs: Path, phase: str | None) -> Path:
 
 
 @pytest.fixture(scope="module")
-def chained(small_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def chained(small_tree: Path, once: Callable[..., Path]) -> tuple[Path, str]:
     """A folder with the finished phases of one run, and what was printed."""
     from leukocls.train import main
 
-    folder = tmp_path_factory.mktemp("phases")
-    printed = StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
-        patch.setattr(sys, "argv", ["leukocls.train", *georgiev(small_tree, folder)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-    assert not stop.value.code
-    return folder, printed.getvalue()
+    def make(folder: Path) -> None:
+        printed = StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+            patch.setattr(sys, "argv", ["leukocls.train", *georgiev(small_tree, folder)])
+            with pytest.raises(SystemExit) as stop:
+                main()
+        assert not stop.value.code
+        (folder / "printed.txt").write_text(printed.getvalue(), encoding="utf-8")
+
+    folder = once("phases", make)
+    return folder, (folder / "printed.txt").read_text(encoding="utf-8")
 
 
 def test_one_command_runs_every_phase_and_the_last_is_the_arms_own_run(chained) -> None:

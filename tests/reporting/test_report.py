@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -59,28 +60,33 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sweep(once: Callable[..., Path]) -> Path:
     """Four arms of four seeds, three epochs of proposal, and a metrics.csv of each of its runs."""
-    root = write_sweep(tmp_path_factory.mktemp("reported") / "prellberg2019")
-    for seed in SEEDS:
-        where = root / "proposal" / f"seed_{seed:03d}"
-        frame = pd.concat([frame_of("prelim", epoch, seed, 1.0) for epoch in range(4)])
-        write_run(where, frame, selection={"rule": "last", "set": "prelim", "epoch": 3})
-        rows = {
-            "epoch": range(4), "train_loss": [None, 0.7, 0.6, 0.5],
-            "prelim_loss": [0.7, 0.6, 0.5, 0.4], "prelim_weighted_f1": [0.4, 0.5, 0.6, 0.7],
-        }  # fmt: skip
-        pd.DataFrame(rows).to_csv(where / "metrics.csv", index=False)
-    return root
+
+    def make(folder: Path) -> None:
+        root = write_sweep(folder / "prellberg2019")
+        for seed in SEEDS:
+            where = root / "proposal" / f"seed_{seed:03d}"
+            frame = pd.concat([frame_of("prelim", epoch, seed, 1.0) for epoch in range(4)])
+            write_run(where, frame, selection={"rule": "last", "set": "prelim", "epoch": 3})
+            rows = {
+                "epoch": range(4), "train_loss": [None, 0.7, 0.6, 0.5],
+                "prelim_loss": [0.7, 0.6, 0.5, 0.4], "prelim_weighted_f1": [0.4, 0.5, 0.6, 0.7],
+            }  # fmt: skip
+            pd.DataFrame(rows).to_csv(where / "metrics.csv", index=False)
+
+    return once("reported", make) / "prellberg2019"
 
 
 @pytest.fixture(scope="module")
-def written(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def written(sweep: Path, once: Callable[..., Path]) -> Path:
     """The folder with the report of these runs, its page, JSON and figures."""
-    folder = tmp_path_factory.mktemp("report")
-    words = [str(sweep), "--out", str(folder / "page.html"), "--figures", str(folder / "figures")]
-    assert report.main([*words, "--seeds", "4"]) == 0
-    return folder
+
+    def make(folder: Path) -> None:
+        words = [str(sweep), "--out", str(folder / "page.html"), "--figures"]
+        assert report.main([*words, str(folder / "figures"), "--seeds", "4"]) == 0
+
+    return once("report", make)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing import get_context
 from pathlib import Path
@@ -207,20 +207,21 @@ def command(root: Path, outputs: Path, seed: int = 0) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def plain(small_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def plain(small_tree: Path, once: Callable[..., Path]) -> dict[str, Any]:
     """run.json of a run that W&B has nothing to do with."""
-    outputs = tmp_path_factory.mktemp("plain") / "outputs"
-    trained_here(command(small_tree, outputs))
-    return record(only_run(outputs))
+    make = lambda folder: trained_here(command(small_tree, folder / "outputs"))  # noqa: E731
+    return record(only_run(once("plain", make) / "outputs"))
 
 
 @pytest.fixture(scope="module")
-def offline(small_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def offline(small_tree: Path, once: Callable[..., Path]) -> Path:
     """Three runs, logged offline."""
-    outputs = tmp_path_factory.mktemp("offline") / "outputs"
-    for seed in SEEDS:
-        trained_here([*command(small_tree, outputs, seed), "logger=wandb"])
-    return outputs
+
+    def make(folder: Path) -> None:
+        for seed in SEEDS:
+            trained_here([*command(small_tree, folder / "outputs", seed), "logger=wandb"])
+
+    return once("offline", make) / "outputs"
 
 
 def trained_here(arguments: list[str]) -> None:

@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from multiprocessing import active_children, get_context
 from multiprocessing.process import BaseProcess
@@ -42,13 +43,13 @@ def of_ranks() -> list[BaseProcess]:
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tree(once: Callable[..., Path]) -> Path:
     """25 prelim cells: odd."""
     spec = SyntheticSpec(
         train_subjects_all=6, train_subjects_hem=5, prelim_subjects_all=3, prelim_subjects_hem=2,
         cells_per_subject=5, final_cells=5,
     )  # fmt: skip
-    return write_tree(tmp_path_factory.mktemp("data") / "tree", spec, progress=False)
+    return once("odd", lambda at: write_tree(at / "tree", spec, progress=False)) / "tree"
 
 
 def command(tree: Path, outputs: Path) -> list[str]:
@@ -58,17 +59,18 @@ def command(tree: Path, outputs: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def trained_on_two(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained_on_two(tree: Path, once: Callable[..., Path]) -> Path:
     """A finished run of two processes."""
     from leukocls.train import main
 
-    outputs = tmp_path_factory.mktemp("two") / "outputs"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["leukocls.train", *command(tree, outputs)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-    assert not stop.value.code
-    return only_run(outputs)
+    def make(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["leukocls.train", *command(tree, folder / "outputs")])
+            with pytest.raises(SystemExit) as stop:
+                main()
+        assert not stop.value.code
+
+    return only_run(once("two", make) / "outputs")
 
 
 def assert_counts(row: pd.Series, cells: pd.DataFrame) -> None:
