@@ -1,5 +1,6 @@
 """The figures and tables of a report as files: SVG, PDF, CSV and LaTeX."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ def latex(rows: Rows, caption: str) -> str:
     return "\n".join([
         r"% \usepackage{booktabs}",
         r"\begin{table}",
+        r"\centering",
         rf"\caption{{{_escaped(caption)}}}",
         rf"\begin{{tabular}}{{l{'r' * (len(rows[0]) - 1)}}}",
         r"\toprule",
@@ -68,4 +70,6 @@ def latex(rows: Rows, caption: str) -> str:
 
 
 def _escaped(text: object) -> str:
-    return "".join(_LATEX.get(letter, letter) for letter in str(text))
+    # A hyphen is shorter than a minus; the one of 1e-4 in a name stays.
+    signed = re.sub(r"(?<!\w)-(?=\d)", "−", str(text))
+    return "".join(_LATEX.get(letter, letter) for letter in signed)

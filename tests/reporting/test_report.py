@@ -243,6 +243,11 @@ def test_tables_for_latex_have_as_many_cells_as_columns(document: dict, written:
     assert [len(re.split(r"(?<!\\)&", line)) for line in lines] == [len(row) for row in rows]
 
 
+def test_latex_has_minus_signs_where_numbers_have_them() -> None:
+    text = latex([["arm", "points"], ["nospeclr_1e-4", "-0.33 to +1.67"]], "")
+    assert r"nospeclr\_1e-4 & $-$0.33 to +1.67 \\" in text
+
+
 def test_the_same_runs_give_the_same_page(sweep: Path, written: Path, tmp_path: Path) -> None:
     again = tmp_path / "page.html"
     assert report.main([str(sweep), "--out", str(again), "--seeds", "4"]) == 0
