@@ -86,7 +86,7 @@ wandb-sync: env ## send every finished run under outputs/ to W&B, once
 bench: env ## time data and augmentation against Pillow and Kornia, into benchmarks/results/
 	$(PY) benchmarks/data.py --json benchmarks/results/data-cpu.json
 
-# Hours on two cores; EPOCHS=0 trains no network, which took 37 minutes.
+# Hours on two cores; EPOCHS=0 trains no network, which took 37 minutes; QUICK=1 took 35.
 bench-genuine: env ## baselines, probes, networks on genuine folds 0 and 1 (DATA=) [EPOCHS= QUICK=1]
 	$(PY) benchmarks/genuine.py "$(or $(DATA),$(LEUKOCLS_DATA))" $(if $(EPOCHS),--epochs $(EPOCHS)) \
 	  $(if $(QUICK),--quick,--json benchmarks/results/genuine-cpu.json)

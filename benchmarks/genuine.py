@@ -174,9 +174,14 @@ def by_person(frame: pd.DataFrame) -> Persons:
     return Persons.of(frame["label"], frame["logit"] > 0, names, frame["logit"])
 
 
-def worth(leaky: pd.DataFrame, honest: pd.DataFrame) -> dict[str, Any]:
-    """Difference of each metric, leaky column less honest one, on the cells that both score."""
+def worth(leaky: pd.DataFrame, honest: pd.DataFrame) -> dict[str, Any] | None:
+    """Difference of each metric, leaky column less honest one, on the cells that both score.
+
+    None without cells of both classes that both score, as of single folds.
+    """
     cells = set(leaky["cell"]) & set(honest["cell"])
+    if leaky["label"][leaky["cell"].isin(cells)].nunique() < 2:
+        return None
     honest_cells, leaky_cells = (
         by_person(frame[frame["cell"].isin(cells)].sort_values("cell", ignore_index=True))
         for frame in (honest, leaky)
@@ -269,6 +274,8 @@ def text(found: dict[str, Any]) -> str:
         return f"{of[column]['auroc']:.3f}{limits(of[column]['interval']['auroc'])}"
 
     def leak(of: dict[str, Any], column: str) -> str:
+        if of["leak"][column] is None:
+            return ""
         one = of["leak"][column]["auroc"]
         return f"{one['value']:+.3f}{limits(one)}"
 
@@ -288,8 +295,8 @@ def main() -> None:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="one fold of each column, few training cells, small images for frozen features, one view"
-        " for networks",
+        help="one fold of each column, few training cells, small images for frozen features, and"
+        " one view for networks",
     )
     parser.add_argument(
         "--epochs", type=int, default=1, help="of each network; 0 leaves them out (default: 1)"
