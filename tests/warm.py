@@ -51,7 +51,7 @@ def share() -> None:
 
 
 def _use(address: str) -> None:
-    """Let this process's children be forked from the server at `address`."""
+    """Connect this process to the fork server at `address`, which then starts its children."""
     forkserver._forkserver._forkserver_address = address
     forkserver._forkserver.ensure_running = forkserver.ensure_running = lambda: None
 

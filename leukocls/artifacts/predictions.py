@@ -83,7 +83,7 @@ def canonical(frame: pd.DataFrame, source: str = "predictions") -> pd.DataFrame:
     texts = ["split", "cell", *(name for name in ("subject", PERSON) if name in frame)]
     names = [*KEY, *texts[2:], "label", *views, "logit", "prob"]
     types = {PERSON: "str"} | COLUMNS | dict.fromkeys(views, "float32")
-    # One by one, and numbers in numpy: checks of the whole table take pandas twice as long.
+    # One by one, and numbers in numpy, because pandas is slow on many small tables.
     columns: dict[str, Any] = {}
     for name in names:
         column = frame[name].fillna("") if name in texts[2:] else frame[name]

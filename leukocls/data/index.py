@@ -172,5 +172,5 @@ def _ordered(rows: list[tuple]) -> pd.DataFrame:
 
 
 def among(names: pd.Series, values: Container[str]) -> np.ndarray:
-    """Mask of the names that are one of `values`, bool [n]: `isin` in a twentieth of its time."""
+    """Mask of the names that are one of `values`, bool [n]; `Series.isin` is slow on text."""
     return np.array([name in values for name in names.tolist()], dtype=bool)

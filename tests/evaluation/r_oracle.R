@@ -101,7 +101,8 @@ once <- function(y) {
   plogis(qlogis(mean(own)) + c(0, -side, side))
 }
 by_person <- list(
-  score = score, label = persons$label, auroc_limits = plogis(qlogis(area) + c(-step, step)), right = sum(right > 0.5),
+  score = score, label = persons$label, auroc_limits = plogis(qlogis(area) + c(-step, step)),
+  right = sum(right > 0.5),
   accuracy_limits = as.numeric(binom.test(sum(right > 0.5), length(right))$conf.int),
   sensitivity = once(1), specificity = once(0))
 

@@ -304,7 +304,7 @@ def simulated(of_class: int, runs: int, trials: int, plan: Plan | None = None) -
 
 
 def test_the_seeds_share_of_the_variance_is_that_of_a_loop() -> None:
-    """What the runs' values vary by, less what a seed does to single persons, of the whole."""
+    """The variance between runs, without the interaction of seeds and persons, over all of it."""
     frame, number = cells(3), 5
     runs = seeds(np.random.default_rng(4), frame, number)
     logits = []

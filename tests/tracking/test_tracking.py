@@ -209,7 +209,10 @@ def command(root: Path, outputs: Path, seed: int = 0) -> list[str]:
 @pytest.fixture(scope="module")
 def plain(small_tree: Path, once: Callable[..., Path]) -> dict[str, Any]:
     """run.json of a run that W&B has nothing to do with."""
-    make = lambda folder: trained_here(command(small_tree, folder / "outputs"))  # noqa: E731
+
+    def make(folder: Path) -> None:
+        trained_here(command(small_tree, folder / "outputs"))
+
     return record(only_run(once("plain", make) / "outputs"))
 
 
