@@ -22,6 +22,8 @@ BY_CONTENT = {"continue_from", "model.weights"}
 IN_PATH = {"ablation", "seed", "experiment", "score", "last_phase"}
 # The overlays of a run's phases are merged into its other settings.
 MERGED = {"phases", "last_phase"}
+# The experiment of classifiers on simple features: fitted once, they have no seeds.
+BASELINE = "baseline"
 HEAD = 70  # characters that a name which is cut keeps
 
 

@@ -127,7 +127,7 @@ def write(path: str | os.PathLike[str], frame: pd.DataFrame) -> None:
 
 
 def read(path: str | os.PathLike[str]) -> pd.DataFrame:
-    """Read a predictions.parquet.
+    """Read a predictions.parquet; the frame is canonical.
 
     Raises:
         LeukoclsError: it is missing or not in the format.
@@ -140,7 +140,11 @@ def digest(frame: pd.DataFrame) -> str:
 
     Independent of row order, compression and parquet version; one changed value changes it.
     """
-    table = canonical(frame)
+    return digest_of_canonical(canonical(frame))
+
+
+def digest_of_canonical(table: pd.DataFrame) -> str:
+    """`digest` of what `canonical` or `read` returned, which is not ordered and checked again."""
     state = hashlib.sha256()
     for name in table.columns.drop(PERSON, errors="ignore"):
         kind = COLUMNS.get(name, "float32")

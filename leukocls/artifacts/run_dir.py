@@ -164,7 +164,7 @@ class RunDir:
         if not path.is_file():
             return "missing"
         if path.suffix == ".parquet":
-            return predictions.digest(predictions.read(path))
+            return predictions.digest_of_canonical(predictions.read(path))
         return sha256_file(path)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from leukocls.artifacts.identity import differences
+from leukocls.artifacts.identity import BASELINE, differences
 from leukocls.artifacts.record import RunState, read_record, run_directories, state_of
 from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.evaluation import out_of_fold, scoring
@@ -128,6 +128,11 @@ def group_by_arm(runs: list[ArmRun]) -> dict[str, dict[int, ArmRun]]:
     return {name: dict(sorted(arm.items())) for name, arm in arms.items()}
 
 
+def is_baseline(runs: Iterable[ArmRun]) -> bool:
+    """True for an arm of classifiers on simple features, which have no seeds."""
+    return any(run.experiment == BASELINE for run in runs)
+
+
 def refuse_unplanned(arms: dict[str, dict[int, ArmRun]], planned: list[int]) -> None:
     """Refuse runs with seeds that are not planned.
 
@@ -137,7 +142,7 @@ def refuse_unplanned(arms: dict[str, dict[int, ArmRun]], planned: list[int]) -> 
     unplanned = [
         f"{name}: {', '.join(map(str, seeds))}"
         for name, runs in arms.items()
-        if (seeds := sorted(runs.keys() - set(planned)))
+        if not is_baseline(runs.values()) and (seeds := sorted(runs.keys() - set(planned)))
     ]
     if unplanned:
         raise LeukoclsError(
@@ -154,7 +159,8 @@ def refuse_unfinished(arms: dict[str, dict[int, ArmRun]], planned: list[int]) ->
     """
     lines = []
     for name, runs in arms.items():
-        missing = [str(seed) for seed in planned if seed not in runs]
+        expected = [] if is_baseline(runs.values()) else planned
+        missing = [str(seed) for seed in expected if seed not in runs]
         if missing:
             lines.append(f"arm {name}, seed {', '.join(missing)}: missing")
         lines += [
@@ -215,8 +221,8 @@ def _scored(run: ArmRun, parts: list[scoring.ScoredPart]) -> ScoredRun:
     return ScoredRun(
         run=run,
         part=part,
-        result=scoring.metrics_of(part),
-        chosen_by=scoring.metrics_of(selection)[HEADLINE] if test and selection else None,
+        result=scoring.values_of(part),
+        chosen_by=scoring.values_of(selection)[HEADLINE] if test and selection else None,
         conditions=_conditions(run, part),
         training=_sha256(training),
         by_epoch={p.origin["epoch"]: _rates(p) for p in chosen_on},
@@ -294,7 +300,7 @@ def _pooled(recipe: str, runs: list[ScoredRun]) -> ScoredRun:
     return ScoredRun(
         run=first,
         part=part,
-        result=scoring.metrics_of(part),
+        result=scoring.values_of(part),
         chosen_by=None,
         conditions=_conditions(first, part),
         training=_sha256("".join(scored.training for scored in runs).encode()),

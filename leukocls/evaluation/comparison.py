@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from leukocls.artifacts.identity import BASELINE
 from leukocls.artifacts.marks import merged_marks
 from leukocls.common.errors import LeukoclsError
 from leukocls.evaluation import (
@@ -24,6 +25,7 @@ from leukocls.evaluation.arm_runs import (
     ScoredRun,
     find_runs,
     group_by_arm,
+    is_baseline,
     pool_folds,
     refuse_mixture,
     refuse_unfinished,
@@ -84,7 +86,8 @@ def scored_comparison(
     """
     run_arms = group_by_arm(find_runs(runs))
     seeds = None if seeds is None else list(seeds)
-    present = {seed for arm in run_arms.values() for seed in arm}
+    with_seeds = [arm for arm in run_arms.values() if not is_baseline(arm.values())]
+    present = {seed for arm in with_seeds or run_arms.values() for seed in arm}
     planned = sorted(present if seeds is None else seeds)
     refuse_unplanned(run_arms, planned)
     if not incomplete:
@@ -158,10 +161,12 @@ def _reference(arms: Arms, against: str | None) -> str:
     """The reference arm: `against`, or the proposal, or a proposal with overrides, or the first.
 
     Of the leakage lab's arms it is the one with the largest leak, so that differences are what the
-    leak is worth. An arm without finished runs is none.
+    leak is worth. An arm without finished runs is none, nor is a baseline beside networks.
     """
     names = [name for name, runs in arms.items() if runs]
     if against is None:
+        networks = [name for name in names if not _baseline(arms[name])]
+        names = networks or names
         leak = {name: _leak(next(iter(arms[name].values()))) for name in names}
         if any(leak.values()):
             return max(names, key=leak.__getitem__)
@@ -172,6 +177,10 @@ def _reference(arms: Arms, against: str | None) -> str:
         cause = "none of its runs is done" if against in arms else "no such arm"
         raise LeukoclsError(f"--against {against}: {cause}; choose one of {' '.join(names)}")
     return against
+
+
+def _baseline(arm: dict[int, ScoredRun]) -> bool:
+    return is_baseline(scored.run for scored in arm.values())
 
 
 def _leak(scored: ScoredRun) -> float:
@@ -198,7 +207,7 @@ def _arm(
         "name": name,
         "experiment": key[0],
         "n": len(arm),
-        "planned": planned,
+        "planned": 1 if key[0] == BASELINE else planned,
         "seeds": list(arm),
         "chosen": _chosen(arm),
         "folds": next((one.result.get("folds") for one in arm.values()), None),
@@ -298,11 +307,12 @@ def _tests(arms: Arms, reference: str) -> list[dict[str, Any]]:
     """Tests of every arm against the reference in every metric.
 
     Only the tests of the headline metric are adjusted, as one family; the others are exploratory.
+    A baseline has no training noise to test against.
     """
     a = arms[reference]
     rows = []
     for name, b in arms.items():
-        if name == reference:
+        if name == reference or _baseline(a) or _baseline(b):
             continue
         shared = _shared(a, b)
         n = len(shared) if shared else [len(a), len(b)]

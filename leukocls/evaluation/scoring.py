@@ -145,11 +145,21 @@ def scored_parts(
 
 
 def metrics_of(part: ScoredPart) -> dict[str, Any]:
-    """Origin and metrics of one part, as plain values for JSON; undefined without labels."""
+    """`values_of` one part with the 95 % intervals over its persons, None where unknown."""
+    values = values_of(part)
+    known = part.persons if values["persons"] else None
+    return values | _intervals(known, values["subject"])
+
+
+def values_of(part: ScoredPart) -> dict[str, Any]:
+    """Origin and metrics of one part, as plain values for JSON; undefined without labels.
+
+    `persons` is their number of each class; None if whom a cell is from is unknown.
+    """
     frame, source = part.frame, part.origin["source"]
     unlabelled = frame["cell"][frame["label"] < 0]
     if len(unlabelled) == len(frame):
-        return part.origin | cell_metrics.unlabelled(len(frame)) | _intervals(None, {})
+        return part.origin | cell_metrics.unlabelled(len(frame)) | {"persons": None}
     if len(unlabelled):
         raise LeukoclsError(
             f"{source}: cells without a label: {listing(unlabelled)}; give them with --truth"
@@ -168,17 +178,14 @@ def metrics_of(part: ScoredPart) -> dict[str, Any]:
             f"{source}: a subject of C-NMC has one class, but these have cells of both:"
             f" {listing(both)}; check the labels and the subject column"
         )
-    return part.origin | values | _intervals(part.persons, values["subject"])
+    return part.origin | values | {"persons": part.persons and part.persons.number}
 
 
 def _intervals(persons: Persons | None, by_subject: dict[str, Any]) -> dict[str, Any]:
-    """The number of persons of each class, and 95 % intervals over them; None where unknown."""
     if persons is None:
-        unknown = dict.fromkeys((*METRICS, *person_level.LIMITS))
-        return {"persons": None, "interval": unknown, "averaged": None}
+        return {"interval": dict.fromkeys((*METRICS, *person_level.LIMITS)), "averaged": None}
     found: dict[str, Any] = {name: jackknife([persons], name).limits for name in METRICS}
     return {
-        "persons": persons.number,
         "interval": found | person_level.limits(by_subject),
         "averaged": {name: person_level.averaged(persons, name) for name in CLASS_OF},
     }
@@ -207,7 +214,7 @@ def load_predictions(source: Path, unique: bool = True) -> tuple[pd.DataFrame, d
             f" {record.get('status')}); let the run finish"
         )
     frame = predictions.read(directory / "predictions.parquet")
-    if predictions.digest(frame) != recorded:
+    if predictions.digest_of_canonical(frame) != recorded:
         raise LeukoclsError(
             f"{directory / 'predictions.parquet'}: these are not the predictions the run wrote"
             " (their digest is not run.json's predictions_sha256); they were edited or belong to"

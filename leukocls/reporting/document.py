@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from leukocls.artifacts.identity import BASELINE
 from leukocls.artifacts.record import RunState, state_of
 from leukocls.common.errors import LeukoclsError
 from leukocls.evaluation import curves
@@ -194,6 +195,13 @@ def headline(document: dict[str, Any]) -> dict[str, Any]:
     """The reference arm's entry of the comparison."""
     arms = document["comparison"]["arms"]
     return next(arm for arm in arms if arm["name"] == document["comparison"]["reference"])
+
+
+def baseline_names(document: dict[str, Any]) -> list[str]:
+    """The arms that are classifiers on simple features; none if there is no network beside them."""
+    arms = document["comparison"]["arms"]
+    found = [arm["name"] for arm in arms if arm["experiment"] == BASELINE and arm["n"]]
+    return found if len(found) < len(arms) else []
 
 
 def has_paper(document: dict[str, Any]) -> bool:

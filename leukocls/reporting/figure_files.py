@@ -12,6 +12,7 @@ from leukocls.reporting.report_tables import (
     differences_table,
     intervals_table,
     result_tables,
+    shortcuts_table,
     tests_table,
 )
 
@@ -34,6 +35,7 @@ def write_files(folder: Path, document: dict[str, Any], figures: Sequence[Figure
         "intervals": intervals_table(document),
         "differences": differences_table(document),
         "tests": tests_table(document),
+        "shortcuts": shortcuts_table(document),
     }
     tables |= {f"results-{n}": rows for n, (_, rows) in enumerate(result_tables(document))}
     titles = {f"results-{n}": name for n, (name, _) in enumerate(result_tables(document))}
@@ -42,6 +44,7 @@ def write_files(folder: Path, document: dict[str, Any], figures: Sequence[Figure
         "intervals": "95 % intervals over persons and seeds, in percent",
         "differences": f"{reference} less each other arm, in points",
         "tests": f"tests over seeds whether {reference} is greater",
+        "shortcuts": f"AUROC of simple features in percent; what {reference} has more, in points",
     }
     for name, rows in tables.items():
         if len(rows) > 1:

@@ -19,7 +19,7 @@ from leukocls.evaluation import published_results
 from leukocls.evaluation.metrics import HEADLINE
 from leukocls.evaluation.person_counts import METRICS
 from leukocls.reporting.card import card
-from leukocls.reporting.document import has_paper, headline
+from leukocls.reporting.document import baseline_names, has_paper, headline
 from leukocls.reporting.figures import Figure, svg
 from leukocls.reporting.report_tables import (
     arms_table,
@@ -29,6 +29,7 @@ from leukocls.reporting.report_tables import (
     intervals_table,
     result_tables,
     runs_of,
+    shortcuts_table,
     tests_table,
 )
 from leukocls.reporting.tables import PATIENTS
@@ -40,6 +41,7 @@ CONTENTS = {
     "results": "Results over seeds",
     "persons": "Persons and seeds side by side",
     "differences": "Is one arm better?",
+    "shortcuts": "What simple features reach",
     "thresholds": "Errors, thresholds, calibration",
     "learning-curve": "Learning curve",
     "robustness": "Robustness",
@@ -77,6 +79,7 @@ def page(
     persons = comparison["persons"]
     absent = {"differences"} if len(differences) == 1 else set()
     absent |= set() if document["robustness"] else {"robustness"}
+    absent |= set() if baseline_names(document) else {"shortcuts"}
     absent |= set() if document["learning_curve"] else {"learning-curve"}
     return environment.get_template("report.html.j2").render(
         title=f"{headline(document)['experiment']}: {comparison['reference']}",
@@ -97,6 +100,7 @@ def page(
         intervals=intervals_table(document),
         differences=differences,
         tests=tests_table(document),
+        shortcuts=shortcuts_table(document),
         reference=comparison["reference"],
         median=median,
         confusion=[

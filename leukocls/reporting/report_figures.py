@@ -4,10 +4,9 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import MaxNLocator
 
-from leukocls.evaluation.person_counts import METRICS
-from leukocls.reporting.figures import COLOURS, INK, MARKERS, NAMES, Figure, choice, line, wrapped
+from leukocls.reporting import arm_figures
+from leukocls.reporting.figures import COLOURS, INK, NAMES, Figure, choice, line, wrapped
 
 _PANELS = (
     *("accuracy", "sensitivity", "specificity"),
@@ -17,7 +16,11 @@ _PANELS = (
 
 def figures(document: dict[str, Any]) -> list[Figure]:
     """The figures of a report that its runs allow, in the report's order."""
-    makers = (_losses, _persons, _courses, _intervals, _differences, _thresholds, _learning_curve)
+    makers = (
+        *(_losses, _persons, _courses),
+        *(arm_figures.intervals, arm_figures.differences, arm_figures.shortcuts),
+        *(_thresholds, _learning_curve),
+    )
     return [figure for make in makers if (figure := make(document))]
 
 
@@ -153,105 +156,6 @@ def _courses(document: dict[str, Any]) -> Figure | None:
         table,
         draw,
         (7.0, 4.4),
-    )
-
-
-def _intervals(document: dict[str, Any]) -> Figure | None:
-    arms = document["comparison"]["arms"]
-    table = pd.DataFrame([
-        {
-            "arm": arm["name"], "metric": metric, "mean": arm[metric]["mean"],
-            "lowest seed": arm[metric]["min"], "highest seed": arm[metric]["max"],
-            "low": found["low"], "high": found["high"], "df": found["df"],
-        }
-        for metric in METRICS
-        for arm in arms
-        if (found := arm[metric]["interval"])
-    ])  # fmt: skip
-    if table.empty:
-        return None
-
-    def draw(drawn: Canvas) -> None:
-        metrics = list(dict.fromkeys(table["metric"]))
-        panels = drawn.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
-        for axes, metric in zip(panels, metrics, strict=True):
-            own = table[table["metric"] == metric].reset_index(drop=True)
-            for place, row in own.iterrows():
-                axes.plot([row["low"], row["high"]], [place, place], color=choice(COLOURS, 0), lw=2)
-                axes.plot(
-                    [row["lowest seed"], row["highest seed"]], [place + 0.2] * 2,
-                    color=choice(COLOURS, 1), lw=4, solid_capstyle="butt",
-                )  # fmt: skip
-                axes.plot(row["mean"], place, "o", color=INK, markersize=4)
-            axes.set_title(NAMES[metric])
-            axes.set_yticks(range(len(own)), map(wrapped, own["arm"]))
-            axes.grid(axis="y", visible=False)
-            axes.xaxis.set_major_locator(MaxNLocator(3))
-            axes.set_xlabel("Value")
-        panels[0].invert_yaxis()
-        panels[0].set_ylabel("Arm")
-        panels[0].plot([], [], color=choice(COLOURS, 0), lw=2, label="95 % interval over persons")
-        panels[0].plot([], [], color=choice(COLOURS, 1), lw=4, label="lowest to highest seed")
-        drawn.legend(loc="outside upper center", ncols=2)
-
-    return Figure(
-        "intervals",
-        "What other persons would change (thin lines: 95 % intervals) beside what other seeds"
-        " change (thick lines: lowest to highest run). Cells of one person are alike, so an"
-        " interval counts persons.",
-        f"Five charts, a row for each of {len(arms)} arms, with the interval over persons and the"
-        " range over seeds.",
-        table,
-        draw,
-        (7.0, 1.6 + 0.42 * len(arms)),
-    )
-
-
-def _differences(document: dict[str, Any]) -> Figure | None:
-    table = pd.DataFrame([
-        {
-            "reference": row["a"], "less": row["b"], "metric": row["metric"],
-            "points": 100 * row["difference"], "low": 100 * row["interval"]["low"],
-            "high": 100 * row["interval"]["high"],
-        }
-        for row in document["comparison"]["differences"]
-        if row["interval"]
-    ])  # fmt: skip
-    if table.empty:
-        return None
-
-    def draw(drawn: Canvas) -> None:
-        axes = drawn.subplots()
-        names = list(dict.fromkeys(table["less"]))
-        metrics = list(dict.fromkeys(table["metric"]))
-        for number, metric in enumerate(metrics):
-            own = table[table["metric"] == metric]
-            places = [names.index(name) + 0.14 * (number - 2) for name in own["less"]]
-            axes.errorbar(
-                own["points"], places,
-                xerr=[own["points"] - own["low"], own["high"] - own["points"]],
-                fmt=choice(MARKERS, number), color=choice(COLOURS, number), markersize=4,
-                label=NAMES[metric], elinewidth=1.2,
-            )  # fmt: skip
-        axes.axvline(0, color=INK, linewidth=1)
-        axes.set_yticks(range(len(names)), map(wrapped, names))
-        axes.set(
-            xlabel="Difference in points, with 95 % interval over persons",
-            ylabel="Reference arm less",
-        )
-        axes.invert_yaxis()
-        axes.grid(axis="y", visible=False)
-        drawn.legend(loc="outside upper center", ncols=5, fontsize=8)
-
-    return Figure(
-        "differences",
-        f"{document['comparison']['reference']} less each other arm, on the same cells. An"
-        " interval that holds zero leaves open which arm is better for other persons.",
-        f"Chart with intervals of {table['less'].nunique()} differences in"
-        f" {table['metric'].nunique()} metrics around zero.",
-        table,
-        draw,
-        (7.0, 1.5 + 0.75 * table["less"].nunique()),
     )
 
 

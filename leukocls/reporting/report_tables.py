@@ -4,6 +4,7 @@ from typing import Any
 
 from leukocls.evaluation.comparison import METRICS
 from leukocls.evaluation.person_counts import METRICS as WITH_INTERVAL
+from leukocls.reporting.document import baseline_names
 
 Rows = list[list[str]]
 DASH = "–"
@@ -107,6 +108,23 @@ def tests_table(document: dict[str, Any]) -> Rows:
             p_value(row["p_holm"]), DASH if effect is None else f"{effect:+.2f}",
             points(row["hodges_lehmann"]), _limits(row["hodges_lehmann_interval"]),
             row["paper"] or "",
+        ])  # fmt: skip
+    return rows
+
+
+def shortcuts_table(document: dict[str, Any]) -> Rows:
+    """AUROC of each baseline in percent, and what the reference arm has more, in points."""
+    comparison, baselines = document["comparison"], baseline_names(document)
+    arms = {arm["name"]: arm["auroc"] for arm in comparison["arms"]}
+    more = {row["b"]: row for row in comparison["differences"] if row["metric"] == "auroc"}
+    rows = [["features", "AUROC", "95 % interval", "reference more", "95 % interval"]]
+    for name in sorted(baselines, key=lambda name: arms[name]["mean"] or 0, reverse=True):
+        of, row = arms[name], more.get(name, {"difference": None, "interval": None})
+        limits = of["interval"]
+        rows.append([
+            name, percent(of["mean"]),
+            f"{percent(limits['low'])} to {percent(limits['high'])}" if limits else DASH,
+            points(row["difference"]), _limits(row["interval"]),
         ])  # fmt: skip
     return rows
 

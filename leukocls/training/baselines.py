@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from leukocls.artifacts import predictions
 from leukocls.artifacts.environment import versions
-from leukocls.artifacts.identity import arm_name
+from leukocls.artifacts.identity import BASELINE, arm_name
 from leukocls.artifacts.lineage import has_seen, read_lineage
 from leukocls.artifacts.marks import data_marks, run_marks
 from leukocls.artifacts.predictions import sigmoid
@@ -37,7 +37,6 @@ from leukocls.evaluation.cell_metrics import by_split
 from leukocls.training import probes
 from leukocls.training.probes import Probe
 
-EXPERIMENT = "baseline"
 DEFAULT_SCHEME = "challenge"  # the split scheme that the name of an arm leaves out
 EPOCH = 1  # a single fit counts as one epoch, so there is nothing to select
 CLASSIFIER = "logistic"  # what the name of an arm leaves out
@@ -198,7 +197,7 @@ def open_baseline(
     if recipe.network is not None:
         inputs["weights"] = sha256_file(weights) if weights else None
     config = OmegaConf.create({**recipe.settings(), **settings})
-    run = RunDir(outputs / EXPERIMENT / name / "seed_000", config, inputs)
+    run = RunDir(outputs / BASELINE / name / "seed_000", config, inputs)
     scored = cells[~cells["split"].isin(["train", PRELIM_TRAINED])]
     lineage, official = read_lineage(weights), index.rules.cnmc_subjects
     if has_seen(lineage, "chose", cells[cells["split"].isin(split.tests)], official):
@@ -273,7 +272,7 @@ def _execute(baseline: Baseline, cache: Path) -> None:
     predictions.write(run.directory / "predictions.parquet", frame)
     run.end(
         RunState.DONE,
-        predictions_sha256=predictions.digest(frame),
+        predictions_sha256=predictions.digest_of_canonical(frame),
         selection=run.record["selection"] | {"epoch": EPOCH},
         calibration=of_run(frame, split.selection, pos_weight=1.0),
         metrics=by_split(frame, run.record["threshold"]),

@@ -296,6 +296,35 @@ def test_sizes_of_the_training_set_are_a_curve(tmp_path: Path) -> None:
     assert table["mean"].tolist() == pytest.approx([one["mean"] for one in points])
 
 
+def test_simple_features_stand_beside_networks(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        write_run(tmp_path / "x/proposal" / f"seed_{seed:03d}", frame_of("prelim", 1, seed, 1.0))
+    for features, strength in (("size", 0.2), ("colour", 0.4)):
+        frame = frame_of("prelim", 1, 0, strength)
+        write_run(tmp_path / "baseline" / features / "seed_000", frame, identity={"seed": 0})
+    out, figures = tmp_path / "report.html", tmp_path / "figures"
+    words = [str(tmp_path), "--out", str(out), "--figures", str(figures), "--seeds", "1-2"]
+    assert report.main(words) == 0
+    found = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))["comparison"]
+    assert found["reference"] == "x/proposal"
+    assert {arm["name"]: arm["planned"] for arm in found["arms"]} == {
+        "x/proposal": 2, "baseline/colour": 1, "baseline/size": 1
+    }  # fmt: skip
+    assert not found["tests"]
+    page = out.read_text(encoding="utf-8")
+    assert 'id="shortcuts"' in page
+    assert 'id="figure-shortcuts"' in page
+    drawn = pd.read_csv(figures / "shortcuts.csv").set_index("arm")
+    assert list(drawn.index) == ["x/proposal", "baseline/colour", "baseline/size"]
+    differences = {row["b"]: row for row in found["differences"] if row["metric"] == "auroc"}
+    for arm in found["arms"]:
+        assert drawn.loc[arm["name"], "mean"] == pytest.approx(arm["auroc"]["mean"])
+        assert drawn.loc[arm["name"], "low"] == pytest.approx(arm["auroc"]["interval"]["low"])
+        if arm["experiment"] == "baseline":
+            less = drawn.loc["x/proposal", "mean"] - arm["auroc"]["mean"]
+            assert differences[arm["name"]]["difference"] == pytest.approx(less)
+
+
 @pytest.mark.parametrize("edited", ["prediction", "record"])
 def test_an_edited_run_is_named_and_nothing_is_written(
     edited: str, sweep: Path, tmp_path: Path
