@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import optimize, special, stats
 
 from leukocls.artifacts.predictions import sigmoid
 from leukocls.evaluation.intervals import logit
@@ -13,6 +13,9 @@ from leukocls.evaluation.person_counts import CLASS_OF, Persons
 
 LEVEL = 0.95
 LIMITS = ("subject.accuracy", "subject.auroc")
+_END = 12.0  # a rate's logit that counts as infinite
+# a + b of the beta distribution: intra-class correlations 1 / (1 + a + b) from .00005 to .98.
+_CONCENTRATION = np.exp(np.linspace(10, -4, 57))[:, None]
 
 
 def averaged(persons: Persons, name: str) -> dict[str, float] | None:
@@ -48,6 +51,57 @@ def averaged(persons: Persons, name: str) -> dict[str, float] | None:
         "low": float(sigmoid(middle - half)),
         "high": float(sigmoid(middle + half)),
     }
+
+
+def beta_binomial(persons: Persons, name: str) -> dict[str, float] | None:
+    """Sensitivity or specificity under a model of how persons differ, with its interval.
+
+    The model is another than the jackknife's, which is what it is for: where both intervals agree,
+    little depends on either. Each person's rate is drawn from a beta distribution (Skellam 1948).
+    The limits are those of the profile likelihood, by the quantile of F with 1 and K − 1 degrees of
+    freedom instead of χ², because there are few persons.
+
+    Args:
+        name: "sensitivity", of the ALL persons, or "specificity", of the HEM persons.
+
+    Returns:
+        `value`, the mean of the beta distribution, `low` and `high`; None with fewer than two
+        persons.
+    """
+    (y,) = CLASS_OF[name]
+    here = persons.mostly_all == bool(y)
+    k, n = persons.hits[y, here], persons.cells[y, here]
+    if len(k) < 2:
+        return None
+
+    def support(at: float) -> float:
+        # Largest over how much persons differ.
+        mean = sigmoid(at)
+        a, b = mean * _CONCENTRATION, (1 - mean) * _CONCENTRATION
+        values = (special.betaln(a + k, b + n - k) - special.betaln(a, b)).sum(axis=1)
+        i = int(np.clip(values.argmax(), 1, len(values) - 2))
+        # The top of the parabola through the highest value and its neighbours.
+        below, top, above = values[i - 1 : i + 2]
+        bend = below - 2 * top + above
+        rise = (below - above) ** 2 / (-8 * bend) if bend < 0 else 0.0
+        return float(max(values.max(), top + rise))
+
+    end = _END
+    if k.sum() in (0, n.sum()):
+        best = end if k.sum() else -end
+    else:
+        best = float(optimize.minimize_scalar(lambda at: -support(at), bounds=(-end, end)).x)
+    enough = support(best) - stats.f.ppf(LEVEL, 1, len(k) - 1) / 2
+    found = {"value": best}
+    for side, limit in (("low", -end), ("high", end)):
+        beyond = support(limit) < enough
+        found[side] = (
+            optimize.brentq(lambda at: support(at) - enough, limit, best, xtol=1e-4)
+            if beyond
+            else limit
+        )
+    ends = {-end: 0.0, end: 1.0}
+    return {side: ends.get(at, float(sigmoid(at))) for side, at in found.items()}
 
 
 def accuracy_limits(right: int, number: int) -> dict[str, float]:

@@ -183,11 +183,13 @@ def values_of(part: ScoredPart) -> dict[str, Any]:
 
 def _intervals(persons: Persons | None, by_subject: dict[str, Any]) -> dict[str, Any]:
     if persons is None:
-        return {"interval": dict.fromkeys((*METRICS, *person_level.LIMITS)), "averaged": None}
+        unknown = dict.fromkeys((*METRICS, *person_level.LIMITS))
+        return {"interval": unknown, "averaged": None, "beta_binomial": None}
     found: dict[str, Any] = {name: jackknife([persons], name).limits for name in METRICS}
     return {
         "interval": found | person_level.limits(by_subject),
         "averaged": {name: person_level.averaged(persons, name) for name in CLASS_OF},
+        "beta_binomial": {name: person_level.beta_binomial(persons, name) for name in CLASS_OF},
     }
 
 

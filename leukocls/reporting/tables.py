@@ -64,8 +64,12 @@ def result_text(result: dict[str, Any], per_subject: bool = False) -> str:
         for name in SUBJECT_KEYS
     ]
     rows += [
-        (f"mean {name} of persons", _shown(found["value"]), _limits(found), "")
-        for name, found in (result["averaged"] or {}).items()
+        (title.format(name), _shown(found["value"]), _limits(found), "")
+        for title, key in (
+            ("mean {} of persons", "averaged"),
+            ("beta-binomial {}", "beta_binomial"),
+        )
+        for name, found in (result[key] or {}).items()
         if found
     ]
     persons = f"{subjects or 'unknown'} persons"
@@ -78,7 +82,8 @@ def result_text(result: dict[str, Any], per_subject: bool = False) -> str:
         lines += textwrap.wrap(
             "In brackets: 95 % interval over other persons like these, of the same training;"
             f" Student's t with {_span(freedom)} degrees of freedom. By subject: exact binomial"
-            " and DeLong. A mean of persons counts each of them once.",
+            " and DeLong. A mean of persons counts each of them once. Beta-binomial: the same"
+            " questions by another model of how persons differ.",
             98,
         )
     if better := result["debiased"]:

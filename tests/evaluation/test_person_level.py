@@ -2,10 +2,17 @@
 
 import numpy as np
 import pytest
+from scipy import optimize, stats
 from sklearn.metrics import roc_auc_score
 
+from leukocls.artifacts.predictions import sigmoid
 from leukocls.evaluation.person_counts import Persons
-from leukocls.evaluation.person_level import accuracy_limits, auroc_limits, averaged
+from leukocls.evaluation.person_level import (
+    accuracy_limits,
+    auroc_limits,
+    averaged,
+    beta_binomial,
+)
 
 
 def test_a_person_with_many_cells_counts_once() -> None:
@@ -32,6 +39,46 @@ def test_limits_of_persons_told_apart_entirely() -> None:
     all_right = accuracy_limits(28, 28)
     assert all_right["high"] == 1
     assert all_right["low"] == pytest.approx(0.025 ** (1 / 28))
+
+
+@pytest.mark.parametrize(("number", "alike"), [(15, False), (28, False), (5, False), (13, True)])
+def test_beta_binomial_limits_are_those_of_a_plain_search(number: int, alike: bool) -> None:
+    """scipy's distribution, and its own search over both parameters."""
+    rng = np.random.default_rng(number)
+    n = rng.integers(4, 120, number)
+    k = rng.binomial(n, 0.9 if alike else rng.beta(8, 1.5, number))
+    called = np.concatenate([np.arange(cells) < right for right, cells in zip(k, n, strict=True)])
+    person = np.repeat([f"p{i}" for i in range(number)], n)
+    found = beta_binomial(Persons.of(np.ones(len(person), int), called, person), "sensitivity")
+
+    def profile(at: float) -> float:
+        def negative(size: float) -> float:
+            a, b = sigmoid(at) * np.exp(size), sigmoid(-at) * np.exp(size)
+            return -stats.betabinom(n, a, b).logpmf(k).sum()
+
+        halves = ((-4, 3), (3, 10))
+        return -min(optimize.minimize_scalar(negative, bounds=half).fun for half in halves)
+
+    best = optimize.minimize_scalar(lambda at: -profile(at), bounds=(-8, 8))
+    enough = -best.fun - stats.t.ppf(0.975, number - 1) ** 2 / 2
+    low, high = (
+        optimize.brentq(lambda at: profile(at) - enough, *sorted((best.x, end)), xtol=1e-4)
+        for end in (-11, 11)
+    )
+    wanted = {"value": sigmoid(best.x), "low": sigmoid(low), "high": sigmoid(high)}
+    assert found == pytest.approx({k: float(v) for k, v in wanted.items()}, abs=2e-4)
+
+
+def test_beta_binomial_limits_without_an_error() -> None:
+    persons = Persons.of(
+        [1] * 60 + [0] * 3,
+        [1] * 60 + [0] * 3,
+        ["abcdefghij"[i % 10] for i in range(60)] + ["x"] * 3,
+    )
+    found = beta_binomial(persons, "sensitivity")
+    assert found["value"] == found["high"] == 1
+    assert 0.6 < found["low"] < 1
+    assert beta_binomial(persons, "specificity") is None  # one person
 
 
 def test_limits_hold_the_truth_as_often_as_they_say() -> None:
