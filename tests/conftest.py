@@ -1,6 +1,7 @@
 """Shared by all tests: genuine data if present, a synthetic tree, one run, warm processes."""
 
 import fcntl
+import gc
 import hashlib
 import json
 import os
@@ -45,7 +46,7 @@ CANARY = "canary-0123456789abcdef"
 SLOW = {"train", "trained", "trained_once", "command", "chained", "compared", "faulty", "hanging"}
 SLOW |= {"offline", "test_baseline", "test_benchmarks", "test_cluster", "test_compare", "test_docs"}
 SLOW |= {"test_ranks"}
-LONGEST = {"test_demo", "test_cluster"}
+LONGEST = {"test_demo", "test_cluster", "test_ablation", "test_benchmarks"}
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if SLOW & {item.path.stem, *getattr(item, "fixturenames", ())}:
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: (item.path.stem not in LONGEST, "slow" not in item.keywords))
+    # What is imported by now stays: the collector need not look at it again and again.
+    gc.freeze()
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -153,10 +154,20 @@ def run_train(*words: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def desk(trained: Path, small_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def desk(
+    trained: Path,
+    small_tree: Path,
+    once: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """A folder in which somebody has run the demo and scored it on the final part of its data, and
     keeps files of their own and of others."""
-    folder = tmp_path_factory.mktemp("desk")
+    made = once("desk", lambda folder: lay_out(folder, trained, small_tree))
+    return Path(shutil.copytree(made, tmp_path_factory.mktemp("desk") / "desk", symlinks=True))
+
+
+def lay_out(folder: Path, trained: Path, small_tree: Path) -> None:
+    """Fill the desk's folder."""
     shutil.copytree(trained, folder / "outputs/demo/proposal/seed_000")
     labels = next(small_tree.rglob("*_labels.csv"))
     shutil.copy(labels, folder)
@@ -178,7 +189,6 @@ def desk(trained: Path, small_tree: Path, tmp_path_factory: pytest.TempPathFacto
             if synthetic:  # what was said beyond the page is in the name
                 (found,) = folder.glob("outputs/demo/score=final,*synthetic.auroc*/seed_000")
                 found.parent.rename(found.parents[1] / "score=final,synthetic,proposal")
-    return folder
 
 
 def others_files(tree: Path, folder: Path) -> None:
