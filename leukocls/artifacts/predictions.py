@@ -43,11 +43,12 @@ def persons(frame: pd.DataFrame) -> "pd.Series[str]":
 
     The column `person`, or where it says nothing `leukocls.data.published.person_of` the subject.
     """
-    known = frame[PERSON] if PERSON in frame else pd.Series("", index=frame.index)
-    if (known != "").all():
+    known = frame.get(PERSON)
+    if known is not None and (known != "").all():
         return known
-    by_subject = map(person_of, frame["cell"], frame["subject"])
-    return known.where(known != "", pd.Series(by_subject, index=frame.index, dtype=object))
+    names = map(person_of, frame["cell"].tolist(), frame["subject"].tolist())
+    by_subject = pd.Series(list(names), index=frame.index, dtype="str")
+    return by_subject if known is None else known.where(known != "", by_subject)
 
 
 def view_columns(frame: pd.DataFrame) -> list[str]:

@@ -99,6 +99,7 @@ def published_counts() -> dict[str, int]:
     return counts | {"final": FINAL_CELLS}
 
 
+@functools.lru_cache(maxsize=1 << 15)  # the same cells come again with every run and epoch
 def person_of(cell: str, subject: str) -> str:
     """The person that a cell is from: its subject in one spelling, "" if unknown.
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from leukocls.evaluation.metrics import HEADLINE, confusion, decide, rates
@@ -37,12 +38,16 @@ def contradiction(predictions: pd.DataFrame, record: dict[str, Any]) -> str:
     if chosen_on is None:
         return ""
     if not (record.get("identity") or {}).get("score"):
-        by_epoch = dict(iter(predictions[predictions["split"] == chosen_on].groupby("epoch")))
-        if not by_epoch:
+        cells = predictions[predictions["split"] == chosen_on]
+        epochs, label, logit = (cells[name].to_numpy() for name in ("epoch", "label", "logit"))
+        present = np.unique(epochs)
+        if not len(present):
             return f"the epoch was chosen on {chosen_on}, of which there are no predictions"
         if rule not in RULES:
             return f"there is no rule {rule}"
-        chosen = list(by_epoch)[RULES[rule]([_weighted_f1(cells) for cells in by_epoch.values()])]
+        known = label >= 0
+        f1 = [_weighted_f1(label[at], logit[at]) for at in (known & (epochs == e) for e in present)]
+        chosen = present[RULES[rule](f1)]
         if chosen != epoch:
             return f"{rule} on {chosen_on} gives epoch {chosen}, not {epoch}"
     reported = predictions[~predictions["split"].isin([chosen_on, "train"])]
@@ -52,8 +57,7 @@ def contradiction(predictions: pd.DataFrame, record: dict[str, Any]) -> str:
     return ""
 
 
-def _weighted_f1(cells: pd.DataFrame) -> float:
-    known = cells[cells["label"] >= 0]
-    value = rates(**confusion(known["label"], decide(logit=known["logit"])))[HEADLINE]
+def _weighted_f1(label: np.ndarray, logit: np.ndarray) -> float:
+    value = rates(**confusion(label, decide(logit=logit)))[HEADLINE]
     assert value is not None  # of any cells at all
     return value
