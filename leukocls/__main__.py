@@ -17,6 +17,8 @@ VERBS = {
     "compare": "compare arms over their seeds",
     "report": "write one HTML page on runs: checks, tables, figures, a card",
     "robustness": "score a run under blur, noise, another stain and other corruptions",
+    "bundle": "write finished runs as a folder that others can open",
+    "predict": "predict images with a bundle (research use only, not a diagnosis)",
     "audit": "judge predictions by their split: leaks, cells left out, selection",
     "runs": "list the runs below a directory",
     "doctor": "report what is installed and found, and what to do about the rest",

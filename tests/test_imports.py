@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "leukocls"
 # Each may import those before it, and itself.
 ORDER = [
     "common", "data", "synthetic", "artifacts", "evaluation", "reporting", "models", "training",
-    "tracking", "launch",
+    "inference", "tracking", "launch",
 ]  # fmt: skip
 # Reading, judging and comparing results takes no torch, wherever it is imported from.
 WITHOUT_TORCH = ("common", "synthetic", "artifacts", "evaluation", "reporting", "tracking")

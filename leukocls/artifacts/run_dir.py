@@ -193,6 +193,25 @@ def run_weights(run: str, key: str = "checkpoint", which: str = "best") -> Path:
     return weights
 
 
+def finished_weights(directory: Path, record: dict[str, Any]) -> Path:
+    """The checked weights of a finished run's selected epoch.
+
+    Raises:
+        LeukoclsError: the run is not done, has no network, or its weights are missing or changed.
+    """
+    status = record.get("status")
+    if status != RunState.DONE:
+        raise LeukoclsError(f"{directory}: its run is {status}, not done; finish it.")
+    if record.get("weights_sha256") in (None, "missing"):
+        raise LeukoclsError(
+            f"{directory}: this run keeps no network (a baseline, or one that rescores another"
+            " run's view 0); name the run that was trained."
+        )
+    if not (path := directory / "checkpoints" / "best.safetensors").is_file():
+        raise LeukoclsError(f"{path}: missing; copy it back, or train the run again.")
+    return run_weights(str(directory), "RUN")
+
+
 class _Tee:
     """A stream that also writes a log: no secrets, empty lines, or what a progress bar draws."""
 

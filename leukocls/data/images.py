@@ -126,6 +126,13 @@ def central(image: np.ndarray, crop: int) -> np.ndarray:
     return cut(image, round((height - crop) / 2), round((width - crop) / 2), crop)
 
 
+def resized(image: np.ndarray, side: int) -> np.ndarray:
+    """Square uint8 [S, S, 3] scaled to side × side px: Pillow, bilinear with antialiasing."""
+    if len(image) == side:
+        return image
+    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
+
+
 def cut(image: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
     """The square of uint8 [H, W, 3] with a side of `side` px and the corner (top, left).
 

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from leukocls.common.errors import DataFault, Fault, LeukoclsError
 from leukocls.common.files import atomic_stream, in_parallel
 from leukocls.data.bmp import read_crop
-from leukocls.data.images import central, cut, image_sides, read_image
+from leukocls.data.images import central, cut, image_sides, read_image, resized
 from leukocls.data.index import BOX, Index
 
 LARGEST = 2048  # px, of a stored image
@@ -159,11 +158,8 @@ def _pack(index: Index, path: Path, crop: int | str, size: int) -> None:
                 image = read_crop(file, side, int(crop))
             else:
                 image = central(read_image(file), int(crop))
-            if len(image) != size:
-                resample = Image.Resampling.BILINEAR
-                image = np.asarray(Image.fromarray(image).resize((size, size), resample))
             # Not through a memory map, whose pages would count as this process's memory.
-            pixels = image.tobytes()
+            pixels = resized(image, size).tobytes()
             os.pwrite(descriptor, pixels, start + row * len(pixels))
             checksums[row] = zlib.crc32(pixels)
 

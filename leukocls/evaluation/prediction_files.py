@@ -27,6 +27,7 @@ from leukocls.data.text_tables import decoded, parse_csv, read_bytes, read_table
 CHALLENGE_FILE = "isbi_valid.predict"
 LARGEST_MEMBER = 16 * 2**20  # bytes, of a challenge file in an archive
 NAME_COLUMNS = ("cell", "new_names", "Patient_ID")
+PREDICT = ("cell", "logit", "prob", "label", "view_sd", "reason", "use")  # columns of its files
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,9 @@ def challenge_zip(cell: Iterable[str], called: Iterable[bool], source: str) -> b
 
 def _foreign(table: pd.DataFrame, path: Path, unique: bool) -> pd.DataFrame:
     """Predictions from a table in any of the accepted forms."""
+    if set(PREDICT) <= set(table.columns):
+        # There `label` is what was called, and `prob` is calibrated.
+        table = table[table["reason"].fillna("") == ""][["cell", "logit"]].copy()
     names = _name_columns(table, path)
     cell = table[names[0]].to_list()
     frame = pd.DataFrame({"cell": cell, "subject": _subjects(table, names)})

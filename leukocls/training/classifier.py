@@ -11,24 +11,13 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torchmetrics import MeanMetric
 from torchmetrics.classification import BinaryStatScores
 
-from leukocls.common.errors import LeukoclsError
 from leukocls.data.random import batch_seed
 from leukocls.data.views import image_views, view_weights
 from leukocls.evaluation.metrics import rates
+from leukocls.models.logits import to_logit
 from leukocls.models.region import iou
 from leukocls.training.losses import CellLoss
 from leukocls.training.optim import configure
-
-
-def to_logit(output: Tensor) -> Tensor:
-    """Logit of ALL, float32 [B], of a network's output [B, 1], or z₁ − z₀ of [B, 2] (HEM, ALL)."""
-    if output.ndim != 2 or output.shape[1] not in (1, 2):
-        raise LeukoclsError(
-            f"model: the network's output has shape {tuple(output.shape)}; it must be [B, 1] (logit"
-            " of ALL) or [B, 2] (HEM, ALL)."
-        )
-    output = output.float()
-    return output[:, 0] if output.shape[1] == 1 else output[:, 1] - output[:, 0]
 
 
 def batches_trained(trainer: pl.Trainer) -> int:

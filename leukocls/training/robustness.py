@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from leukocls.artifacts.lineage import read_lineage
 from leukocls.artifacts.marks import run_marks
-from leukocls.artifacts.record import RunState, heading, headline, read_record
-from leukocls.artifacts.run_dir import run_weights
+from leukocls.artifacts.record import heading, headline, read_record
+from leukocls.artifacts.run_dir import finished_weights
 from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.data.corruptions import CORRUPTIONS, SEVERITIES, CellImages, corrupted
 from leukocls.data.splits import Split
@@ -63,7 +63,7 @@ def robustness(directory: Path, choices: Choices) -> dict[str, Any]:
         DataFault: the data has faults, or logits are not finite.
     """
     record = read_record(directory)
-    weights = _weights(directory, record)
+    weights = finished_weights(directory, record)
     wanted = choices.split or (headline(record) or {}).get("set")
     part = scored_parts(directory, ScoringOptions(split=wanted))[0]
     try:
@@ -98,25 +98,6 @@ def robustness(directory: Path, choices: Choices) -> dict[str, Any]:
         ],
         **measured(frame, origin["threshold"], clean, found, amounts),
     }
-
-
-def _weights(directory: Path, record: dict[str, Any]) -> Path:
-    """The checked weights of the selected epoch.
-
-    Raises:
-        LeukoclsError: the run is not done, has no network, or its weights are missing or changed.
-    """
-    status = record.get("status")
-    if status != RunState.DONE:
-        raise LeukoclsError(f"{directory}: its run is {status}, not done; finish it.")
-    if record.get("weights_sha256") in (None, "missing"):
-        raise LeukoclsError(
-            f"{directory}: this run keeps no network (a baseline, or one that rescores another"
-            " run's view 0); name a run that was trained, with --views 1 for its view 0."
-        )
-    if not (path := directory / "checkpoints" / "best.safetensors").is_file():
-        raise LeukoclsError(f"{path}: missing; copy it back, or train the run again.")
-    return run_weights(str(directory), "RUN")
 
 
 def _config(directory: Path, choices: Choices) -> DictConfig:

@@ -19,7 +19,8 @@ from leukocls.data.published import subject_counts
 from leukocls.data.rules import PublishedRules
 from leukocls.data.splits import Split
 from leukocls.data.views import image_views
-from leukocls.training.classifier import CellClassifier, to_logit
+from leukocls.models.logits import to_logit
+from leukocls.training.classifier import CellClassifier
 from leukocls.training.inputs import pos_weight
 from leukocls.training.losses import CellLoss
 

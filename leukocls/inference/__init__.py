@@ -1,0 +1,1 @@
+"""Trained networks for others: bundles, and the prediction of images by them."""

@@ -1,0 +1,176 @@
+"""A bundle: trained networks in a folder that others can open, and the checks on opening it.
+
+Nothing in it is pickled. `leukocls.json` describes the networks and holds the sha256 of every other
+file, and of itself; a network that timm can hold is in timm's own format beside it.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from leukocls.artifacts.record import DIGEST, record_digest
+from leukocls.common.errors import DataFault, LeukoclsError
+from leukocls.common.files import sha256_file
+
+FORMAT = 1  # raise it when an older version of leukocls would misread a bundle
+DOCUMENT = "leukocls.json"
+USE = "research use only, not a diagnosis"
+NETWORKS = "leukocls.models."  # what the `_target_` of a network begins with
+_ENTRIES = {
+    "format": int, "leukocls": str, "use": str, "classes": dict, "threshold": dict,
+    "members": list, "metrics": list, "marks": list, "files": dict,
+}  # fmt: skip
+_OF_MEMBER = {
+    "run": str, "network": dict, "weights": str, "prefix": str, "size": int, "views": (int, str),
+    "scale": (int, float), "shift": (int, float),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Member:
+    """One network of a bundle.
+
+    Attributes:
+        network: the configuration group `model` of its run.
+        weights: the safetensors file.
+        prefix: what the names in it lack of the network's names.
+        crop, size: as `leukocls.data.store.open_store` takes them.
+        side: width and height in px of the images that it was trained on; None for any.
+        views: as `leukocls.data.views.image_views` takes them.
+        scale, shift: a run's logit is `scale` · output + `shift`. They undo the calibration that
+            the last layer of a network in timm's format contains.
+    """
+
+    network: dict[str, Any]
+    weights: Path
+    prefix: str
+    crop: int | str
+    size: int
+    side: int | None
+    views: int | str
+    scale: float
+    shift: float
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files were checked.
+
+    Attributes:
+        folder: its place.
+        document: the content of leukocls.json.
+        members: its networks; the bundle's logit is the mean of theirs.
+    """
+
+    folder: Path
+    document: dict[str, Any]
+    members: list[Member]
+
+    @property
+    def threshold(self) -> float:
+        """The logit above which a cell is called ALL."""
+        return float(self.document["threshold"]["logit"])
+
+    @property
+    def calibration(self) -> tuple[float, float]:
+        """Intercept and slope of the logit of the calibrated probability; 0 and 1 without one."""
+        found = self.document["calibration"]
+        if found is None:
+            return 0.0, 1.0
+        slope = float(found["slope"])
+        return float(found["intercept"]) - slope * float(found["log_pos_weight"]), slope
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """Open a bundle after checking each of its files.
+
+    Raises:
+        LeukoclsError: no bundle, one of a newer format, or a network that no version in use has.
+        DataFault: an entry or a file is missing, damaged or was changed.
+    """
+    folder = Path(folder)
+    document = _document(folder / DOCUMENT)
+    for name, digest in document["files"].items():
+        path = _inside(folder, name)
+        if not path.is_file():
+            raise DataFault(f"{path}: missing from the bundle; copy the whole folder again.")
+        if sha256_file(path) != digest:
+            raise DataFault(
+                f"{path}: damaged or changed (its sha256 is not the one in {DOCUMENT}); copy the"
+                " whole folder again."
+            )
+    members = [_member(folder, entries, document["files"]) for entries in document["members"]]
+    if not members:
+        raise DataFault(f"{folder / DOCUMENT}: names no network; copy the whole folder again.")
+    return Bundle(folder, document, members)
+
+
+def _document(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise LeukoclsError(
+            f"{path.parent}: no bundle (it has no {DOCUMENT}); make one with `python -m"
+            " leukocls.bundle RUN --out DIR`."
+        ) from None
+    except OSError as error:
+        raise LeukoclsError(f"{path}: cannot be read ({error.strerror}).") from error
+    except ValueError as error:
+        raise DataFault(f"{path}: damaged ({error}); copy the whole folder again.") from error
+    if not isinstance(document, dict):
+        raise DataFault(f"{path}: damaged (no JSON object); copy the whole folder again.")
+    number = document.get("format")
+    if isinstance(number, int) and number > FORMAT:
+        raise LeukoclsError(
+            f"{path}: a bundle of format {number}, and this leukocls reads {FORMAT}; install a"
+            f" newer one (it was written by {document.get('leukocls')})."
+        )
+    _check(document, _ENTRIES, path)
+    if document.get(DIGEST) != record_digest(document):
+        raise DataFault(
+            f"{path}: edited since leukocls wrote it (its entries do not have the digest {DIGEST});"
+            " copy the whole folder again."
+        )
+    return document
+
+
+def _member(folder: Path, entries: Any, files: Mapping[str, str]) -> Member:
+    path = folder / DOCUMENT
+    if not isinstance(entries, dict):
+        raise DataFault(f"{path}: a member is no JSON object; copy the whole folder again.")
+    _check(entries, _OF_MEMBER, path)
+    target = str(entries["network"].get("_target_"))
+    if not target.startswith(NETWORKS):
+        raise LeukoclsError(
+            f"{path}: the network _target_={target} is none of leukocls's, and only those are"
+            " built; take the bundle from its author again."
+        )
+    if entries["weights"] not in files:
+        raise DataFault(f"{path}: the weights {entries['weights']} have no sha256 there.")
+    return Member(
+        network=entries["network"],
+        weights=_inside(folder, entries["weights"]),
+        prefix=entries["prefix"],
+        crop=entries["crop"],
+        size=entries["size"],
+        side=entries["side"],
+        views=entries["views"],
+        scale=float(entries["scale"]),
+        shift=float(entries["shift"]),
+    )
+
+
+def _check(entries: dict[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
+    for name, kind in wanted.items():
+        if not isinstance(entries.get(name), kind):
+            cause = "holds another kind of value" if name in entries else "is missing"
+            raise DataFault(f"{path}: the entry {name} {cause}; copy the whole folder again.")
+
+
+def _inside(folder: Path, name: str) -> Path:
+    path = folder / name
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise DataFault(f"{folder / DOCUMENT}: names a file outside the bundle, {name}.")
+    return path

@@ -1,0 +1,245 @@
+"""Write a bundle of finished runs."""
+
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from leukocls import __version__
+from leukocls.artifacts.environment import versions
+from leukocls.artifacts.lineage import as_metadata, read_lineage
+from leukocls.artifacts.marks import merged_marks
+from leukocls.artifacts.record import DIGEST, now, read_record, record_digest
+from leukocls.artifacts.run_dir import finished_weights
+from leukocls.common.errors import LeukoclsError
+from leukocls.common.files import sha256_file
+from leukocls.data.views import view_weights
+from leukocls.evaluation import cell_metrics
+from leukocls.evaluation.calibration import calibrations
+from leukocls.evaluation.ensembles import ensembles
+from leukocls.evaluation.metrics import COUNTS, RATES
+from leukocls.evaluation.scoring import ScoredPart, ScoringOptions, metrics_of, scored_parts
+from leukocls.inference.bundle import DOCUMENT, FORMAT, USE
+from leukocls.inference.model_card import model_card
+from leukocls.models.timm_network import TimmNetwork
+from leukocls.models.weights import HUB, LOCAL
+from leukocls.training.build import untrained
+
+RULE = "mean-logit"
+CNMC_SIDE = 450  # px, of every image of C-NMC
+PLAIN = f"{TimmNetwork.__module__}.{TimmNetwork.__qualname__}"
+MEASURES = ("n", "persons", *COUNTS, *RATES, "auroc", "brier", "ece")
+
+
+def write_bundle(runs: Sequence[Path], out: Path) -> dict[str, Any]:
+    """Write the bundle of a run, or of several as an ensemble, and return its document.
+
+    Args:
+        runs: directories of finished runs with a network. Several must score the same cells with
+            one threshold; their logits are averaged.
+        out: a folder that does not exist.
+
+    Raises:
+        LeukoclsError: `out` exists; a run that is not done, has no network or cannot be bundled;
+            runs that are no ensemble.
+        DataFault: predictions or weights that are damaged or were changed.
+    """
+    if out.exists():
+        raise LeukoclsError(f"{out}: exists already; name a new folder, or remove it.")
+    if len({run.resolve() for run in runs}) < len(runs):
+        raise LeukoclsError("--out: a run is named twice, which would count it twice.")
+    records = [read_record(run) for run in runs]
+    weights = [finished_weights(*pair) for pair in zip(runs, records, strict=True)]
+    by_run = [scored_parts(run, ScoringOptions()) for run in runs]
+    parts = ensembles(by_run, RULE) if len(runs) > 1 else by_run[0]
+    calibration = calibrations([parts])[0].record
+    document = {
+        "format": FORMAT,
+        "leukocls": __version__,
+        "created": now(),
+        "use": USE,
+        "classes": {"HEM": 0, "ALL": 1},
+        "rule": RULE if len(runs) > 1 else None,
+        "threshold": _threshold(parts, calibration),
+        "calibration": calibration if calibration["slope"] is not None else None,
+        "calibration_reason": calibration["reason"],
+        "metrics": [_measured(part) for part in parts if (part.frame["label"] >= 0).any()],
+        "marks": merged_marks(record["marks"] for record in records),
+        "shared_persons": merged_marks(record["shared_persons"] for record in records),
+        "persons": _trained_persons(runs[0]),
+        "split_scheme": records[0]["split_scheme"],
+        "data_digest": records[0]["data_digest"],
+        "pretraining": merged_marks([record["pretraining"]] for record in records),
+        "versions": versions(),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".bundle-", dir=out.parent) as made:
+        folder = Path(made) / "bundle"
+        folder.mkdir()
+        members = []
+        for number, run in enumerate(runs):
+            place = f"members/{number:03d}/" if len(runs) > 1 else ""
+            (folder / place).mkdir(parents=True, exist_ok=True)
+            writer = _Writer(run, records[number], weights[number], document["calibration"])
+            members.append(writer.write(folder, place))
+        document["members"] = members
+        (folder / "README.md").write_text(model_card(document), encoding="utf-8")
+        files = (path for path in folder.rglob("*") if path.is_file())
+        names = sorted(str(path.relative_to(folder)) for path in files)
+        document["files"] = {name: sha256_file(folder / name) for name in names}
+        document[DIGEST] = record_digest(document)
+        text = json.dumps(document, indent=2, allow_nan=False)
+        (folder / DOCUMENT).write_text(text, encoding="utf-8")
+        for name in (*names, DOCUMENT):
+            (folder / name).chmod(0o644)  # safetensors writes files for the owner alone
+        shutil.move(folder, out)
+    return document
+
+
+def _threshold(parts: Sequence[ScoredPart], calibration: dict[str, Any]) -> dict[str, float]:
+    """The stored threshold as a logit, as the run's probability, and as the calibrated one."""
+    probability = float(parts[0].origin["threshold"])
+    logit = float(cell_metrics.logit_of([probability])[0])
+    calibrated = probability
+    if (slope := calibration["slope"]) is not None:
+        z = calibration["intercept"] + slope * (logit - calibration["log_pos_weight"])
+        calibrated = 1 / (1 + math.exp(-z))
+    return {"logit": logit, "prob": probability, "calibrated": calibrated}
+
+
+def _measured(part: ScoredPart) -> dict[str, Any]:
+    """Metrics of one set with 95 % intervals over its persons, and what they may be called."""
+    values = metrics_of(part)
+    return {
+        "split": values["split"],
+        "heading": values["heading"],
+        **{name: values[name] for name in MEASURES},
+        "interval": values["interval"],
+    }
+
+
+def _trained_persons(run: Path) -> dict[str, int] | None:
+    """Number of training persons of each class; None if whom a cell is from is unknown."""
+    split = pd.read_csv(run / "split.csv", dtype=str, keep_default_na=False)
+    train = split[split["split"] == "train"]
+    if (train["group"] == "").any():
+        return None
+    persons = train.drop_duplicates(["group", "label"])["label"]
+    return {name: int((persons == str(label)).sum()) for name, label in (("ALL", 1), ("HEM", 0))}
+
+
+class _Writer:
+    """Writes the network of one run into a bundle."""
+
+    def __init__(
+        self, run: Path, record: dict[str, Any], weights: Path, calibration: dict[str, Any] | None
+    ) -> None:
+        self.record, self.weights, self.calibration = record, weights, calibration
+        config: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"), resolve=True)
+        self.data, self.views = config["data"], config["views"]
+        self.network = config["model"] | {"pretrained": False, "weights": None}
+        backbone = self.network.get("backbone", "")
+        if str(backbone).startswith((HUB, LOCAL)):
+            raise LeukoclsError(
+                f"{run}: its backbone {backbone} is described elsewhere, so that a bundle would not"
+                " be whole; train with the backbone's own name in timm, and model.weights=FILE."
+            )
+
+    def write(self, folder: Path, place: str) -> dict[str, Any]:
+        """Write the files below `folder / place`, and return the member's entries."""
+        state = load_file(self.weights)
+        prefix, scale, shift = "", 1.0, 0.0
+        if self.network["_target_"] == PLAIN:
+            prefix = "backbone."
+            state, (scale, shift) = self._as_timm(state, folder / place)
+        name = f"{place}model.safetensors"
+        save_file(state, folder / name, as_metadata(read_lineage(self.weights)))
+        lineage = [
+            {role: one[role]["groups"] for role in ("trained", "chose")}
+            for one in read_lineage(self.weights)
+        ]
+        crop, size = self.data["crop"], self.data["size"]
+        return {
+            "run": self.record["id"],
+            "config_hash": self.record["config_hash"],
+            "predictions_sha256": self.record["predictions_sha256"],
+            "weights_sha256": self.record["weights_sha256"],
+            "selection": self.record["selection"],
+            "network": self.network,
+            "weights": name,
+            "prefix": prefix,
+            "crop": crop,
+            "size": int(crop) if size is None else int(size),
+            "side": None if str(self.data["root"]).lower().endswith(".csv") else CNMC_SIDE,
+            "views": self.views,
+            "view_weights": view_weights(self.views),
+            "scale": scale,
+            "shift": shift,
+            "lineage": lineage,
+        }
+
+    def _as_timm(
+        self, state: dict[str, Tensor], folder: Path
+    ) -> tuple[dict[str, Tensor], tuple[float, float]]:
+        """The state dict as timm names it, with two classes and the calibration in its last layer.
+
+        softmax of (0, z) is (1 − p, p) with p = sigmoid(z), so the probability of ALL is ours.
+        Writes timm's config.json into `folder`.
+
+        Returns:
+            The state dict, and scale and shift from its logit to the run's.
+        """
+        slope, intercept = 1.0, 0.0
+        if found := self.calibration:
+            slope = float(found["slope"])
+            intercept = float(found["intercept"]) - slope * float(found["log_pos_weight"])
+        one_logit = self.network["outputs"] == 1
+        self.network["outputs"] = 2
+        network = untrained(self.network, drawn=False)
+        assert isinstance(network, TimmNetwork)
+        names = network.classifier_names
+        state = {key.removeprefix("backbone."): tensor for key, tensor in state.items()}
+        for name in names:
+            weight = slope * state[f"{name}.weight"].double()
+            bias = slope * state[f"{name}.bias"].double()
+            if one_logit:
+                weight = torch.cat([torch.zeros_like(weight), weight])
+                bias = torch.cat([torch.zeros_like(bias), bias])
+            bias[1] += intercept
+            state |= {f"{name}.weight": weight.float(), f"{name}.bias": bias.float()}
+        config = self._timm_config(network)
+        (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+        return state, (1 / slope, -intercept / slope)
+
+    def _timm_config(self, network: TimmNetwork) -> dict[str, Any]:
+        """config.json, as timm's `local-dir:` and the hub read it."""
+        known: Any = network.backbone.pretrained_cfg
+        side = self.data["size"] or self.data["crop"]
+        crop = self.data["crop"]
+        return {
+            "architecture": known["architecture"],
+            "num_classes": 2,
+            "label_names": ["HEM", "ALL"],
+            "model_args": self.network.get("options") or {},
+            "pretrained_cfg": {
+                "input_size": [3, side, side],
+                "fixed_input_size": False,
+                "interpolation": "bilinear",
+                "crop_pct": int(crop) / CNMC_SIDE if crop != "box" else 1.0,
+                "crop_mode": "center",
+                "mean": network.mean.flatten().tolist(),
+                "std": network.std.flatten().tolist(),
+                "num_classes": 2,
+                "first_conv": known.get("first_conv"),
+                "classifier": known.get("classifier"),
+            },
+        }

@@ -1,0 +1,177 @@
+"""Images to predict: finding them, and reading what a network sees of each."""
+
+import glob
+import os
+import stat
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from leukocls.common.errors import DataFault, LeukoclsError
+from leukocls.common.tables import listing
+from leukocls.data.images import FORMATS, central, cut, extent, read_with_form, resized
+
+SUFFIXES = set().union(*FORMATS.values())
+WIDER = 600  # px: images of this side, at C-NMC's magnification, are cut to what C-NMC shows
+BACKGROUND = 0.05  # of an image's outermost pixels: with more that are not black it shows more
+T = TypeVar("T")
+S = TypeVar("S")
+
+
+class Found(NamedTuple):
+    """An image file to predict, and the name of its cell."""
+
+    cell: str
+    path: Path
+
+
+class Cell(NamedTuple):
+    """One image as it was read.
+
+    Attributes:
+        pixels: uint8 [H, W, 3], of the side that the networks were trained on.
+        background: whether it shows more than a cell on black.
+        lossy: whether it is a JPEG.
+    """
+
+    pixels: np.ndarray
+    background: bool
+    lossy: bool
+
+
+def find_images(places: Sequence[str | os.PathLike[str]]) -> list[Found]:
+    """The images at files, folders (with all below them) and glob patterns, in order, once each.
+
+    A cell is named by its file; where two files have one name, all are named by their path below
+    the folder, or as given.
+
+    Raises:
+        LeukoclsError: a place where there is no image.
+    """
+    found: dict[Path, str] = {}
+    for place in [os.fspath(place) for place in places]:
+        path = Path(place)
+        if path.is_dir() and path.suffix.lower() not in SUFFIXES:
+            inside = _below(path)
+            named = [(one, str(one.relative_to(path))) for one in inside]
+        elif os.path.lexists(path):
+            named = [(path, place)]
+        else:
+            named = [(Path(one), one) for one in sorted(glob.glob(place, recursive=True))]
+        if not named:
+            raise LeukoclsError(
+                f"{place}: no image there; name files, folders or patterns of"
+                f" {', '.join(sorted(SUFFIXES))}."
+            )
+        for one, name in named:
+            found.setdefault(one, name)
+    names = [path.name for path in found]
+    short = len(set(names)) == len(names)
+    cells = [Found(path.name if short else name, path) for path, name in found.items()]
+    if len({cell.cell for cell in cells}) < len(cells):
+        twice = [cell.cell for cell in cells]
+        raise LeukoclsError(
+            f"{listing(sorted({name for name in twice if twice.count(name) > 1}))}: the same name"
+            " below two folders; name the folder that holds both."
+        )
+    return cells
+
+
+def _below(folder: Path) -> list[Path]:
+    """What is named like an image below a folder, sorted; links to folders are not followed."""
+    found = []
+    for here, folders, files in os.walk(folder):
+        found += [Path(here) / name for name in (*files, *folders)]
+    return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
+
+
+def read_cell(path: Path, side: int | None, resize: bool = False) -> Cell:
+    """Read one image.
+
+    Args:
+        side: width and height that the networks were trained on; None for any size.
+        resize: whether to scale an image of another size to it, on black if it is not square.
+
+    Raises:
+        DataFault: no such file, none of 8-bit RGB, damaged, all black, or of another size.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise _fault(path, "is no file", "leave it out")
+    except OSError as error:
+        raise _fault(
+            path, f"cannot be read ({error.strerror})", "restore or leave it out"
+        ) from error
+    with warnings.catch_warnings():
+        # Of images too large: their size is checked before anything is decoded.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        pixels, form = read_with_form(path)
+    if form:
+        raise _fault(path, f"is {form}", "the networks see colour: save it as 8-bit RGB")
+    return as_cell(path, pixels, side, resize)
+
+
+def as_cell(path: Path, pixels: np.ndarray, side: int | None, resize: bool = False) -> Cell:
+    """An image that was read, checked and of the side that the networks know: see `read_cell`."""
+    if side is not None:
+        pixels = _of_side(path, pixels, side, resize)
+    if not pixels.any():
+        raise _fault(path, "is all black", "there is no cell in it; leave it out")
+    ring = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    background = float(ring.any(1).mean()) > BACKGROUND
+    return Cell(pixels, background, path.suffix.lower() in FORMATS["JPEG"])
+
+
+def _of_side(path: Path, pixels: np.ndarray, side: int, resize: bool) -> np.ndarray:
+    height, width = pixels.shape[:2]
+    if (height, width) == (side, side):
+        return pixels
+    if resize:
+        longest = max(height, width)
+        return resized(central(pixels, longest), side)
+    if (height, width) == (WIDER, WIDER) and side < WIDER:
+        return central(pixels, side)
+    raise _fault(
+        path,
+        f"is {width}×{height} pixels, and the networks know {side}×{side}",
+        "cut it to that size at the same magnification, or take --resize",
+    )
+
+
+def seen(pixels: np.ndarray, crop: int | str, size: int) -> np.ndarray:
+    """What a network sees of an image: uint8 [size, size, 3].
+
+    Args:
+        crop, size: as `leukocls.data.store.open_store` takes them.
+    """
+    if crop != "box":
+        return resized(central(pixels, int(crop)), size)
+    top, left, bottom, right = extent(pixels)
+    side = max(bottom - top, right - left)
+    return resized(cut(pixels, (top + bottom - side) // 2, (left + right - side) // 2, side), size)
+
+
+def ahead(work: Callable[[S], T], items: Iterable[S], number: int) -> Iterator[T]:
+    """Results of `work` on each item, in order, computed on threads; at most `number` ahead."""
+    waiting: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > number:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for one in waiting:
+                one.cancel()
+
+
+def _fault(path: Path, cause: str, remedy: str) -> DataFault:
+    return DataFault(f"{path}: {cause}; {remedy}")

@@ -1,0 +1,194 @@
+"""Predict images with the networks of a bundle."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from leukocls.artifacts.predictions import sigmoid
+from leukocls.common.errors import DataFault, LeukoclsError
+from leukocls.data.views import image_views, view_weights
+from leukocls.data.warp import to_images
+from leukocls.evaluation.prediction_files import PREDICT
+from leukocls.inference.bundle import DOCUMENT, USE, Bundle, Member, open_bundle
+from leukocls.inference.images import Cell, Found, ahead, as_cell, find_images, read_cell, seen
+from leukocls.models.logits import to_logit
+from leukocls.training.build import untrained
+
+BATCH = 64
+CLASSES = ("HEM", "ALL")
+Pixels = str | os.PathLike[str] | np.ndarray | Image.Image
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What was noticed about the images of a batch: how many show a background, or are JPEGs."""
+
+    background: int = 0
+    lossy: int = 0
+
+
+class Predictor:
+    """The networks of a bundle, ready to predict.
+
+    Attributes:
+        bundle: what they were read from.
+        device: where they compute.
+        side: width and height of the images they were trained on; None for any.
+    """
+
+    def __init__(self, bundle: Bundle, device: str | None = None) -> None:
+        self.bundle = bundle
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.networks = [_network(bundle, member, self.device) for member in bundle.members]
+        sides = {member.side for member in bundle.members}
+        self.side = sides.pop() if len(sides) == 1 else None
+
+    def batches(
+        self, images: Iterable[Found], batch: int = BATCH, resize: bool = False
+    ) -> Iterator[tuple[pd.DataFrame, Notes]]:
+        """Predictions of image files, a table for each batch, read ahead while networks compute.
+
+        A file that cannot be read has no numbers and a `reason`.
+        """
+
+        def read(found: Found) -> tuple[str, Cell | str]:
+            try:
+                return found.cell, read_cell(found.path, self.side, resize)
+            except DataFault as error:
+                return found.cell, str(error)
+
+        kept: list[tuple[str, Cell | str]] = []
+        for one in ahead(read, images, 2 * batch):
+            kept.append(one)
+            if len(kept) == batch:
+                yield self._table(kept)
+                kept = []
+        if kept:
+            yield self._table(kept)
+
+    def predict(self, images: Pixels | Sequence[Pixels], resize: bool = False) -> pd.DataFrame:
+        """Predictions of images, one row each.
+
+        Args:
+            images: files, folders or glob patterns; or uint8 arrays [H, W, 3] or PIL images, which
+                are named by their place, from 0.
+            resize: whether to scale images of another size than the networks know.
+
+        Returns:
+            `cell`; `logit` of ALL, the mean over views and networks; `prob`, its calibrated
+            probability; `label`, "ALL" or "HEM"; `view_sd`, the SD over views and networks of the
+            logit; `reason`, why an image was skipped, "" for others; `use`.
+
+        Raises:
+            LeukoclsError: no image at one of the places.
+        """
+        several = images if isinstance(images, list | tuple) else [images]
+        paths = [one for one in several if isinstance(one, str | os.PathLike)]
+        if paths and len(paths) < len(several):
+            raise LeukoclsError("predict: give either paths or pixels, not both.")
+        if paths:
+            tables = [table for table, _ in self.batches(find_images(paths), resize=resize)]
+        else:
+            cells = [
+                (str(place), self._cell(str(place), one, resize))
+                for place, one in enumerate(several)
+            ]
+            parts = (cells[at : at + BATCH] for at in range(0, len(cells), BATCH))
+            tables = [self._table(part)[0] for part in parts]
+        if not tables:
+            return pd.DataFrame(columns=PREDICT)
+        return pd.concat(tables, ignore_index=True)
+
+    def _cell(self, name: str, pixels: Any, resize: bool) -> Cell | str:
+        array = np.asarray(pixels.convert("RGB") if isinstance(pixels, Image.Image) else pixels)
+        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+            raise LeukoclsError(
+                f"predict: image {name} is {array.dtype} {array.shape}; give uint8 [H, W, 3], red"
+                " first."
+            )
+        try:
+            return as_cell(Path(name), array, self.side, resize)
+        except DataFault as error:
+            return str(error)
+
+    def _table(self, cells: Sequence[tuple[str, Cell | str]]) -> tuple[pd.DataFrame, Notes]:
+        good = [cell for _, cell in cells if isinstance(cell, Cell)]
+        read = np.array([isinstance(cell, Cell) for _, cell in cells], bool)
+        logit, spread = np.full(len(cells), np.nan), np.full(len(cells), np.nan)
+        if good:
+            logit[read], spread[read] = self.logits([cell.pixels for cell in good])
+        intercept, slope = self.bundle.calibration
+        called = np.where(logit > self.bundle.threshold, *reversed(CLASSES))
+        table = pd.DataFrame({
+            "cell": [name for name, _ in cells],
+            "logit": logit,
+            "prob": sigmoid(intercept + slope * logit),
+            "label": np.where(read, called, ""),
+            "view_sd": spread,
+            "reason": ["" if isinstance(cell, Cell) else cell for _, cell in cells],
+            "use": USE,
+        })  # fmt: skip
+        background, lossy = (sum(getattr(cell, name) for cell in good)
+                             for name in ("background", "lossy"))  # fmt: skip
+        return table, Notes(background, lossy)
+
+    def logits(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and SD over views and networks of the logit of ALL, float64 [n] each.
+
+        Args:
+            images: uint8 [H, W, 3] each.
+        """
+        means, every = [], []
+        for member, network in zip(self.bundle.members, self.networks, strict=True):
+            stored = np.stack([seen(image, member.crop, member.size) for image in images])
+            views = member.scale * self._views(network, member, stored) + member.shift
+            means.append(views @ np.array(view_weights(member.views)))
+            every.append(views)
+        return np.mean(means, axis=0), np.concatenate(every, axis=1).std(axis=1)
+
+    @torch.inference_mode()
+    def _views(self, network: nn.Module, member: Member, stored: np.ndarray) -> np.ndarray:
+        """Logits of each view, float64 [n, V]."""
+        images = to_images(torch.from_numpy(stored).to(self.device))
+        logits = []
+        for view in image_views(images, member.views):
+            output: Any = network(view.contiguous(memory_format=torch.channels_last))
+            logits.append(to_logit(output[0] if isinstance(output, tuple) else output))
+        return torch.stack(logits, 1).double().cpu().numpy()
+
+
+def load_bundle(path: str | os.PathLike[str], device: str | None = None) -> Predictor:
+    """Open a bundle and build its networks, whose `predict` takes images.
+
+    Args:
+        path: the folder that `leukocls.bundle` wrote.
+        device: "cpu", "cuda", …; None for a GPU if there is one.
+
+    Raises:
+        LeukoclsError: no bundle, of a newer format, or with a network that is unknown.
+        DataFault: it is damaged or was changed.
+    """
+    return Predictor(open_bundle(Path(path)), device)
+
+
+def _network(bundle: Bundle, member: Member, device: torch.device) -> nn.Module:
+    network = untrained(member.network, drawn=False)
+    try:
+        state: dict[str, Tensor] = load_file(member.weights)
+        network.load_state_dict({member.prefix + name: one for name, one in state.items()})
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise DataFault(
+            f"{member.weights}: no weights of the network in {DOCUMENT}"
+            f" ({str(error).splitlines()[0]}); copy the whole folder of {bundle.folder} again."
+        ) from error
+    return network.eval().to(device).to(memory_format=torch.channels_last)

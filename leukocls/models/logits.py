@@ -1,0 +1,16 @@
+"""The logit of ALL from a network's output."""
+
+from torch import Tensor
+
+from leukocls.common.errors import LeukoclsError
+
+
+def to_logit(output: Tensor) -> Tensor:
+    """Logit of ALL, float32 [B], of a network's output [B, 1], or z₁ − z₀ of [B, 2] (HEM, ALL)."""
+    if output.ndim != 2 or output.shape[1] not in (1, 2):
+        raise LeukoclsError(
+            f"model: the network's output has shape {tuple(output.shape)}; it must be [B, 1] (logit"
+            " of ALL) or [B, 2] (HEM, ALL)."
+        )
+    output = output.float()
+    return output[:, 0] if output.shape[1] == 1 else output[:, 1] - output[:, 0]

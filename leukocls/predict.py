@@ -1,0 +1,89 @@
+"""Predict images: `python -m leukocls.predict BUNDLE IMAGES… --out FILE`; no diagnosis."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from leukocls.common.arguments import whole_number
+from leukocls.common.errors import ITEMS_SKIPPED, run_verb
+
+if TYPE_CHECKING:
+    from leukocls.inference.prediction_file import Written
+
+# Read when torch is loaded; why: leukocls/train.py.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+SHOWN = 20  # images that were skipped, of which the reason is printed
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m leukocls.predict",
+        description="Predict images of single cells on black with a bundle. For research only: this"
+        " is no diagnosis. Exits 3 if images were skipped, which the file names with the reason.",
+    )
+    add = parser.add_argument
+    add("bundle", type=Path, metavar="BUNDLE", help="the folder that `leukocls.bundle` wrote")
+    add("images", nargs="+", metavar="IMAGES", help="BMP, PNG, TIFF or JPEG files, folders, or"
+        " patterns such as 'cells/*.png'")  # fmt: skip
+    add("--out", type=Path, required=True, metavar="FILE", help="a .csv or .parquet file; the same"
+        " command again resumes one that was stopped")  # fmt: skip
+    add("--resize", action="store_true", help="scale images of another size than the networks know")
+    add("--batch-size", type=whole_number, metavar="N", help="images per step (default: 64)")
+    add("--device", help="cpu, cuda, … (default: a GPU if there is one)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Predict images.
+
+    Raises:
+        LeukoclsError: no bundle, no image at one of the places, or an output that is no file.
+        DataFault: the bundle is damaged or was changed.
+    """
+    arguments = _parser().parse_args(argv)
+    from leukocls.inference.images import find_images
+    from leukocls.inference.prediction_file import check_out, write_predictions
+    from leukocls.inference.predictor import BATCH, load_bundle
+
+    check_out(arguments.out)
+    images = find_images(arguments.images)
+    predictor = load_bundle(arguments.bundle, arguments.device)
+    written = write_predictions(
+        predictor, images, arguments.out,
+        batch=arguments.batch_size or BATCH, resize=arguments.resize,
+    )  # fmt: skip
+    return _told(predictor.bundle.document, written, arguments.out)
+
+
+def _told(document: dict, written: "Written", out: Path) -> int:
+    """Print what was predicted, and return the exit code."""
+    table = written.table
+    skipped = table[table["reason"] != ""]
+    called = table["label"].value_counts()
+    print(f"*** {document['use'].upper()} ***")
+    if document["marks"]:
+        print(f"trained or scored as: {' '.join(document['marks'])}")
+    print(f"{len(table) - len(skipped)} images: {called.get('ALL', 0)} called ALL,"
+          f" {called.get('HEM', 0)} HEM")  # fmt: skip
+    if written.resumed:
+        print(f"{written.resumed} of them an earlier command had predicted")
+    for number, cause in (
+        (written.background, "show more than a cell on black, which the networks never saw; cut"
+         " the cells out first, or do not believe these rows"),
+        (written.lossy, "are JPEGs, whose artefacts the networks may never have seen"),
+    ):  # fmt: skip
+        if number:
+            print(f"warning: {number} images {cause}", file=sys.stderr)
+    for reason in skipped["reason"].head(SHOWN):
+        print(f"skipped: {reason}", file=sys.stderr)
+    if len(skipped):
+        print(f"{len(skipped)} images were skipped; {out} has the reason of each", file=sys.stderr)
+    print(out)
+    return ITEMS_SKIPPED if len(skipped) else 0
+
+
+if __name__ == "__main__":
+    run_verb(main)

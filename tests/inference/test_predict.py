@@ -1,0 +1,252 @@
+"""Prediction of files: which are read, what is said of the others, and the file that is written."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import Command
+from PIL import Image
+
+import leukocls
+from leukocls import bundle, evaluate, predict
+from leukocls.common.errors import LeukoclsError
+from leukocls.data.images import read_image
+from leukocls.evaluation.prediction_files import PREDICT
+from leukocls.inference.images import ahead, find_images, read_cell, seen
+from leukocls.inference.predictor import Predictor
+
+SIDE = 450
+
+
+@pytest.fixture(scope="module")
+def made(trained: Path, once: Callable[..., Path]) -> Path:
+    """The bundle of a run."""
+
+    def make(folder: Path) -> None:
+        assert bundle.main([str(trained), "--out", str(folder / "bundle")]) == 0
+
+    return once("bundle-to-predict", make) / "bundle"
+
+
+@pytest.fixture(scope="module")
+def predictor(made: Path) -> Predictor:
+    return leukocls.load_bundle(made, "cpu")
+
+
+def cells_of(tree: Path, number: int) -> list[Path]:
+    return sorted(tree.rglob("UID_*.bmp"))[:number]
+
+
+def spoilt(folder: Path, cell: Path) -> dict[str, str]:
+    """Twelve files below `folder` that cannot be predicted, each with a word of its reason."""
+    data, image = cell.read_bytes(), Image.open(cell)
+    huge = bytearray(data)
+    for at in (18, 22):  # width and height in a BMP's header
+        huge[at : at + 4] = (10_000).to_bytes(4, "little")
+    (folder / "truncated.bmp").write_bytes(data[:-1000])
+    (folder / "page.png").write_bytes(b"<html><body>404</body></html>")
+    (folder / "huge.bmp").write_bytes(huge)
+    Image.fromarray(np.full((SIDE, SIDE), 40_000, np.uint16)).save(folder / "deep.tif")
+    image.convert("L").save(folder / "grey.png")
+    image.convert("RGBA").save(folder / "alpha.png")
+    (folder / "empty.jpg").touch()
+    (folder / "folder.bmp").mkdir()
+    (folder / "loop.bmp").symlink_to("loop.bmp")
+    os.mkfifo(folder / "pipe.bmp")
+    image.resize((300, 300)).save(folder / "small.png")
+    (folder / "noise.tiff").write_bytes(np.random.default_rng(0).bytes(5000))
+    return {
+        "truncated.bmp": "bytes", "page.png": "decode", "huge.bmp": "10000", "deep.tif": "16-bit",
+        "grey.png": "grey", "alpha.png": "alpha", "empty.jpg": "decode", "folder.bmp": "no file",
+        "loop.bmp": "cannot be read", "pipe.bmp": "no file", "small.png": "300×300",
+        "noise.tiff": "decode",
+    }  # fmt: skip
+
+
+def test_bad_files_are_named_and_the_others_predicted(
+    made: Path, small_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    good = cells_of(small_tree, 55)
+    for path in good:
+        (folder / path.name).symlink_to(path)
+    (folder / "notes.txt").write_text("not an image")
+    bad = spoilt(folder, good[0])
+    out = tmp_path / "predictions.csv"
+    assert predict.main([str(made), str(folder), "--out", str(out), "--batch-size", "16"]) == 3
+    table = pd.read_csv(out, keep_default_na=False, na_values={"logit": [""]}).set_index("cell")
+    assert list(table.reset_index().columns) == list(PREDICT)
+    skipped = table["reason"][table["reason"] != ""]
+    assert set(skipped.index) == set(bad)
+    for name, word in bad.items():
+        assert word in skipped[name], name
+        assert name in skipped[name]
+    assert table["logit"].notna().sum() == len(good)
+    assert set(table["label"][table["reason"] == ""]) <= {"ALL", "HEM"}
+    printed = capsys.readouterr()
+    assert "NOT A DIAGNOSIS" in printed.out
+    assert printed.err.count("skipped: ") == len(bad)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_parquet_holds_the_same(
+    made: Path, predictor: Predictor, small_tree: Path, tmp_path: Path
+) -> None:
+    paths = cells_of(small_tree, 5)
+    out = tmp_path / "new/predictions.parquet"
+    assert predict.main([str(made), *map(str, paths), "--out", str(out)]) == 0
+    table = pd.read_parquet(out)
+    pd.testing.assert_frame_equal(table, predictor.predict(paths), check_dtype=False)
+
+
+def test_pixels_are_predicted_as_files(predictor: Predictor, small_tree: Path) -> None:
+    paths = cells_of(small_tree, 3)
+    arrays = [read_image(path) for path in paths]
+    of_files, of_arrays = predictor.predict(paths), predictor.predict(arrays)
+    of_pictures = predictor.predict([Image.open(path) for path in paths])
+    assert of_arrays["logit"].tolist() == of_files["logit"].tolist()
+    assert of_pictures["logit"].tolist() == of_files["logit"].tolist()
+    assert of_arrays["cell"].tolist() == ["0", "1", "2"]
+    assert "100×100" in predictor.predict(arrays[0][:100, :100])["reason"][0]
+    with pytest.raises(LeukoclsError, match="float"):
+        predictor.predict(arrays[0].astype(float))
+
+
+def test_evaluate_reads_what_predict_writes(
+    made: Path, trained: Path, small_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Calls in `label` are no truth, and the metrics are those of the run."""
+    folder = next(small_tree.rglob("*_labels.csv")).parent
+    images = [path for path in folder.rglob("*.bmp")]
+    out = tmp_path / "predictions.csv"
+    assert predict.main([str(made), *map(str, images), "--out", str(out)]) == 0
+    capsys.readouterr()
+    with pytest.raises(LeukoclsError, match="no labels"):
+        evaluate.main([str(out), "--json"])
+    truth = ["--truth", str(next(small_tree.rglob("*_labels.csv")))]
+    assert evaluate.main([str(out), *truth, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    values = json.loads((trained / "run.json").read_text())["metrics"]["prelim"]
+    for name in ("n", "tp", "fp", "tn", "fn", "weighted_f1"):
+        assert found[name] == pytest.approx(values[name])
+
+
+def test_a_stopped_command_resumes(
+    made: Path, small_tree: Path, tmp_path: Path, command: Callable[..., Command],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for path in cells_of(small_tree, 40):
+        shutil.copy(path, folder)
+    out, kept = tmp_path / "out.csv", tmp_path / "out.csv.partial"
+    words = [str(made), str(folder), "--out", str(out), "--batch-size", "1"]
+    running = command("predict", *words)
+    assert running.until(lambda: kept.exists() and kept.read_text().count("\n") > 8)
+    running.kill()
+    assert not out.exists()
+    with open(kept, "a") as stream:
+        stream.write("UID_half_a_ro")
+    changed = sorted(folder.iterdir())[0]
+    os.utime(changed, (1, 1))
+    assert predict.main(words) == 0
+    printed = capsys.readouterr().out
+    resumed = next(line for line in printed.splitlines() if "earlier command" in line)
+    assert 5 < int(resumed.split()[0]) < 40
+    again = tmp_path / "again.csv"
+    assert predict.main([*words[:3], str(again), *words[4:]]) == 0
+    assert out.read_bytes() == again.read_bytes()
+    assert not kept.exists()
+
+
+def test_other_options_do_not_resume(
+    made: Path, small_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out.csv.partial").write_text('["another bundle"]\ncell\nx\n')
+    (path,) = cells_of(small_tree, 1)
+    assert predict.main([str(made), str(path), "--out", str(tmp_path / "out.csv")]) == 0
+    assert "earlier" not in capsys.readouterr().out
+
+
+def test_other_sizes(small_tree: Path, tmp_path: Path) -> None:
+    (path,) = cells_of(small_tree, 1)
+    pixels = read_image(path)
+    wide = np.zeros((600, 600, 3), np.uint8)
+    wide[75:525, 75:525] = pixels
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    assert (read_cell(tmp_path / "wide.png", SIDE).pixels == pixels).all()
+    Image.fromarray(pixels[:400, :300]).save(tmp_path / "cut.png")
+    with pytest.raises(LeukoclsError, match="300×400"):
+        read_cell(tmp_path / "cut.png", SIDE)
+    assert read_cell(tmp_path / "cut.png", SIDE, resize=True).pixels.shape == (SIDE, SIDE, 3)
+    assert read_cell(tmp_path / "cut.png", None).pixels.shape == (400, 300, 3)
+
+
+def test_a_background_and_a_jpeg_are_noticed(
+    made: Path, small_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (path,) = cells_of(small_tree, 1)
+    pixels = read_image(path)
+    Image.fromarray(np.where(pixels.any(2, keepdims=True), pixels, 200).astype(np.uint8)).save(
+        tmp_path / "on_grey.png"
+    )
+    Image.open(path).save(tmp_path / "lossy.jpg", quality=95)
+    out = ["--out", str(tmp_path / "out.csv")]
+    assert predict.main([str(made), str(tmp_path / "*.png"), str(tmp_path / "*.jpg"), *out]) == 0
+    assert "warning: 1 images show more than a cell" in (printed := capsys.readouterr()).err
+    assert "warning: 1 images are JPEGs" in printed.err
+
+
+def test_what_a_network_sees_is_what_training_packs(small_tree: Path, tmp_path: Path) -> None:
+    from leukocls.data.store import data_digest, open_store
+    from leukocls.data.verify import checked_index
+
+    index = checked_index(small_tree, cache=tmp_path / "cache")
+    for crop, size in ((300, 64), ("box", 40), (300, 300)):
+        store = open_store(index, data_digest(index), tmp_path / "store", crop, size)
+        for row in (0, len(store) - 1):
+            pixels = read_image(index.root / index.table["file"].iloc[row])
+            assert (seen(pixels, crop, size) == store[row]).all()
+
+
+def test_names_of_cells(tmp_path: Path) -> None:
+    for name in ("a/1.png", "a/b/2.png", "a/b/readme.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert [found.cell for found in find_images([tmp_path])] == ["1.png", "2.png"]
+    (tmp_path / "a/b/1.png").touch()
+    names = [found.cell for found in find_images([tmp_path])]
+    assert names == ["a/1.png", "a/b/1.png", "a/b/2.png"]
+    assert len(find_images([tmp_path, tmp_path / "a" / "1.png"])) == 3
+    (tmp_path / "loop").symlink_to(tmp_path)
+    assert len(find_images([tmp_path])) == 3
+    for nothing in (tmp_path / "none", f"{tmp_path}/*.bmp"):
+        with pytest.raises(LeukoclsError, match="no image"):
+            find_images([nothing])
+
+
+def test_the_output_names_its_format(made: Path, small_tree: Path, tmp_path: Path) -> None:
+    (path,) = cells_of(small_tree, 1)
+    for out in (tmp_path / "out.txt", tmp_path):
+        with pytest.raises(LeukoclsError, match="--out"):
+            predict.main([str(made), str(path), "--out", str(out)])
+
+
+def test_files_are_read_ahead_in_order_and_no_further() -> None:
+    started: list[int] = []
+
+    def work(number: int) -> int:
+        started.append(number)
+        return number
+
+    results: Any = ahead(work, iter(range(100)), 3)
+    assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
+    assert len(started) <= 9
+    assert list(results) == list(range(5, 100))
