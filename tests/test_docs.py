@@ -23,6 +23,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from PIL import Image
 
+from leukocls import bundle as bundle_verb
 from leukocls import split as split_verb
 from leukocls.data.index import build_index
 
@@ -182,6 +183,8 @@ def lay_out(folder: Path, trained: Path, small_tree: Path) -> None:
         # Pages that plan with the split may be tried before the one that writes it.
         words = "my_cells.csv --split-scheme subject --fold 0 --out my_split.csv"
         assert split_verb.main(words.split()) == 0
+        words = "outputs/demo/proposal/seed_000 --out bundle"
+        assert bundle_verb.main(words.split()) == 0
     with contextlib.chdir(folder):
         for arguments in SCORING:
             synthetic = "data=synthetic" in arguments
@@ -243,6 +246,8 @@ def test_verb(
         with pytest.raises(Parsed):
             main(arguments)
         return
+    if verb == "bundle":  # the desk has that one
+        arguments[-1] += "-new"
     if verb == "synth":
         arguments += ["--cells-per-subject", "1", "--final-cells", "4"]
     if verb == "compare":  # one arm with one seed is there
@@ -252,6 +257,19 @@ def test_verb(
     # The demo's run selects on the cells that it reports, which `audit` finds.
     expected = verb == "audit" and "outputs" in arguments[0]
     assert main(arguments) == int(expected)
+
+
+@pytest.mark.parametrize("page", ["predict", "python-api"])
+def test_examples_in_python_run(
+    page: str, desk: Path, small_tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(desk)
+    shutil.copy(next(small_tree.rglob("UID_*.bmp")), "cell.bmp")
+    text = (ROOT / f"docs/{page}.md").read_text("utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.M)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, page, "exec"), {})
 
 
 @pytest.mark.parametrize("arguments", COMPOSED, ids=" ".join)
