@@ -175,6 +175,7 @@ def lay_out(folder: Path, trained: Path, small_tree: Path) -> None:
     cells = labels.read_text().splitlines()[1:]
     (folder / "isbi_valid.predict").write_text("1\n" * len(cells))
     others_files(small_tree, folder)
+    shutil.copy(next(small_tree.rglob("UID_*.bmp")), folder / "cell.bmp")
     # The demo's cells would be drawn here; the small tree stands in for them.
     (folder / "outputs/synthetic").symlink_to(small_tree)
     spec = json.loads((small_tree / "synthetic.json").read_text())["spec"]
@@ -260,11 +261,8 @@ def test_verb(
 
 
 @pytest.mark.parametrize("page", ["predict", "python-api"])
-def test_examples_in_python_run(
-    page: str, desk: Path, small_tree: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_examples_in_python_run(page: str, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(desk)
-    shutil.copy(next(small_tree.rglob("UID_*.bmp")), "cell.bmp")
     text = (ROOT / f"docs/{page}.md").read_text("utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.M)
     assert blocks

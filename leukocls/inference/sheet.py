@@ -1,0 +1,57 @@
+"""A sheet of images beside the maps of what a network looked at."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure as Canvas
+
+from leukocls.inference.saliency import CAM, Maps
+from leukocls.reporting.figures import style
+
+WIDTH = 1.6  # inches, of each picture
+MOST = 48  # images on one sheet, which would be too long to look at otherwise
+_ABOUT = {CAM: "speaks for the call", "region": "inside the proposed box"}
+
+
+def sheet(
+    images: np.ndarray, maps: Maps, table: pd.DataFrame, marks: Sequence[str], use: str
+) -> Canvas:
+    """The drawn sheet: a row for each image, with one picture for each map over it.
+
+    Args:
+        images: uint8 [n, S, S, 3].
+        maps: of `leukocls.inference.saliency.maps`.
+        table: of `Predictor.predict`, one row for each image.
+        marks: of the bundle.
+        use: what it may be used for.
+    """
+    columns = ["image", *maps]
+    with mpl.rc_context(style()):
+        drawn = Canvas(
+            figsize=(WIDTH * len(columns) + 1.7, (WIDTH + 0.08) * len(images) + 0.9),
+            layout="constrained",
+        )
+        panels = drawn.subplots(len(images), len(columns), squeeze=False)
+        for row, (image, axes) in enumerate(zip(images, panels, strict=True)):
+            of = table.iloc[row]
+            for name, one in zip(columns, axes, strict=True):
+                one.imshow(image)
+                if name != "image":
+                    one.imshow(maps[name][row], cmap="inferno", alpha=0.55, vmin=0, vmax=1)
+                one.set(xticks=[], yticks=[])
+                one.grid(visible=False)
+                if not row:
+                    about = _ABOUT.get(name, "")
+                    one.set_title(f"{name}\n{about}" if about else f"{name}\n", fontsize=8)
+            axes[0].set_ylabel(_label(of), fontsize=7, rotation=0, ha="right", va="center")
+        drawn.suptitle(" ".join([*marks, f"({use})"]), fontsize=9)
+    return drawn
+
+
+def _label(of: Any) -> str:
+    name = str(of["cell"])
+    short = name if len(name) <= 22 else f"{name[:10]}…{name[-11:]}"
+    return f"{short}\np(ALL) {of['prob']:.2f}: {of['label']}"
