@@ -22,6 +22,9 @@ def _parser() -> argparse.ArgumentParser:
     add("runs", nargs="+", type=Path, metavar="RUN", help="directories of finished runs; several"
         " are an ensemble, whose logits are averaged")  # fmt: skip
     add("--out", type=Path, required=True, metavar="DIR", help="the new folder")
+    add("--out-of-fold", nargs="+", type=Path, default=[], metavar="RUN", help="the folds of a"
+        " cross-validation of the same recipe: their held-out cells fit calibration and abstention"
+        " (default: the set that chose the epoch)")  # fmt: skip
     return parser
 
 
@@ -35,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     from leukocls.inference.from_runs import write_bundle
 
-    document = write_bundle(arguments.runs, arguments.out)
+    document = write_bundle(arguments.runs, arguments.out, arguments.out_of_fold)
     for one in document["metrics"]:
         f1 = one["weighted_f1"]
         print(f"{one['split']} ({one['heading']}): weighted F1 {f1:.4f}, {one['n']} cells")

@@ -12,6 +12,7 @@ from leukocls.common.errors import ITEMS_SKIPPED, run_verb
 
 if TYPE_CHECKING:
     from leukocls.inference.prediction_file import Written
+    from leukocls.inference.predictor import Predictor
 
 # Read when torch is loaded; why: leukocls/train.py.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -30,6 +31,9 @@ def _parser() -> argparse.ArgumentParser:
         " patterns such as 'cells/*.png'")  # fmt: skip
     add("--out", type=Path, required=True, metavar="FILE", help="a .csv or .parquet file; the same"
         " command again resumes one that was stopped")  # fmt: skip
+    add("--alpha", type=float, help="abstain where labels are not told apart at this level: of a"
+        " new person's cells at most this share, on average, has its own label ruled out (default:"
+        " 0.1)")  # fmt: skip
     add("--resize", action="store_true", help="scale images of another size than the networks know")
     add("--batch-size", type=whole_number, metavar="N", help="images per step (default: 64)")
     add("--device", help="cpu, cuda, … (default: a GPU if there is one)")
@@ -50,17 +54,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     check_out(arguments.out)
     images = find_images(arguments.images)
-    predictor = load_bundle(arguments.bundle, arguments.device)
+    predictor = load_bundle(arguments.bundle, arguments.device, arguments.alpha)
     written = write_predictions(
         predictor, images, arguments.out,
         batch=arguments.batch_size or BATCH, resize=arguments.resize,
     )  # fmt: skip
-    return _told(predictor.bundle.document, written, arguments.out)
+    return _told(predictor, written, arguments.out)
 
 
-def _told(document: dict, written: "Written", out: Path) -> int:
+def _told(predictor: "Predictor", written: "Written", out: Path) -> int:
     """Print what was predicted, and return the exit code."""
-    table = written.table
+    document, level, table = predictor.bundle.document, predictor.level, written.table
     skipped = table[table["reason"] != ""]
     called = table["label"].value_counts()
     print(f"*** {document['use'].upper()} ***")
@@ -68,6 +72,14 @@ def _told(document: dict, written: "Written", out: Path) -> int:
         print(f"trained or scored as: {' '.join(document['marks'])}")
     print(f"{len(table) - len(skipped)} images: {called.get('ALL', 0)} called ALL,"
           f" {called.get('HEM', 0)} HEM")  # fmt: skip
+    if level:
+        number, share = (table["abstain"] == "yes").sum(), 100 * level["alpha"]
+        print(f"{number} of them without a single label: of a new person's cells at most"
+              f" {share:g} %, on average over persons like those of"
+              f" {document['conformal']['fitted_on']}, have their own label ruled out. It says"
+              " nothing about the errors among the others.")  # fmt: skip
+    else:
+        print(f"no abstention: {document['conformal']['reason'] or 'too few persons'}")
     if written.resumed:
         print(f"{written.resumed} of them an earlier command had predicted")
     for number, cause in (

@@ -16,6 +16,7 @@ from conftest import ROOT, only_run, record
 from sklearn.metrics import f1_score
 from warm import Command
 
+from leukocls import baseline
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.files import sha256_file
 from leukocls.evaluation.intervals import jackknife
@@ -245,6 +246,32 @@ def test_coverage_of_intervals_over_persons(
         assert by_method[-1]["coverage"] >= 88  # of 95, in 60 replicates
         assert by_method[0]["coverage"] < 65
         assert by_method[0]["width"] < by_method[1]["width"] < by_method[-1]["width"]
+
+
+def test_abstention_covers_new_persons(
+    small_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    file, module = tmp_path / "conformal.json", benchmark("conformal")
+    assert [len(cells) for cells in module.sizes()] == [39, 20]
+    assert sum(map(sum, module.sizes())) == 10_661
+    words = [str(small_tree), "--features", "size", "--split-scheme", "subject", "--folds", "2"]
+    places = ["--cache", str(tmp_path / "store"), "--outputs", str(tmp_path)]
+    for fold in "01":
+        assert baseline.main([*words, *places, "--fold", fold]) == 0
+    runs = [str(path.parent) for path in sorted(tmp_path.rglob("run.json"))]
+    arguments = ["conformal.py", "--replicates", "20", "--json", str(file), "--runs", *runs]
+    monkeypatch.setattr(sys, "argv", arguments)
+    module.main()
+    assert "SYNTHETIC" in capsys.readouterr().out
+    found = json.loads(file.read_text())
+    simulated = {(r["unit"], r["alpha"], r["class"]): r for r in found["synthetic"]}
+    for name in ("ALL", "HEM"):
+        assert simulated["person", 0.1, name]["coverage"] > 0.88
+        few = [simulated[unit, 0.1, name]["below 0.8"] for unit in ("person", "cell")]
+        assert few[0] < few[1]
+    number = {row["class"]: row["persons"] for row in found["genuine"]}
+    assert number == {"ALL": 6, "HEM": 5}
 
 
 def test_recorded_results_name_what_they_were_measured_with() -> None:

@@ -249,6 +249,9 @@ def test_verb(
         return
     if verb == "bundle":  # the desk has that one
         arguments[-1] += "-new"
+    if "--out-of-fold" in arguments:  # tests/inference/test_bundle.py runs it
+        assert bundle_verb._parser().parse_args(arguments).out_of_fold
+        return
     if verb == "synth":
         arguments += ["--cells-per-subject", "1", "--final-cells", "4"]
     if verb == "compare":  # one arm with one seed is there
@@ -378,6 +381,19 @@ def test_genuine_figures_are_those_that_were_measured() -> None:
         row = [name, auroc(of, "person"), shown(of["cell"]["auroc"]), worth(of, "cell")]
         in_readme += f"| {' | '.join(row)} |" in readme
     assert in_readme == 5
+
+
+def test_figures_of_abstention_are_those_that_were_measured() -> None:
+    found = json.loads((ROOT / "benchmarks/results/conformal-cpu.json").read_text())
+    page = (ROOT / "docs/predict.md").read_text()
+    for kind, name in (("synthetic", "simulated"), ("genuine", "genuine")):
+        for unit in ("person", "cell"):
+            shown = {
+                row["class"]: f"{100 * row['coverage']:.1f} ({100 * row['below 0.8']:.1f} %)"
+                for row in found[kind]
+                if (row["unit"], row["alpha"]) == (unit, 0.1)
+            }
+            assert f"| {name}, {unit}s as units | {shown['ALL']} | {shown['HEM']} |" in page
 
 
 def test_figures_of_the_leakage_lab_are_those_that_were_measured() -> None:

@@ -27,7 +27,8 @@ from leukocls.data.text_tables import decoded, parse_csv, read_bytes, read_table
 CHALLENGE_FILE = "isbi_valid.predict"
 LARGEST_MEMBER = 16 * 2**20  # bytes, of a challenge file in an archive
 NAME_COLUMNS = ("cell", "new_names", "Patient_ID")
-PREDICT = ("cell", "logit", "prob", "label", "view_sd", "reason", "use")  # columns of its files
+# Columns of the files that `predict` writes.
+PREDICT = ("cell", "logit", "prob", "label", "abstain", "view_sd", "reason", "use")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 from leukocls.artifacts.record import DIGEST, record_digest
 from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.common.files import sha256_file
+from leukocls.evaluation.conformal import USUAL, level_for
 
 FORMAT = 1  # raise it when an older version of leukocls would misread a bundle
 DOCUMENT = "leukocls.json"
@@ -20,7 +21,7 @@ USE = "research use only, not a diagnosis"
 NETWORKS = "leukocls.models."  # what the `_target_` of a network begins with
 _ENTRIES = {
     "format": int, "leukocls": str, "use": str, "classes": dict, "threshold": dict,
-    "members": list, "metrics": list, "marks": list, "files": dict,
+    "conformal": dict, "members": list, "metrics": list, "marks": list, "files": dict,
 }  # fmt: skip
 _OF_MEMBER = {
     "run": str, "network": dict, "weights": str, "prefix": str, "size": int, "views": (int, str),
@@ -81,6 +82,30 @@ class Bundle:
             return 0.0, 1.0
         slope = float(found["slope"])
         return float(found["intercept"]) - slope * float(found["log_pos_weight"]), slope
+
+    def level(self, alpha: float | None) -> dict[str, Any] | None:
+        """The limits of the logit for abstention at α; None without any.
+
+        Args:
+            alpha: None for the usual one, if the persons that it was fitted on suffice.
+
+        Raises:
+            LeukoclsError: an α that the bundle has no limits for.
+        """
+        table = self.document["conformal"]
+        found = level_for(table, USUAL if alpha is None else alpha)
+        usable = found and None not in (found["all_above"], found["hem_below"])
+        if usable or alpha is None:
+            return found if usable else None
+        present = [
+            f"{one['alpha']:g}"
+            for one in table["levels"]
+            if None not in (one["all_above"], one["hem_below"])
+        ]
+        raise LeukoclsError(
+            f"--alpha {alpha:g}: {self.folder} has limits for {', '.join(present) or 'none'}"
+            f" ({table['reason'] or table['persons']}); smaller ones need more persons."
+        )
 
 
 def open_bundle(folder: Path) -> Bundle:

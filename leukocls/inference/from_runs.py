@@ -16,17 +16,20 @@ from torch import Tensor
 
 from leukocls import __version__
 from leukocls.artifacts.environment import versions
+from leukocls.artifacts.identity import differences
 from leukocls.artifacts.lineage import as_metadata, read_lineage
 from leukocls.artifacts.marks import merged_marks
 from leukocls.artifacts.record import DIGEST, now, read_record, record_digest
 from leukocls.artifacts.run_dir import finished_weights
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.files import sha256_file
+from leukocls.common.tables import listing
 from leukocls.data.views import view_weights
-from leukocls.evaluation import cell_metrics
+from leukocls.evaluation import cell_metrics, conformal
 from leukocls.evaluation.calibration import calibrations
 from leukocls.evaluation.ensembles import ensembles
 from leukocls.evaluation.metrics import COUNTS, RATES
+from leukocls.evaluation.request import Request
 from leukocls.evaluation.scoring import ScoredPart, ScoringOptions, metrics_of, scored_parts
 from leukocls.inference.bundle import DOCUMENT, FORMAT, USE
 from leukocls.inference.model_card import model_card
@@ -35,22 +38,28 @@ from leukocls.models.weights import HUB, LOCAL
 from leukocls.training.build import untrained
 
 RULE = "mean-logit"
+# In what the folds of a recipe, and a run on all cells, may differ.
+OF_SPLIT = {"fold", "folds", "seed", "split_scheme", "split_seed", "selection", "inputs.split"}
 CNMC_SIDE = 450  # px, of every image of C-NMC
 PLAIN = f"{TimmNetwork.__module__}.{TimmNetwork.__qualname__}"
 MEASURES = ("n", "persons", *COUNTS, *RATES, "auroc", "brier", "ece")
 
 
-def write_bundle(runs: Sequence[Path], out: Path) -> dict[str, Any]:
+def write_bundle(
+    runs: Sequence[Path], out: Path, out_of_fold: Sequence[Path] = ()
+) -> dict[str, Any]:
     """Write the bundle of a run, or of several as an ensemble, and return its document.
 
     Args:
         runs: directories of finished runs with a network. Several must score the same cells with
             one threshold; their logits are averaged.
         out: a folder that does not exist.
+        out_of_fold: the folds of a cross-validation of the same recipe, whose held-out cells fit
+            calibration and abstention; none takes the set that chose the epoch.
 
     Raises:
         LeukoclsError: `out` exists; a run that is not done, has no network or cannot be bundled;
-            runs that are no ensemble.
+            runs that are no ensemble; folds of another recipe, or not all of them.
         DataFault: predictions or weights that are damaged or were changed.
     """
     if out.exists():
@@ -61,7 +70,10 @@ def write_bundle(runs: Sequence[Path], out: Path) -> dict[str, Any]:
     weights = [finished_weights(*pair) for pair in zip(runs, records, strict=True)]
     by_run = [scored_parts(run, ScoringOptions()) for run in runs]
     parts = ensembles(by_run, RULE) if len(runs) > 1 else by_run[0]
-    calibration = calibrations([parts])[0].record
+    held_out = [part for part in parts if part.origin["heading"] == "selection"]
+    if out_of_fold:
+        held_out = [_out_of_fold(records[0], out_of_fold)]
+    calibration = calibrations([held_out])[0].record
     document = {
         "format": FORMAT,
         "leukocls": __version__,
@@ -72,6 +84,7 @@ def write_bundle(runs: Sequence[Path], out: Path) -> dict[str, Any]:
         "threshold": _threshold(parts, calibration),
         "calibration": calibration if calibration["slope"] is not None else None,
         "calibration_reason": calibration["reason"],
+        "conformal": _conformal(held_out),
         "metrics": [_measured(part) for part in parts if (part.frame["label"] >= 0).any()],
         "marks": merged_marks(record["marks"] for record in records),
         "shared_persons": merged_marks(record["shared_persons"] for record in records),
@@ -103,6 +116,32 @@ def write_bundle(runs: Sequence[Path], out: Path) -> dict[str, Any]:
             (folder / name).chmod(0o644)  # safetensors writes files for the owner alone
         shutil.move(folder, out)
     return document
+
+
+def _out_of_fold(record: dict[str, Any], runs: Sequence[Path]) -> ScoredPart:
+    """The held-out cells of all folds of the bundled run's recipe.
+
+    Raises:
+        LeukoclsError: another recipe, or as `out_of_fold.pooled_runs`.
+    """
+    for run in runs:
+        other = {k: (a, b) for k, (a, b) in differences(record, read_record(run)).items()
+                 if k not in OF_SPLIT}  # fmt: skip
+        if other:
+            raise LeukoclsError(
+                f"--out-of-fold {run}: another recipe than the bundle's; these differ:"
+                f" {listing(sorted(other))}."
+            )
+    found = Request(list(runs), ScoringOptions(), pool=True).parts()
+    return found[0][0]
+
+
+def _conformal(held_out: Sequence[ScoredPart]) -> dict[str, Any]:
+    """Limits for abstention, fitted on cells that were held out of training."""
+    if len(held_out) != 1:
+        return conformal.none(conformal.NO_CELLS)
+    (part,) = held_out
+    return conformal.of_cells(part.frame, part.logit, part.origin["split"])
 
 
 def _threshold(parts: Sequence[ScoredPart], calibration: dict[str, Any]) -> dict[str, float]:

@@ -70,7 +70,9 @@ def write_predictions(
     out.parent.mkdir(parents=True, exist_ok=True)
     kept = out.with_name(out.name + ".partial")
     # The order of images matters in no way; everything else in this line decides what comes out.
-    made_by = json.dumps([predictor.bundle.document[DIGEST], resize, list(PREDICT)])
+    made_by = json.dumps(
+        [predictor.bundle.document[DIGEST], predictor.level, resize, list(PREDICT)]
+    )
     stamps = {found.cell: _stamp(found.path) for found in images}
     done = _read(kept, made_by)
     done = done[np.array([stamps.get(row[0]) == row[1:] for row in _keys(done)], bool)]

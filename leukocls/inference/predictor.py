@@ -18,6 +18,7 @@ from leukocls.artifacts.predictions import sigmoid
 from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.data.views import image_views, view_weights
 from leukocls.data.warp import to_images
+from leukocls.evaluation.conformal import abstains
 from leukocls.evaluation.prediction_files import PREDICT
 from leukocls.inference.bundle import DOCUMENT, USE, Bundle, Member, open_bundle
 from leukocls.inference.images import Cell, Found, ahead, as_cell, find_images, read_cell, seen
@@ -44,10 +45,13 @@ class Predictor:
         bundle: what they were read from.
         device: where they compute.
         side: width and height of the images they were trained on; None for any.
+        level: the limits for abstention, as `leukocls.evaluation.conformal` has them, or None.
     """
 
-    def __init__(self, bundle: Bundle, device: str | None = None) -> None:
-        self.bundle = bundle
+    def __init__(
+        self, bundle: Bundle, device: str | None = None, alpha: float | None = None
+    ) -> None:
+        self.bundle, self.level = bundle, bundle.level(alpha)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.networks = [_network(bundle, member, self.device) for member in bundle.members]
         sides = {member.side for member in bundle.members}
@@ -86,8 +90,9 @@ class Predictor:
 
         Returns:
             `cell`; `logit` of ALL, the mean over views and networks; `prob`, its calibrated
-            probability; `label`, "ALL" or "HEM"; `view_sd`, the SD over views and networks of the
-            logit; `reason`, why an image was skipped, "" for others; `use`.
+            probability; `label`, "ALL" or "HEM"; `abstain`, "yes" if no single label is left, else
+            "no", "" if the bundle promises nothing; `view_sd`, the SD of the logit over views and
+            networks; `reason`, why an image was skipped, "" for others; `use`.
 
         Raises:
             LeukoclsError: no image at one of the places.
@@ -134,6 +139,7 @@ class Predictor:
             "logit": logit,
             "prob": sigmoid(intercept + slope * logit),
             "label": np.where(read, called, ""),
+            "abstain": self._abstains(logit, read),
             "view_sd": spread,
             "reason": ["" if isinstance(cell, Cell) else cell for _, cell in cells],
             "use": USE,
@@ -141,6 +147,13 @@ class Predictor:
         background, lossy = (sum(getattr(cell, name) for cell in good)
                              for name in ("background", "lossy"))  # fmt: skip
         return table, Notes(background, lossy)
+
+    def _abstains(self, logit: np.ndarray, read: np.ndarray) -> np.ndarray:
+        """ "yes" or "no" for each cell; "" for those without a logit, or if nothing is promised."""
+        if self.level is None:
+            return np.full(len(logit), "")
+        found = abstains(logit, logit > self.bundle.threshold, self.level)
+        return np.where(read, np.where(found, "yes", "no"), "")
 
     def logits(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Mean and SD over views and networks of the logit of ALL, float64 [n] each.
@@ -167,18 +180,22 @@ class Predictor:
         return torch.stack(logits, 1).double().cpu().numpy()
 
 
-def load_bundle(path: str | os.PathLike[str], device: str | None = None) -> Predictor:
+def load_bundle(
+    path: str | os.PathLike[str], device: str | None = None, alpha: float | None = None
+) -> Predictor:
     """Open a bundle and build its networks, whose `predict` takes images.
 
     Args:
         path: the folder that `leukocls.bundle` wrote.
         device: "cpu", "cuda", …; None for a GPU if there is one.
+        alpha: for abstention: the share of a new person's cells, on average, whose own label is
+            ruled out; one of those in the bundle. None takes .1 if the bundle has it.
 
     Raises:
         LeukoclsError: no bundle, of a newer format, or with a network that is unknown.
         DataFault: it is damaged or was changed.
     """
-    return Predictor(open_bundle(Path(path)), device)
+    return Predictor(open_bundle(Path(path)), device, alpha)
 
 
 def _network(bundle: Bundle, member: Member, device: torch.device) -> nn.Module:

@@ -24,6 +24,7 @@ from leukocls.artifacts.record import DIGEST, record_digest
 from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.common.files import sha256_file
 from leukocls.data.index import build_index
+from leukocls.evaluation.conformal import conformal_table
 from leukocls.inference.bundle import DOCUMENT, FORMAT, open_bundle
 
 LEARNS = ["optim.lr=1e-2", "seed=2"]
@@ -185,7 +186,50 @@ def test_threshold_and_calibration_do_not_look_at_test_labels(
     first, second = documents
     assert first["threshold"] == second["threshold"]
     assert first["calibration"] == second["calibration"]
+    assert first["conformal"] == second["conformal"]
     assert first["metrics"] != second["metrics"]
+
+
+def test_it_abstains_at_a_level_that_its_persons_allow(
+    made: Path, run: Path, small_tree: Path
+) -> None:
+    """Three persons of each class allow α ≥ 1/4."""
+    stored = predictions_of(run)
+    level = leukocls.load_bundle(made, alpha=0.3).level
+    person = stored["person"].to_numpy(str)
+    label, logit = stored["label"].to_numpy(), stored["logit"].to_numpy()
+    table = conformal_table(label, logit, person)["levels"]
+    assert level == pytest.approx(next(one for one in table if one["alpha"] == 0.3))
+    found = leukocls.load_bundle(made, "cpu", 0.3).predict(files_of(small_tree, stored.index))
+    wanted = np.where(logit > 0, logit <= level["hem_below"], logit >= level["all_above"])
+    wanted |= np.where(logit > 0, logit < level["all_above"], logit > level["hem_below"])
+    clear = np.abs(logit[:, None] - [level["hem_below"], level["all_above"]]).min(1) > 1e-5
+    assert (found["abstain"].to_numpy() == np.where(wanted, "yes", "no"))[clear].all()
+    assert clear.mean() > 0.8
+    assert leukocls.load_bundle(made).level is None
+    with pytest.raises(LeukoclsError, match="alpha"):
+        leukocls.load_bundle(made, alpha=0.1)
+
+
+def test_held_out_cells_of_all_folds_fit_calibration_and_abstention(
+    trained_once: Callable[..., Path], run: Path, tmp_path: Path
+) -> None:
+    words = [*LEARNS, "split_scheme=subject", "folds=2"]
+    folds = [str(trained_once(*words, f"fold={fold}")) for fold in (0, 1)]
+    out = tmp_path / "bundle"
+    assert bundle.main([folds[0], "--out-of-fold", *folds, "--out", str(out)]) == 0
+    document = open_bundle(out).document
+    assert document["conformal"]["persons"] == {"ALL": 6, "HEM": 5}
+    cells = sum(len(predictions_of(Path(fold))) for fold in folds)
+    fitted = document["calibration"]
+    assert fitted is None or fitted["cells"] == cells
+    new = ["--out", str(tmp_path / "other")]
+    other = trained_once("split_scheme=subject", "folds=2", "fold=0", "views=2")
+    with pytest.raises(LeukoclsError, match="another recipe"):
+        bundle.main([folds[0], "--out-of-fold", str(other), folds[1], *new])
+    with pytest.raises(LeukoclsError):
+        bundle.main([folds[0], "--out-of-fold", folds[1], *new])
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "README.md", "config.json"])

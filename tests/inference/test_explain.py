@@ -31,7 +31,8 @@ def predictor_of(network: torch.nn.Module, views: int | str = 1) -> Predictor:
     """A predictor with this network alone, which sees whole images of SIDE px."""
     member = Member({}, Path(), "", SIDE, SIDE, None, views, 1.0, 0.0)
     found = Predictor.__new__(Predictor)
-    found.bundle = Bundle(Path(), {"threshold": {"logit": 0.0}, "calibration": None}, [member])
+    document = {"threshold": {"logit": 0.0}, "calibration": None}
+    found.bundle, found.level = Bundle(Path(), document, [member]), None
     found.device, found.side, found.networks = torch.device("cpu"), None, [network.eval()]
     return found
 
