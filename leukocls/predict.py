@@ -79,7 +79,9 @@ def _told(predictor: "Predictor", written: "Written", out: Path) -> int:
               f" {document['conformal']['fitted_on']}, have their own label ruled out. It says"
               " nothing about the errors among the others.")  # fmt: skip
     else:
-        print(f"no abstention: {document['conformal']['reason'] or 'too few persons'}")
+        table = document["conformal"]
+        cause = table["reason"] or f"too few persons ({table['persons']}) for the usual level"
+        print(f"no abstention: {cause}; --alpha takes {predictor.bundle.levels() or 'none'}")
     if written.resumed:
         print(f"{written.resumed} of them an earlier command had predicted")
     for number, cause in (

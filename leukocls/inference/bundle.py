@@ -17,7 +17,7 @@ from leukocls.evaluation.conformal import USUAL, level_for
 
 FORMAT = 1  # raise it when an older version of leukocls would misread a bundle
 DOCUMENT = "leukocls.json"
-USE = "research use only, not a diagnosis"
+USE = "research use only; not a diagnosis"
 NETWORKS = "leukocls.models."  # what the `_target_` of a network begins with
 _ENTRIES = {
     "format": int, "leukocls": str, "use": str, "classes": dict, "threshold": dict,
@@ -97,14 +97,17 @@ class Bundle:
         usable = found and None not in (found["all_above"], found["hem_below"])
         if usable or alpha is None:
             return found if usable else None
-        present = [
-            f"{one['alpha']:g}"
-            for one in table["levels"]
-            if None not in (one["all_above"], one["hem_below"])
-        ]
         raise LeukoclsError(
-            f"--alpha {alpha:g}: {self.folder} has limits for {', '.join(present) or 'none'}"
+            f"--alpha {alpha:g}: {self.folder} has limits for {self.levels() or 'none'}"
             f" ({table['reason'] or table['persons']}); smaller ones need more persons."
+        )
+
+    def levels(self) -> str:
+        """The α that there are limits of both classes for, in words; "" for none."""
+        return ", ".join(
+            f"{one['alpha']:g}"
+            for one in self.document["conformal"]["levels"]
+            if None not in (one["all_above"], one["hem_below"])
         )
 
 
