@@ -25,6 +25,7 @@ def _parser() -> argparse.ArgumentParser:
     add("images", nargs="+", metavar="IMAGES", help="files, folders or patterns, as for `predict`")
     add("--out", type=Path, required=True, metavar="FILE.png", help="the sheet")
     add("--resize", action="store_true", help="scale images of another size than the networks know")
+    add("--segment", action="store_true", help="cut cells out of a background, as `predict` does")
     add("--device", help="cpu, cuda, … (default: a GPU if there is one)")
     return parser
 
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from leukocls.common.errors import DataFault
     from leukocls.common.files import atomic_write
-    from leukocls.inference.images import find_images, read_cell
+    from leukocls.inference.images import Reading, find_images, read_cell
     from leukocls.inference.predictor import load_bundle
     from leukocls.inference.saliency import maps
     from leukocls.inference.sheet import MOST, sheet
@@ -52,10 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(found) > MOST:
         raise LeukoclsError(f"{len(found)} images: choose at most {MOST} for one sheet.")
     predictor = load_bundle(arguments.bundle, arguments.device)
+    reading = Reading(predictor.side, arguments.resize, arguments.segment)
     cells, names = [], []
     for one in found:
         try:
-            cells.append(read_cell(one.path, predictor.side, arguments.resize).pixels)
+            cells.append(read_cell(one.path, reading).pixels)
             names.append(one.cell)
         except DataFault as error:
             print(f"skipped: {error}", file=sys.stderr)

@@ -35,6 +35,8 @@ def _parser() -> argparse.ArgumentParser:
         " new person's cells at most this share, on average, has its own label ruled out (default:"
         " 0.1)")  # fmt: skip
     add("--resize", action="store_true", help="scale images of another size than the networks know")
+    add("--segment", action="store_true", help="cut the cell in the middle out of images that show"
+        " more than a cell on black")  # fmt: skip
     add("--batch-size", type=whole_number, metavar="N", help="images per step (default: 64)")
     add("--device", help="cpu, cuda, … (default: a GPU if there is one)")
     return parser
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         DataFault: the bundle is damaged or was changed.
     """
     arguments = _parser().parse_args(argv)
-    from leukocls.inference.images import find_images
+    from leukocls.inference.images import Reading, find_images
     from leukocls.inference.prediction_file import check_out, write_predictions
     from leukocls.inference.predictor import BATCH, load_bundle
 
@@ -56,9 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     images = find_images(arguments.images)
     predictor = load_bundle(arguments.bundle, arguments.device, arguments.alpha)
     written = write_predictions(
-        predictor, images, arguments.out,
-        batch=arguments.batch_size or BATCH, resize=arguments.resize,
-    )  # fmt: skip
+        predictor,
+        images,
+        arguments.out,
+        Reading(predictor.side, arguments.resize, arguments.segment),
+        arguments.batch_size or BATCH,
+    )
     return _told(predictor, written, arguments.out)
 
 
@@ -79,14 +84,16 @@ def _told(predictor: "Predictor", written: "Written", out: Path) -> int:
               f" {document['conformal']['fitted_on']}, have their own label ruled out. It says"
               " nothing about the errors among the others.")  # fmt: skip
     else:
-        table = document["conformal"]
-        cause = table["reason"] or f"too few persons ({table['persons']}) for the usual level"
+        fitted = document["conformal"]
+        cause = fitted["reason"] or f"too few persons ({fitted['persons']}) for the usual level"
         print(f"no abstention: {cause}; --alpha takes {predictor.bundle.levels() or 'none'}")
     if written.resumed:
         print(f"{written.resumed} of them an earlier command had predicted")
+    if cut := (table["segmented"] == "yes").sum():
+        print(f"{cut} of them were cut out of their background: look at some (leukocls.explain)")
     for number, cause in (
-        (written.background, "show more than a cell on black, which the networks never saw; cut"
-         " the cells out first, or do not believe these rows"),
+        (written.background, "show more than a cell on black, which the networks never saw; take"
+         " --segment, or do not believe these rows"),
         (written.lossy, "are JPEGs, whose artefacts the networks may never have seen"),
     ):  # fmt: skip
         if number:

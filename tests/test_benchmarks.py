@@ -274,6 +274,20 @@ def test_abstention_covers_new_persons(
     assert number == {"ALL": 6, "HEM": 5}
 
 
+def test_genuine_cells_are_cut_out_of_drawn_smears(
+    sample_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, module = tmp_path / "segment.json", benchmark("segment")
+    words = ["segment.py", str(sample_root), "--cells", "2", "--json", str(file)]
+    monkeypatch.setattr(sys, "argv", words)
+    module.main()
+    rows = json.loads(file.read_text())["rows"]
+    assert [(row["class"], row["scene"]) for row in rows] == [
+        (name, kind) for name in ("ALL", "HEM") for kind in module.SCENES
+    ]
+    assert all(row["median"] > 0.85 for row in rows)
+
+
 def test_recorded_results_name_what_they_were_measured_with() -> None:
     results = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
     assert len(results) >= 4

@@ -16,6 +16,7 @@ from PIL import Image
 from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.common.tables import listing
 from leukocls.data.images import FORMATS, central, cut, extent, read_with_form, resized
+from leukocls.inference.segment import segmented
 
 SUFFIXES = set().union(*FORMATS.values())
 WIDER = 600  # px: images of this side, at C-NMC's magnification, are cut to what C-NMC shows
@@ -38,11 +39,27 @@ class Cell(NamedTuple):
         pixels: uint8 [H, W, 3], of the side that the networks were trained on.
         background: whether it shows more than a cell on black.
         lossy: whether it is a JPEG.
+        segmented: whether the cell was cut out of a background.
     """
 
     pixels: np.ndarray
     background: bool
     lossy: bool
+    segmented: bool = False
+
+
+class Reading(NamedTuple):
+    """How images are read.
+
+    Attributes:
+        side: width and height that the networks were trained on; None for any size.
+        resize: whether to scale an image of another size to it, on black if it is not square.
+        segment: whether to cut the cell out of an image that shows more than a cell on black.
+    """
+
+    side: int | None
+    resize: bool = False
+    segment: bool = False
 
 
 def find_images(places: Sequence[str | os.PathLike[str]]) -> list[Found]:
@@ -91,15 +108,12 @@ def _below(folder: Path) -> list[Path]:
     return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
 
 
-def read_cell(path: Path, side: int | None, resize: bool = False) -> Cell:
+def read_cell(path: Path, reading: Reading) -> Cell:
     """Read one image.
 
-    Args:
-        side: width and height that the networks were trained on; None for any size.
-        resize: whether to scale an image of another size to it, on black if it is not square.
-
     Raises:
-        DataFault: no such file, none of 8-bit RGB, damaged, all black, or of another size.
+        DataFault: no such file, none of 8-bit RGB, damaged, all black, of another size, or without
+            a cell to cut out.
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -114,18 +128,24 @@ def read_cell(path: Path, side: int | None, resize: bool = False) -> Cell:
         pixels, form = read_with_form(path)
     if form:
         raise _fault(path, f"is {form}", "the networks see colour: save it as 8-bit RGB")
-    return as_cell(path, pixels, side, resize)
+    return as_cell(path, pixels, reading)
 
 
-def as_cell(path: Path, pixels: np.ndarray, side: int | None, resize: bool = False) -> Cell:
+def as_cell(path: Path, pixels: np.ndarray, reading: Reading) -> Cell:
     """An image that was read, checked and of the side that the networks know: see `read_cell`."""
-    if side is not None:
-        pixels = _of_side(path, pixels, side, resize)
+    if reading.side is not None:
+        pixels = _of_side(path, pixels, reading.side, reading.resize)
     if not pixels.any():
         raise _fault(path, "is all black", "there is no cell in it; leave it out")
     ring = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     background = float(ring.any(1).mean()) > BACKGROUND
-    return Cell(pixels, background, path.suffix.lower() in FORMATS["JPEG"])
+    lossy = path.suffix.lower() in FORMATS["JPEG"]
+    if not (background and reading.segment):
+        return Cell(pixels, background, lossy)
+    try:
+        return Cell(segmented(pixels), False, lossy, segmented=True)
+    except ValueError as error:
+        raise _fault(path, f"cannot be segmented: {error}", "cut the cell out by hand") from error
 
 
 def _of_side(path: Path, pixels: np.ndarray, side: int, resize: bool) -> np.ndarray:

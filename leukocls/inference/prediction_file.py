@@ -16,8 +16,8 @@ from leukocls.artifacts.record import DIGEST
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.files import atomic_write
 from leukocls.evaluation.prediction_files import PREDICT
-from leukocls.inference.images import Found
-from leukocls.inference.predictor import BATCH, Predictor
+from leukocls.inference.images import Found, Reading
+from leukocls.inference.predictor import BATCH, Notes, Predictor
 
 KINDS = (".csv", ".parquet")
 _STAMP = ("bytes", "modified")  # of a file, in the rows that are kept until the end
@@ -55,9 +55,8 @@ def write_predictions(
     predictor: Predictor,
     images: Sequence[Found],
     out: Path,
-    *,
+    reading: Reading,
     batch: int = BATCH,
-    resize: bool = False,
 ) -> Written:
     """Predict images and write CSV or parquet, whole or not at all.
 
@@ -71,7 +70,7 @@ def write_predictions(
     kept = out.with_name(out.name + ".partial")
     # The order of images matters in no way; everything else in this line decides what comes out.
     made_by = json.dumps(
-        [predictor.bundle.document[DIGEST], predictor.level, resize, list(PREDICT)]
+        [predictor.bundle.document[DIGEST], predictor.level, reading, list(PREDICT)]
     )
     stamps = {found.cell: _stamp(found.path) for found in images}
     done = _read(kept, made_by)
@@ -81,7 +80,7 @@ def write_predictions(
     rest = [found for found in images if found.cell not in known]
     atomic_write(kept, "\n".join([made_by, *_lines(done), ""]))
     with open(kept, "a", encoding="utf-8") as stream:
-        for table in _bar(predictor, rest, batch, resize, written):
+        for table in _bar(predictor.batches(rest, reading, batch), len(rest), written):
             table = table.assign(
                 **{name: [stamps[cell][k] for cell in table["cell"]] for k, name in
                    enumerate(_STAMP)}
@@ -96,10 +95,10 @@ def write_predictions(
 
 
 def _bar(
-    predictor: Predictor, images: Sequence[Found], batch: int, resize: bool, written: Written
+    batches: Iterator[tuple[pd.DataFrame, Notes]], number: int, written: Written
 ) -> Iterator[pd.DataFrame]:
-    with tqdm(total=len(images), desc="predict", unit="image", disable=None, delay=1) as bar:
-        for table, notes in predictor.batches(images, batch, resize):
+    with tqdm(total=number, desc="predict", unit="image", disable=None, delay=1) as bar:
+        for table, notes in batches:
             written.background += notes.background
             written.lossy += notes.lossy
             bar.update(len(table))

@@ -21,7 +21,16 @@ from leukocls.data.warp import to_images
 from leukocls.evaluation.conformal import abstains
 from leukocls.evaluation.prediction_files import PREDICT
 from leukocls.inference.bundle import DOCUMENT, USE, Bundle, Member, open_bundle
-from leukocls.inference.images import Cell, Found, ahead, as_cell, find_images, read_cell, seen
+from leukocls.inference.images import (
+    Cell,
+    Found,
+    Reading,
+    ahead,
+    as_cell,
+    find_images,
+    read_cell,
+    seen,
+)
 from leukocls.models.logits import to_logit
 from leukocls.training.build import untrained
 
@@ -58,7 +67,7 @@ class Predictor:
         self.side = sides.pop() if len(sides) == 1 else None
 
     def batches(
-        self, images: Iterable[Found], batch: int = BATCH, resize: bool = False
+        self, images: Iterable[Found], reading: Reading, batch: int = BATCH
     ) -> Iterator[tuple[pd.DataFrame, Notes]]:
         """Predictions of image files, a table for each batch, read ahead while networks compute.
 
@@ -67,7 +76,7 @@ class Predictor:
 
         def read(found: Found) -> tuple[str, Cell | str]:
             try:
-                return found.cell, read_cell(found.path, self.side, resize)
+                return found.cell, read_cell(found.path, reading)
             except DataFault as error:
                 return found.cell, str(error)
 
@@ -80,32 +89,37 @@ class Predictor:
         if kept:
             yield self._table(kept)
 
-    def predict(self, images: Pixels | Sequence[Pixels], resize: bool = False) -> pd.DataFrame:
+    def predict(
+        self, images: Pixels | Sequence[Pixels], resize: bool = False, segment: bool = False
+    ) -> pd.DataFrame:
         """Predictions of images, one row each.
 
         Args:
             images: files, folders or glob patterns; or uint8 arrays [H, W, 3] or PIL images, which
                 are named by their place, from 0.
             resize: whether to scale images of another size than the networks know.
+            segment: whether to cut cells out of a background.
 
         Returns:
             `cell`; `logit` of ALL, the mean over views and networks; `prob`, its calibrated
             probability; `label`, "ALL" or "HEM"; `abstain`, "yes" if no single label is left, else
             "no", "" if the bundle promises nothing; `view_sd`, the SD of the logit over views and
-            networks; `reason`, why an image was skipped, "" for others; `use`.
+            networks; `segmented`, "yes" if the cell was cut out of a background; `reason`, why
+            an image was skipped, "" for others; `use`.
 
         Raises:
             LeukoclsError: no image at one of the places.
         """
+        reading = Reading(self.side, resize, segment)
         several = images if isinstance(images, list | tuple) else [images]
         paths = [one for one in several if isinstance(one, str | os.PathLike)]
         if paths and len(paths) < len(several):
             raise LeukoclsError("predict: give either paths or pixels, not both.")
         if paths:
-            tables = [table for table, _ in self.batches(find_images(paths), resize=resize)]
+            tables = [table for table, _ in self.batches(find_images(paths), reading)]
         else:
             cells = [
-                (str(place), self._cell(str(place), one, resize))
+                (str(place), self._cell(str(place), one, reading))
                 for place, one in enumerate(several)
             ]
             parts = (cells[at : at + BATCH] for at in range(0, len(cells), BATCH))
@@ -114,7 +128,7 @@ class Predictor:
             return pd.DataFrame(columns=PREDICT)
         return pd.concat(tables, ignore_index=True)
 
-    def _cell(self, name: str, pixels: Any, resize: bool) -> Cell | str:
+    def _cell(self, name: str, pixels: Any, reading: Reading) -> Cell | str:
         array = np.asarray(pixels.convert("RGB") if isinstance(pixels, Image.Image) else pixels)
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
             raise LeukoclsError(
@@ -122,7 +136,7 @@ class Predictor:
                 " first."
             )
         try:
-            return as_cell(Path(name), array, self.side, resize)
+            return as_cell(Path(name), array, reading)
         except DataFault as error:
             return str(error)
 
@@ -141,6 +155,7 @@ class Predictor:
             "label": np.where(read, called, ""),
             "abstain": self._abstains(logit, read),
             "view_sd": spread,
+            "segmented": [_segmented(cell) for _, cell in cells],
             "reason": ["" if isinstance(cell, Cell) else cell for _, cell in cells],
             "use": USE,
         })  # fmt: skip
@@ -178,6 +193,10 @@ class Predictor:
             output: Any = network(view.contiguous(memory_format=torch.channels_last))
             logits.append(to_logit(output[0] if isinstance(output, tuple) else output))
         return torch.stack(logits, 1).double().cpu().numpy()
+
+
+def _segmented(cell: Cell | str) -> str:
+    return ("yes" if cell.segmented else "no") if isinstance(cell, Cell) else ""
 
 
 def load_bundle(

@@ -18,7 +18,7 @@ from leukocls import bundle, evaluate, predict
 from leukocls.common.errors import LeukoclsError
 from leukocls.data.images import read_image
 from leukocls.evaluation.prediction_files import PREDICT
-from leukocls.inference.images import ahead, find_images, read_cell, seen
+from leukocls.inference.images import Reading, ahead, find_images, read_cell, seen
 from leukocls.inference.predictor import Predictor
 
 SIDE = 450
@@ -181,12 +181,16 @@ def test_other_sizes(small_tree: Path, tmp_path: Path) -> None:
     wide = np.zeros((600, 600, 3), np.uint8)
     wide[75:525, 75:525] = pixels
     Image.fromarray(wide).save(tmp_path / "wide.png")
-    assert (read_cell(tmp_path / "wide.png", SIDE).pixels == pixels).all()
+    assert (read_cell(tmp_path / "wide.png", Reading(SIDE)).pixels == pixels).all()
     Image.fromarray(pixels[:400, :300]).save(tmp_path / "cut.png")
     with pytest.raises(LeukoclsError, match="300×400"):
-        read_cell(tmp_path / "cut.png", SIDE)
-    assert read_cell(tmp_path / "cut.png", SIDE, resize=True).pixels.shape == (SIDE, SIDE, 3)
-    assert read_cell(tmp_path / "cut.png", None).pixels.shape == (400, 300, 3)
+        read_cell(tmp_path / "cut.png", Reading(SIDE))
+    assert read_cell(tmp_path / "cut.png", Reading(SIDE, resize=True)).pixels.shape == (
+        SIDE,
+        SIDE,
+        3,
+    )
+    assert read_cell(tmp_path / "cut.png", Reading(None)).pixels.shape == (400, 300, 3)
 
 
 def test_a_background_and_a_jpeg_are_noticed(
@@ -202,6 +206,45 @@ def test_a_background_and_a_jpeg_are_noticed(
     assert predict.main([str(made), str(tmp_path / "*.png"), str(tmp_path / "*.jpg"), *out]) == 0
     assert "warning: 1 images show more than a cell" in (printed := capsys.readouterr()).err
     assert "warning: 1 images are JPEGs" in printed.err
+
+
+def on_ground(pixels: np.ndarray, seed: int = 0) -> np.ndarray:
+    """The cell on a bright uneven ground with two paler discs, as in a smear."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.indices(pixels.shape[:2])
+    drawn = np.array([226, 218, 226]) + (rows / 40)[..., None] + rng.normal(0, 4, pixels.shape)
+    for centre in ((40, 60), (400, 390)):
+        disc = np.hypot(rows - centre[0], columns - centre[1]) < 50
+        drawn[disc] = [222, 168, 172]
+    cell = pixels.any(2, keepdims=True)
+    return np.where(cell, pixels, drawn.clip(0, 255)).astype(np.uint8)
+
+
+def test_cells_are_cut_out_of_their_background(
+    made: Path, predictor: Predictor, small_tree: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    images = [read_image(path) for path in cells_of(small_tree, 4)]
+    for number, pixels in enumerate(images):
+        Image.fromarray(on_ground(pixels, number)).save(tmp_path / f"{number}.png")
+        found = read_cell(tmp_path / f"{number}.png", Reading(SIDE, segment=True))
+        assert found.segmented
+        assert not found.background
+        mask, wanted = found.pixels.any(2), pixels.any(2)
+        assert (mask & wanted).sum() / (mask | wanted).sum() > 0.9
+        assert (found.pixels[mask & wanted] == pixels[mask & wanted]).all()
+    Image.fromarray(on_ground(np.zeros_like(images[0]))).save(tmp_path / "none.png")
+    noise = np.random.default_rng(0).normal(220, 8, images[0].shape).clip(0, 255)
+    Image.fromarray(noise.astype(np.uint8)).save(tmp_path / "nothing.png")
+    out = tmp_path / "out.csv"
+    words = [str(made), str(tmp_path / "*.png"), "--segment", "--out", str(out)]
+    assert predict.main(words) == 3
+    printed = capsys.readouterr()
+    assert "4 of them were cut out" in printed.out
+    assert "none.png: cannot be segmented" in printed.err
+    assert "nothing.png: cannot be segmented" in printed.err
+    assert pd.read_csv(out)["segmented"].tolist()[:4] == ["yes"] * 4
+    assert predictor.predict(images, segment=True)["segmented"].tolist() == ["no"] * 4
 
 
 def test_what_a_network_sees_is_what_training_packs(small_tree: Path, tmp_path: Path) -> None:
