@@ -64,10 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         Reading(predictor.side, arguments.resize, arguments.segment),
         arguments.batch_size or BATCH,
     )
-    return _told(predictor, written, arguments.out)
+    return _print_result(predictor, written, arguments.out)
 
 
-def _told(predictor: "Predictor", written: "Written", out: Path) -> int:
+def _print_result(predictor: "Predictor", written: "Written", out: Path) -> int:
     """Print what was predicted, and return the exit code."""
     document, level, table = predictor.bundle.document, predictor.level, written.table
     skipped = table[table["reason"] != ""]

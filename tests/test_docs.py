@@ -401,7 +401,8 @@ def test_figures_of_segmentation_are_those_that_were_measured() -> None:
     median, low = ([row[name] for row in rows] for name in ("median", "5th percentile"))
     below = sum(row["below 0.8"] * row["cells"] for row in rows) / sum(row["cells"] for row in rows)
     shown = (
-        f"intersection over union {min(median):.2f} to {max(median):.2f} in the median, {min(low):.2f}"
+        f"intersection over union {min(median):.2f} to {max(median):.2f} in the median,"
+        f" {min(low):.2f}"
         f" or more in 95 % of the cells of each kind, below .8 in {100 * below:.1f} %"
     )
     assert shown in (ROOT / "docs/predict.md").read_text()

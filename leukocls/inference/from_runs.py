@@ -87,11 +87,11 @@ def write_bundle(
         "conformal": _conformal(held_out),
         "metrics": [_measured(part) for part in parts if (part.frame["label"] >= 0).any()],
         "marks": merged_marks(record["marks"] for record in records),
-        "shared_persons": merged_marks(record["shared_persons"] for record in records),
+        "shared_persons": merged_marks(record.get("shared_persons", []) for record in records),
         "persons": _trained_persons(runs[0]),
         "split_scheme": records[0]["split_scheme"],
         "data_digest": records[0]["data_digest"],
-        "pretraining": merged_marks([record["pretraining"]] for record in records),
+        "pretraining": merged_marks([record.get("pretraining", "unknown")] for record in records),
         "versions": versions(),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -170,9 +170,10 @@ def _trained_persons(run: Path) -> dict[str, int] | None:
     """Number of training persons of each class; None if whom a cell is from is unknown."""
     split = pd.read_csv(run / "split.csv", dtype=str, keep_default_na=False)
     train = split[split["split"] == "train"]
-    if (train["group"] == "").any():
+    person = "group" if "group" in split else "subject"  # versions before 0.2 merged none
+    if (train[person] == "").any():
         return None
-    persons = train.drop_duplicates(["group", "label"])["label"]
+    persons = train.drop_duplicates([person, "label"])["label"]
     return {name: int((persons == str(label)).sum()) for name, label in (("ALL", 1), ("HEM", 0))}
 
 

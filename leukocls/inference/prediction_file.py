@@ -115,9 +115,8 @@ def _read(path: Path, made_by: str) -> pd.DataFrame:
     """The rows that an earlier command kept; none if it was another command, or there are none."""
     try:
         first, *lines = path.read_text(encoding="utf-8").split("\n")
-        rows = [
-            json.loads(line) for line in lines[:-1]
-        ]  # a killed command may have left half a row
+        # A killed command may have left half a row.
+        rows = [json.loads(line) for line in lines[:-1]]
     except (OSError, ValueError):
         first, rows = "", []
     columns = [*PREDICT, *_STAMP]

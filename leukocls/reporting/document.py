@@ -8,6 +8,7 @@ from leukocls.artifacts.identity import BASELINE
 from leukocls.artifacts.record import RunState, state_of
 from leukocls.common.errors import LeukoclsError
 from leukocls.evaluation import curves
+from leukocls.evaluation.arm_runs import is_baseline
 from leukocls.evaluation.comparison import Comparison, compared
 from leukocls.evaluation.learning_curve import learning_curve, sizes_differ
 from leukocls.evaluation.metrics import HEADLINE
@@ -49,7 +50,10 @@ def report_document(comparison: Comparison, robustness: Path | None = None) -> d
         "courses": {
             name: found
             for name, arm in comparison.arms.items()
-            if arm and (found := curves.courses(list(arm.values())))
+            # A baseline is fitted once, and has no course.
+            if arm
+            and not is_baseline(one.run for one in arm.values())
+            and (found := curves.courses(list(arm.values())))
         },
         "best": {
             "run": best.run.record["id"],
@@ -172,19 +176,24 @@ def _data(comparison: Comparison, document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _settings(comparison: Comparison) -> dict[str, dict[str, Any]]:
-    """The settings of each arm's first run; for arms other than the reference, what differs."""
+    """The settings of each arm's first run; for arms other than the reference, what differs.
+
+    Of a baseline these are its own: it has few of a network's.
+    """
     settings = {
         name: dict(next(iter(arm.values())).run.record.get("identity") or {})
         for name, arm in comparison.arms.items()
         if arm
     }
     reference = settings[comparison.reference]
+    arms = comparison.arms.items()
+    baselines = {name for name, arm in arms if is_baseline(one.run for one in arm.values())}
     return {
         name: own
         if name == comparison.reference
         else {
             key: own.get(key)
-            for key in {**reference, **own}
+            for key in (own if name in baselines else {**reference, **own})
             if own.get(key) != reference.get(key) and key != "seed"
         }
         for name, own in settings.items()

@@ -298,10 +298,13 @@ def test_sizes_of_the_training_set_are_a_curve(tmp_path: Path) -> None:
 
 def test_simple_features_stand_beside_networks(tmp_path: Path) -> None:
     for seed in (1, 2):
-        write_run(tmp_path / "x/proposal" / f"seed_{seed:03d}", frame_of("prelim", 1, seed, 1.0))
+        run = tmp_path / "x/proposal" / f"seed_{seed:03d}"
+        identity = {"seed": seed, "model.backbone": "resnet18"}
+        write_run(run, frame_of("prelim", 1, seed, 1.0), identity=identity)
     for features, strength in (("size", 0.2), ("colour", 0.4)):
         frame = frame_of("prelim", 1, 0, strength)
-        write_run(tmp_path / "baseline" / features / "seed_000", frame, identity={"seed": 0})
+        run = tmp_path / "baseline" / features / "seed_000"
+        write_run(run, frame, identity={"seed": 0, "features": features})
     out, figures = tmp_path / "report.html", tmp_path / "figures"
     words = [str(tmp_path), "--out", str(out), "--figures", str(figures), "--seeds", "1-2"]
     assert report.main(words) == 0
@@ -316,6 +319,9 @@ def test_simple_features_stand_beside_networks(tmp_path: Path) -> None:
     assert 'id="figure-shortcuts"' in page
     drawn = pd.read_csv(figures / "shortcuts.csv").set_index("arm")
     assert list(drawn.index) == ["x/proposal", "baseline/colour", "baseline/size"]
+    whole = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
+    assert whole["courses"].keys() == {"x/proposal"}
+    assert whole["settings"]["baseline/size"] == {"features": "size"}
     differences = {row["b"]: row for row in found["differences"] if row["metric"] == "auroc"}
     for arm in found["arms"]:
         assert drawn.loc[arm["name"], "mean"] == pytest.approx(arm["auroc"]["mean"])
