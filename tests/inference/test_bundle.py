@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from conftest import TINY, record
+from conftest import CANARY, TINY, record
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -345,6 +345,16 @@ def test_what_cannot_be_bundled_writes_nothing(made: Path, trained: Path, tmp_pa
         open_bundle(tmp_path)
     assert not (tmp_path / "new").exists()
     assert not list(tmp_path.glob(".bundle-*"))
+
+
+def test_no_secret_of_the_environment_is_in_a_bundle(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run was logged with this key in its environment."""
+    monkeypatch.setenv("WANDB_API_KEY", CANARY)
+    assert bundle.main([str(trained), "--out", str(tmp_path / "bundle")]) == 0
+    for path in (tmp_path / "bundle").rglob("*"):
+        assert CANARY.encode() not in path.read_bytes()
 
 
 def test_a_run_is_read_for_programs(trained: Path) -> None:
