@@ -61,6 +61,25 @@ class Outcome:
 Train = Callable[..., Outcome]
 
 
+def train_here(*words: str, **environment: str) -> str:
+    """`python -m leukocls.train …` in this process, for a run that several tests look at.
+
+    It has to succeed; what it printed is returned.
+    """
+    from leukocls.train import main
+
+    printed = StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        patch.delenv("LEUKOCLS_DATA", raising=False)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        patch.setattr(sys, "argv", ["leukocls.train", *words])
+        with pytest.raises(SystemExit) as stop:
+            main()
+    assert not stop.value.code, printed.getvalue()
+    return printed.getvalue()
+
+
 @pytest.fixture(scope="session")
 def trained_once(small_tree: Path, once: Callable[..., Path]) -> Callable[..., Path]:
     """`trained_once(*overrides)`: the directory of a finished run of the demo's recipe.
@@ -70,15 +89,7 @@ def trained_once(small_tree: Path, once: Callable[..., Path]) -> Callable[..., P
 
     def run(*overrides: str) -> Path:
         def make(folder: Path) -> None:
-            from leukocls.train import main
-
-            words = [*small(small_tree, folder / "outputs"), *overrides]
-            with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()):
-                patch.delenv("LEUKOCLS_DATA", raising=False)
-                patch.setattr(sys, "argv", ["leukocls.train", *words])
-                with pytest.raises(SystemExit) as stop:
-                    main()
-            assert not stop.value.code
+            train_here(*small(small_tree, folder / "outputs"), *overrides)
 
         name = hashlib.sha256("\n".join(overrides).encode()).hexdigest()[:16]
         return only_run(once(f"trained-{name}", make) / "outputs")
@@ -256,15 +267,9 @@ def edit_record(directory: Path, **changes: Any) -> None:
 @pytest.fixture(scope="session")
 def trained(small_tree: Path, once: Callable[..., Path]) -> Path:
     """A finished run directory, logged to W&B offline, with a secret in its environment."""
-    from leukocls.train import main
 
     def make(folder: Path) -> None:
-        command = [*small(small_tree, folder / "outputs"), "logger=wandb"]
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("WANDB_API_KEY", CANARY)
-            patch.setattr(sys, "argv", ["leukocls.train", *command])
-            with pytest.raises(SystemExit) as stop:
-                main()
-        assert not stop.value.code
+        words = [*small(small_tree, folder / "outputs"), "logger=wandb"]
+        train_here(*words, WANDB_API_KEY=CANARY)
 
     return only_run(once("trained", make) / "outputs")

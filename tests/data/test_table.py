@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import only_run, record, small
+from conftest import only_run, record, small, train_here
 from PIL import Image
 
 from leukocls import pack
@@ -573,10 +573,6 @@ def test_a_subject_spelt_otherwise_is_the_same(folder, told, spelling):
 @pytest.fixture(scope="module")
 def trained_here(images, tmp_path_factory):
     """A run on the first eight subjects, and where it is."""
-    import sys
-
-    from leukocls.train import main
-
     folder = tmp_path_factory.mktemp("trained_here")
     rows = [row for row in ROWS if int(row[1][1:]) < 8]
     for row in ROWS:
@@ -587,11 +583,7 @@ def trained_here(images, tmp_path_factory):
     words += ["split_scheme=subject", "folds=3", "data.crop=64", "data.batch_size=8"]
     words += ["trainer.max_epochs=1", "views=1"]
     words.remove("views=4")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["leukocls.train", *words])
-        with pytest.raises(SystemExit) as stop:
-            main()
-    assert not stop.value.code
+    train_here(*words)
     return only_run(folder / "outputs")
 
 

@@ -1,16 +1,13 @@
 """Phases of a run, and runs that start from another run's weights."""
 
 import shutil
-import sys
 from collections.abc import Callable
-from contextlib import redirect_stdout
-from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import TINY, Train, edit_record, record
+from conftest import TINY, Train, edit_record, record, train_here
 from omegaconf import OmegaConf
 
 from leukocls.common.files import sha256_file
@@ -38,16 +35,10 @@ def directory(outputs: Path, phase: str | None) -> Path:
 @pytest.fixture(scope="module")
 def chained(small_tree: Path, once: Callable[..., Path]) -> tuple[Path, str]:
     """A folder with the finished phases of one run, and what was printed."""
-    from leukocls.train import main
 
     def make(folder: Path) -> None:
-        printed = StringIO()
-        with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
-            patch.setattr(sys, "argv", ["leukocls.train", *georgiev(small_tree, folder)])
-            with pytest.raises(SystemExit) as stop:
-                main()
-        assert not stop.value.code
-        (folder / "printed.txt").write_text(printed.getvalue(), encoding="utf-8")
+        printed = train_here(*georgiev(small_tree, folder))
+        (folder / "printed.txt").write_text(printed, encoding="utf-8")
 
     folder = once("phases", make)
     return folder, (folder / "printed.txt").read_text(encoding="utf-8")

@@ -20,7 +20,7 @@ from unittest.mock import MagicMock
 
 import pandas as pd
 import pytest
-from conftest import Train, edit_record, only_run, record, small
+from conftest import Train, edit_record, only_run, record, small, train_here
 
 from leukocls import wandb_sync
 from leukocls.common.errors import DataFault, LeukoclsError
@@ -211,7 +211,7 @@ def plain(small_tree: Path, once: Callable[..., Path]) -> dict[str, Any]:
     """run.json of a run that W&B has nothing to do with."""
 
     def make(folder: Path) -> None:
-        trained_here(command(small_tree, folder / "outputs"))
+        train_here(*command(small_tree, folder / "outputs"))
 
     return record(only_run(once("plain", make) / "outputs"))
 
@@ -222,20 +222,9 @@ def offline(small_tree: Path, once: Callable[..., Path]) -> Path:
 
     def make(folder: Path) -> None:
         for seed in SEEDS:
-            trained_here([*command(small_tree, folder / "outputs", seed), "logger=wandb"])
+            train_here(*command(small_tree, folder / "outputs", seed), "logger=wandb")
 
     return once("offline", make) / "outputs"
-
-
-def trained_here(arguments: list[str]) -> None:
-    from leukocls.train import main
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("LEUKOCLS_DATA", raising=False)
-        patch.setattr(sys, "argv", ["leukocls.train", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            main()
-    assert not stop.value.code
 
 
 def run_of(outputs: Path, seed: int = 0) -> Path:

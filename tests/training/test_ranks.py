@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import Train, only_run, record, small
+from conftest import Train, only_run, record, small, train_here
 from sklearn import metrics as oracle
 from torch import distributed, nn
 
@@ -61,14 +61,9 @@ def command(tree: Path, outputs: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def trained_on_two(tree: Path, once: Callable[..., Path]) -> Path:
     """A finished run of two processes."""
-    from leukocls.train import main
 
     def make(folder: Path) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", ["leukocls.train", *command(tree, folder / "outputs")])
-            with pytest.raises(SystemExit) as stop:
-                main()
-        assert not stop.value.code
+        train_here(*command(tree, folder / "outputs"))
 
     return only_run(once("two", make) / "outputs")
 
