@@ -101,11 +101,13 @@ def find_images(places: Sequence[str | os.PathLike[str]]) -> list[Found]:
 
 
 def _below(folder: Path) -> list[Path]:
-    """What is named like an image below a folder, sorted; links to folders are not followed."""
+    """Everything named like an image below a folder, sorted; links to folders are not followed."""
     found = []
     for here, folders, files in os.walk(folder):
         found += [Path(here) / name for name in (*files, *folders)]
-    return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
+    # Hidden ones are what systems leave behind, such as the `._` files of macOS.
+    shown = (path for path in found if not path.name.startswith("."))
+    return sorted(path for path in shown if path.suffix.lower() in SUFFIXES)
 
 
 def read_cell(path: Path, reading: Reading) -> Cell:

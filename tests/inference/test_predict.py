@@ -260,7 +260,7 @@ def test_what_a_network_sees_is_what_training_packs(small_tree: Path, tmp_path: 
 
 
 def test_names_of_cells(tmp_path: Path) -> None:
-    for name in ("a/1.png", "a/b/2.png", "a/b/readme.md"):
+    for name in ("a/1.png", "a/b/2.png", "a/b/readme.md", "a/._1.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     assert [found.cell for found in find_images([tmp_path])] == ["1.png", "2.png"]
