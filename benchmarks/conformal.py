@@ -23,6 +23,7 @@ import numpy as np
 
 from leukocls.artifacts import predictions
 from leukocls.artifacts.environment import versions
+from leukocls.artifacts.record import read_record
 from leukocls.common.files import atomic_write
 from leukocls.common.tables import aligned
 from leukocls.data.published import merged_subject, published_subjects
@@ -153,7 +154,8 @@ def main() -> None:
     if arguments.json:
         document = {
             "command": f"python benchmarks/conformal.py --replicates {arguments.replicates}"
-            + (f" --runs ({len(arguments.runs)} folds)" if arguments.runs else ""),
+            + " --runs RUN …" * bool(arguments.runs),
+            "runs": [read_record(run)["id"] for run in arguments.runs],
             "versions": versions(),
             **found,
         }

@@ -1,4 +1,4 @@
-"""How well `predict --segment` cuts cells out: genuine cells pasted on drawn backgrounds.
+"""Quality of `predict --segment`, which cuts cells out: genuine cells pasted on drawn backgrounds.
 
 python benchmarks/segment.py ROOT [--cells N] [--json FILE]
 

@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not cells:
         raise LeukoclsError("none of the images can be read; see above.")
     table = predictor.predict(cells).assign(cell=names)
-    images, drawn = maps(predictor, cells)
+    images, drawn = maps(predictor, cells, (table["label"] == "ALL").to_numpy())
     document = predictor.bundle.document
     stream = io.BytesIO()
     sheet(images, drawn, table, document["marks"], document["use"]).savefig(stream, dpi=120)

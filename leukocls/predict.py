@@ -86,7 +86,7 @@ def _print_result(predictor: "Predictor", written: "Written", out: Path) -> int:
     else:
         fitted = document["conformal"]
         cause = fitted["reason"] or f"too few persons ({fitted['persons']}) for the usual level"
-        print(f"no abstention: {cause}; --alpha takes {predictor.bundle.levels() or 'none'}")
+        print(f"no abstention: {cause}; --alpha takes {predictor.bundle.alphas}")
     if written.resumed:
         print(f"{written.resumed} of them an earlier command had predicted")
     if cut := (table["segmented"] == "yes").sum():

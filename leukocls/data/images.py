@@ -133,6 +133,17 @@ def resized(image: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
 
 
+def around_cell(image: np.ndarray) -> np.ndarray:
+    """The smallest square of uint8 [H, W, 3] around the box of its cell, black outside the image.
+
+    Raises:
+        ValueError: all pixels are black.
+    """
+    top, left, bottom, right = extent(image)
+    side = max(bottom - top, right - left)
+    return cut(image, (top + bottom - side) // 2, (left + right - side) // 2, side)
+
+
 def cut(image: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
     """The square of uint8 [H, W, 3] with a side of `side` px and the corner (top, left).
 

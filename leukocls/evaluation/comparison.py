@@ -65,6 +65,11 @@ class Comparison:
         """A finished run; what must be equal to be compared is the same in all."""
         return next(iter(self.arms[self.reference].values()))
 
+    @property
+    def baselines(self) -> set[str]:
+        """The names of the arms that are classifiers on simple features."""
+        return {name for name, arm in self.arms.items() if _baseline(arm)}
+
 
 def scored_comparison(
     runs: Iterable[Path],

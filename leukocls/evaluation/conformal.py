@@ -57,53 +57,50 @@ def conformal_table(
     Returns:
         `persons` of each class, and `levels`: `alpha`, `all_above` (an ALL cell's logit is at least
         so high), `hem_below` (a HEM cell's is at most so high), None where a class has too few
-        persons; and `abstains`, the share of these cells of which no single label is left.
+        persons.
     """
     y, z, who = np.asarray(label), np.asarray(logit, np.float64), np.asarray(person, str)
     levels = []
     for alpha in ALPHAS:
         above = -limit(-z[y == 1], who[y == 1], alpha)
         below = limit(z[y == 0], who[y == 0], alpha)
-        level = {
+        levels.append({
             "alpha": alpha,
             "all_above": above if np.isfinite(above) else None,
             "hem_below": below if np.isfinite(below) else None,
-        }
-        kept_all, kept_hem = kept(z, level)
-        levels.append(level | {"abstains": float((kept_all == kept_hem).mean())})
+        })  # fmt: skip
     persons = {name: len(set(who[y == value])) for name, value in (("ALL", 1), ("HEM", 0))}
     return {"persons": persons, "levels": levels}
 
 
 def of_cells(frame: pd.DataFrame, logit: Floats, fitted_on: str) -> dict[str, Any]:
-    """`conformal_table` of labelled cells, or the `reason` why there is none.
+    """`conformal_table` of labelled cells, with `fitted_on` and the `reason` if it has no levels.
 
     Args:
         frame: with `cell`, `subject`, `label` and maybe `person`.
         logit: of these cells, [n].
-        fitted_on: what they are.
+        fitted_on: their name.
     """
     known = frame["label"].to_numpy() >= 0
-    cells, reason, table = frame[known], None, None
+    cells = frame[known]
     names = predictions.persons(cells).to_numpy(str)
     if set(cells["label"]) != {0, 1}:
-        reason = NO_CELLS
-    elif (names == "").any():
-        reason = UNKNOWN
-    else:
-        table = conformal_table(cells["label"].to_numpy(), logit[known], names)
-    return none(reason or "") | {"fitted_on": fitted_on, "reason": reason} | (table or {})
+        return none(NO_CELLS)
+    if (names == "").any():
+        return none(UNKNOWN)
+    table = conformal_table(cells["label"].to_numpy(), logit[known], names)
+    return {"fitted_on": fitted_on, "reason": None, **table}
 
 
 def none(reason: str) -> dict[str, Any]:
     """A table without levels, for a reason."""
-    return {"fitted_on": None, "persons": None, "levels": [], "reason": reason}
+    return {"fitted_on": None, "reason": reason, "persons": None, "levels": []}
 
 
 def kept(
     logit: npt.ArrayLike, level: dict[str, Any]
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Whether ALL, and whether HEM, is among the labels that a level leaves, [n] each."""
+    """Masks of the cells to which a level leaves the label ALL, and HEM, bool [n] each."""
     z = np.asarray(logit, np.float64)
     above, below = level["all_above"], level["hem_below"]
     every = np.ones(len(z), bool)
@@ -120,7 +117,6 @@ def abstains(logit: npt.ArrayLike, called: npt.ArrayLike, level: dict[str, Any])
     return np.where(np.asarray(called, bool), ~kept_all | kept_hem, ~kept_hem | kept_all)
 
 
-def level_for(table: dict[str, Any] | None, alpha: float) -> dict[str, Any] | None:
-    """The level of this α in a table; None if it is not there."""
-    levels = table["levels"] if table else []
-    return next((one for one in levels if abs(one["alpha"] - alpha) < 1e-9), None)
+def usable_levels(table: dict[str, Any]) -> list[dict[str, Any]]:
+    """The levels of a table for which both classes have enough persons."""
+    return [one for one in table["levels"] if None not in (one["all_above"], one["hem_below"])]

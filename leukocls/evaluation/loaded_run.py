@@ -7,12 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from leukocls.evaluation.scoring import (
-    ScoringOptions,
-    load_predictions,
-    metrics_of,
-    scored_parts,
-)
+from leukocls.evaluation.scoring import ScoringOptions, load_predictions, metrics_of, parts_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +32,6 @@ def load_run(path: str | os.PathLike[str]) -> LoadedRun:
     Raises:
         LeukoclsError: no finished run, or one whose record or predictions were edited.
     """
-    predictions, record = load_predictions(Path(path) / "predictions.parquet")
-    parts = scored_parts(Path(path), ScoringOptions())
+    predictions, record = load_predictions(Path(path))
+    parts = parts_of(predictions, record, Path(path), ScoringOptions())
     return LoadedRun(record, predictions, {p.origin["split"]: metrics_of(p) for p in parts})

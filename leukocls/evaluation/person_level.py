@@ -79,29 +79,28 @@ def beta_binomial(persons: Persons, name: str) -> dict[str, float] | None:
         mean = sigmoid(at)
         a, b = mean * _CONCENTRATION, (1 - mean) * _CONCENTRATION
         values = (special.betaln(a + k, b + n - k) - special.betaln(a, b)).sum(axis=1)
-        i = int(np.clip(values.argmax(), 1, len(values) - 2))
+        i = int(values.argmax())
+        if i in (0, len(values) - 1):
+            return float(values[i])
         # The top of the parabola through the highest value and its neighbours.
         below, top, above = values[i - 1 : i + 2]
         bend = below - 2 * top + above
-        rise = (below - above) ** 2 / (-8 * bend) if bend < 0 else 0.0
-        return float(max(values.max(), top + rise))
+        return float(top + (below - above) ** 2 / (-8 * bend) if bend < 0 else top)
 
-    end = _END
     if k.sum() in (0, n.sum()):
-        best = end if k.sum() else -end
+        best = _END if k.sum() else -_END
     else:
-        best = float(optimize.minimize_scalar(lambda at: -support(at), bounds=(-end, end)).x)
+        best = float(optimize.minimize_scalar(lambda at: -support(at), bounds=(-_END, _END)).x)
     enough = support(best) - stats.f.ppf(LEVEL, 1, len(k) - 1) / 2
-    found = {"value": best}
-    for side, limit in (("low", -end), ("high", end)):
-        beyond = support(limit) < enough
-        found[side] = (
-            optimize.brentq(lambda at: support(at) - enough, limit, best, xtol=1e-4)
-            if beyond
-            else limit
-        )
-    ends = {-end: 0.0, end: 1.0}
-    return {side: ends.get(at, float(sigmoid(at))) for side, at in found.items()}
+
+    def limit(end: float) -> float:
+        if support(end) >= enough:
+            return end
+        return float(optimize.brentq(lambda at: support(at) - enough, end, best, xtol=1e-4))
+
+    ends = {-_END: 0.0, _END: 1.0}
+    found = {"value": best, "low": limit(-_END), "high": limit(_END)}
+    return {name: ends.get(at, float(sigmoid(at))) for name, at in found.items()}
 
 
 def accuracy_limits(right: int, number: int) -> dict[str, float]:

@@ -99,7 +99,17 @@ def scored_parts(
     """
     if truth is not None and source.exists() and source.samefile(truth.path):
         raise LeukoclsError(f"{source}: is the truth itself; name a file of predictions")
-    frame, record = load_predictions(source)
+    return parts_of(*load_predictions(source), source, options, truth)
+
+
+def parts_of(
+    frame: pd.DataFrame,
+    record: dict[str, Any],
+    source: Path,
+    options: ScoringOptions,
+    truth: Truth | None = None,
+) -> list[ScoredPart]:
+    """`scored_parts` of predictions that `load_predictions` has read from `source`."""
     selected = record.get("selection") or {}
     splits = _splits(frame, source, options.split)
     if truth is not None and len(splits) > 1:

@@ -5,6 +5,7 @@ file, and of itself; a network that timm can hold is in timm's own format beside
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any
 from leukocls.artifacts.record import DIGEST, record_digest
 from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.common.files import sha256_file
-from leukocls.evaluation.conformal import USUAL, level_for
+from leukocls.evaluation.calibration import scaling
+from leukocls.evaluation.conformal import USUAL, usable_levels
 
 FORMAT = 1  # raise it when an older version of leukocls would misread a bundle
 DOCUMENT = "leukocls.json"
@@ -78,10 +80,7 @@ class Bundle:
     def calibration(self) -> tuple[float, float]:
         """Intercept and slope of the logit of the calibrated probability; 0 and 1 without one."""
         found = self.document["calibration"]
-        if found is None:
-            return 0.0, 1.0
-        slope = float(found["slope"])
-        return float(found["intercept"]) - slope * float(found["log_pos_weight"]), slope
+        return scaling(found) if found else (0.0, 1.0)
 
     def level(self, alpha: float | None) -> dict[str, Any] | None:
         """The limits of the logit for abstention at α; None without any.
@@ -93,22 +92,22 @@ class Bundle:
             LeukoclsError: an α that the bundle has no limits for.
         """
         table = self.document["conformal"]
-        found = level_for(table, USUAL if alpha is None else alpha)
-        usable = found and None not in (found["all_above"], found["hem_below"])
-        if usable or alpha is None:
-            return found if usable else None
+        wanted = USUAL if alpha is None else alpha
+        for level in usable_levels(table):
+            if math.isclose(level["alpha"], wanted):
+                return level
+        if alpha is None:
+            return None
         raise LeukoclsError(
-            f"--alpha {alpha:g}: {self.folder} has limits for {self.levels() or 'none'}"
+            f"--alpha {alpha:g}: {self.folder} has limits for {self.alphas}"
             f" ({table['reason'] or table['persons']}); smaller ones need more persons."
         )
 
-    def levels(self) -> str:
-        """The α that there are limits of both classes for, in words; "" for none."""
-        return ", ".join(
-            f"{one['alpha']:g}"
-            for one in self.document["conformal"]["levels"]
-            if None not in (one["all_above"], one["hem_below"])
-        )
+    @property
+    def alphas(self) -> str:
+        """The α that there are limits of both classes for, in words."""
+        levels = usable_levels(self.document["conformal"])
+        return ", ".join(f"{one['alpha']:g}" for one in levels) or "none"
 
 
 def open_bundle(folder: Path) -> Bundle:
@@ -118,7 +117,6 @@ def open_bundle(folder: Path) -> Bundle:
         LeukoclsError: no bundle, one of a newer format, or a network that no version in use has.
         DataFault: an entry or a file is missing, damaged or was changed.
     """
-    folder = Path(folder)
     document = _document(folder / DOCUMENT)
     for name, digest in document["files"].items():
         path = _inside(folder, name)

@@ -1,7 +1,6 @@
 """Write a bundle of finished runs."""
 
 import json
-import math
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from leukocls.artifacts.environment import versions
 from leukocls.artifacts.identity import differences
 from leukocls.artifacts.lineage import as_metadata, read_lineage
 from leukocls.artifacts.marks import merged_marks
+from leukocls.artifacts.predictions import sigmoid
 from leukocls.artifacts.record import DIGEST, now, read_record, record_digest
 from leukocls.artifacts.run_dir import finished_weights
 from leukocls.common.errors import LeukoclsError
@@ -26,7 +26,7 @@ from leukocls.common.files import sha256_file
 from leukocls.common.tables import listing
 from leukocls.data.views import view_weights
 from leukocls.evaluation import cell_metrics, conformal
-from leukocls.evaluation.calibration import calibrations
+from leukocls.evaluation.calibration import calibrations, scaling
 from leukocls.evaluation.ensembles import ensembles
 from leukocls.evaluation.metrics import COUNTS, RATES
 from leukocls.evaluation.request import Request
@@ -65,7 +65,7 @@ def write_bundle(
     if out.exists():
         raise LeukoclsError(f"{out}: exists already; name a new folder, or remove it.")
     if len({run.resolve() for run in runs}) < len(runs):
-        raise LeukoclsError("--out: a run is named twice, which would count it twice.")
+        raise LeukoclsError("RUN: one is named twice, which would count it twice; name each once.")
     records = [read_record(run) for run in runs]
     weights = [finished_weights(*pair) for pair in zip(runs, records, strict=True)]
     by_run = [scored_parts(run, ScoringOptions()) for run in runs]
@@ -73,8 +73,38 @@ def write_bundle(
     held_out = [part for part in parts if part.origin["heading"] == "selection"]
     if out_of_fold:
         held_out = [_out_of_fold(records[0], out_of_fold)]
+    document = _description(runs, records, parts, held_out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".bundle-", dir=out.parent) as made:
+        folder = Path(made) / "bundle"
+        document["members"] = []
+        for number, run in enumerate(runs):
+            place = f"members/{number:03d}/" if len(runs) > 1 else ""
+            (folder / place).mkdir(parents=True)
+            writer = _Writer(run, records[number], weights[number], document["calibration"])
+            document["members"].append(writer.write(folder, place))
+        (folder / "README.md").write_text(model_card(document), encoding="utf-8")
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        digests = {str(path.relative_to(folder)): sha256_file(path) for path in sorted(files)}
+        document["files"] = digests
+        document[DIGEST] = record_digest(document)
+        text = json.dumps(document, indent=2, allow_nan=False)
+        (folder / DOCUMENT).write_text(text, encoding="utf-8")
+        for path in (*files, folder / DOCUMENT):
+            path.chmod(0o644)  # safetensors writes files for the owner alone
+        shutil.move(folder, out)
+    return document
+
+
+def _description(
+    runs: Sequence[Path],
+    records: Sequence[dict[str, Any]],
+    parts: Sequence[ScoredPart],
+    held_out: Sequence[ScoredPart],
+) -> dict[str, Any]:
+    """The entries of leukocls.json that say what the networks are and how good they are."""
     calibration = calibrations([held_out])[0].record
-    document = {
+    return {
         "format": FORMAT,
         "leukocls": __version__,
         "created": now(),
@@ -88,34 +118,12 @@ def write_bundle(
         "metrics": [_measured(part) for part in parts if (part.frame["label"] >= 0).any()],
         "marks": merged_marks(record["marks"] for record in records),
         "shared_persons": merged_marks(record.get("shared_persons", []) for record in records),
-        "persons": _trained_persons(runs[0]),
+        "persons": _trained_persons(runs),
         "split_scheme": records[0]["split_scheme"],
         "data_digest": records[0]["data_digest"],
         "pretraining": merged_marks([record.get("pretraining", "unknown")] for record in records),
         "versions": versions(),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".bundle-", dir=out.parent) as made:
-        folder = Path(made) / "bundle"
-        folder.mkdir()
-        members = []
-        for number, run in enumerate(runs):
-            place = f"members/{number:03d}/" if len(runs) > 1 else ""
-            (folder / place).mkdir(parents=True, exist_ok=True)
-            writer = _Writer(run, records[number], weights[number], document["calibration"])
-            members.append(writer.write(folder, place))
-        document["members"] = members
-        (folder / "README.md").write_text(model_card(document), encoding="utf-8")
-        files = (path for path in folder.rglob("*") if path.is_file())
-        names = sorted(str(path.relative_to(folder)) for path in files)
-        document["files"] = {name: sha256_file(folder / name) for name in names}
-        document[DIGEST] = record_digest(document)
-        text = json.dumps(document, indent=2, allow_nan=False)
-        (folder / DOCUMENT).write_text(text, encoding="utf-8")
-        for name in (*names, DOCUMENT):
-            (folder / name).chmod(0o644)  # safetensors writes files for the owner alone
-        shutil.move(folder, out)
-    return document
 
 
 def _out_of_fold(record: dict[str, Any], runs: Sequence[Path]) -> ScoredPart:
@@ -149,9 +157,9 @@ def _threshold(parts: Sequence[ScoredPart], calibration: dict[str, Any]) -> dict
     probability = float(parts[0].origin["threshold"])
     logit = float(cell_metrics.logit_of([probability])[0])
     calibrated = probability
-    if (slope := calibration["slope"]) is not None:
-        z = calibration["intercept"] + slope * (logit - calibration["log_pos_weight"])
-        calibrated = 1 / (1 + math.exp(-z))
+    if calibration["slope"] is not None:
+        intercept, slope = scaling(calibration)
+        calibrated = float(sigmoid(intercept + slope * logit))
     return {"logit": logit, "prob": probability, "calibrated": calibrated}
 
 
@@ -166,11 +174,11 @@ def _measured(part: ScoredPart) -> dict[str, Any]:
     }
 
 
-def _trained_persons(run: Path) -> dict[str, int] | None:
-    """Number of training persons of each class; None if whom a cell is from is unknown."""
-    split = pd.read_csv(run / "split.csv", dtype=str, keep_default_na=False)
-    train = split[split["split"] == "train"]
-    person = "group" if "group" in split else "subject"  # versions before 0.2 merged none
+def _trained_persons(runs: Sequence[Path]) -> dict[str, int] | None:
+    """Number of persons of each class that any run trained on; None if persons are unknown."""
+    splits = [pd.read_csv(run / "split.csv", dtype=str, keep_default_na=False) for run in runs]
+    train = pd.concat([split[split["split"] == "train"] for split in splits])
+    person = "group" if "group" in train else "subject"  # versions before 0.2 merged none
     if (train[person] == "").any():
         return None
     persons = train.drop_duplicates([person, "label"])["label"]
@@ -238,10 +246,7 @@ class _Writer:
         Returns:
             The state dict, and scale and shift from its logit to the run's.
         """
-        slope, intercept = 1.0, 0.0
-        if found := self.calibration:
-            slope = float(found["slope"])
-            intercept = float(found["intercept"]) - slope * float(found["log_pos_weight"])
+        intercept, slope = scaling(self.calibration) if self.calibration else (0.0, 1.0)
         one_logit = self.network["outputs"] == 1
         self.network["outputs"] = 2
         network = untrained(self.network, drawn=False)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.common.tables import listing
-from leukocls.data.images import FORMATS, central, cut, extent, read_with_form, resized
+from leukocls.data.images import FORMATS, around_cell, central, read_with_form, resized
 from leukocls.inference.segment import segmented
 
 SUFFIXES = set().union(*FORMATS.values())
@@ -49,7 +49,7 @@ class Cell(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """How images are read.
+    """Options for reading images.
 
     Attributes:
         side: width and height that the networks were trained on; None for any size.
@@ -167,16 +167,12 @@ def _of_side(path: Path, pixels: np.ndarray, side: int, resize: bool) -> np.ndar
 
 
 def seen(pixels: np.ndarray, crop: int | str, size: int) -> np.ndarray:
-    """What a network sees of an image: uint8 [size, size, 3].
+    """The pixels of an image that a network sees: uint8 [size, size, 3].
 
     Args:
         crop, size: as `leukocls.data.store.open_store` takes them.
     """
-    if crop != "box":
-        return resized(central(pixels, int(crop)), size)
-    top, left, bottom, right = extent(pixels)
-    side = max(bottom - top, right - left)
-    return resized(cut(pixels, (top + bottom - side) // 2, (left + right - side) // 2, side), size)
+    return resized(around_cell(pixels) if crop == "box" else central(pixels, int(crop)), size)
 
 
 def ahead(work: Callable[[S], T], items: Iterable[S], number: int) -> Iterator[T]:

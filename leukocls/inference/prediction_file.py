@@ -26,7 +26,7 @@ _NUMBERS = ("logit", "prob", "view_sd")
 
 @dataclass
 class Written:
-    """What `write_predictions` did.
+    """The result of `write_predictions`.
 
     Attributes:
         table: as the file holds it.

@@ -41,10 +41,10 @@ Pixels = str | os.PathLike[str] | np.ndarray | Image.Image
 
 @dataclass(frozen=True)
 class Notes:
-    """What was noticed about the images of a batch: how many show a background, or are JPEGs."""
+    """Numbers of images in a batch that show a background, or are JPEGs."""
 
-    background: int = 0
-    lossy: int = 0
+    background: int
+    lossy: int
 
 
 class Predictor:

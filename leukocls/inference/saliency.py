@@ -24,7 +24,9 @@ CAM, REGION, ATTENTION = "grad-cam", "region", "attention"
 Maps = dict[str, np.ndarray]
 
 
-def maps(predictor: Predictor, images: Sequence[np.ndarray]) -> tuple[np.ndarray, Maps]:
+def maps(
+    predictor: Predictor, images: Sequence[np.ndarray], called: np.ndarray
+) -> tuple[np.ndarray, Maps]:
     """Maps of each image, averaged over views and networks in the image's own frame.
 
     "grad-cam": Grad-CAM (Selvaraju et al. 2017) of the last feature maps, for the class that the
@@ -34,6 +36,7 @@ def maps(predictor: Predictor, images: Sequence[np.ndarray]) -> tuple[np.ndarray
 
     Args:
         images: uint8 [H, W, 3] each, of the side that the networks were trained on.
+        called: True for images that are called ALL, [n].
 
     Returns:
         What the first network sees, uint8 [n, S, S, 3]; and by name float32 [n, S, S] in [0, 1].
@@ -47,8 +50,7 @@ def maps(predictor: Predictor, images: Sequence[np.ndarray]) -> tuple[np.ndarray
             f"{predictor.bundle.folder}: its networks see different parts of an image; explain a"
             " bundle of one of them."
         )
-    logit, _ = predictor.logits(images)
-    sign = np.where(logit > predictor.bundle.threshold, 1.0, -1.0)
+    sign = np.where(called, 1.0, -1.0)
     side = members[0].size
     sums: dict[str, list[Tensor]] = {}
     for member, network in zip(members, predictor.networks, strict=True):

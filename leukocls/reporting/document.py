@@ -8,7 +8,6 @@ from leukocls.artifacts.identity import BASELINE
 from leukocls.artifacts.record import RunState, state_of
 from leukocls.common.errors import LeukoclsError
 from leukocls.evaluation import curves
-from leukocls.evaluation.arm_runs import is_baseline
 from leukocls.evaluation.comparison import Comparison, compared
 from leukocls.evaluation.learning_curve import learning_curve, sizes_differ
 from leukocls.evaluation.metrics import HEADLINE
@@ -52,7 +51,7 @@ def report_document(comparison: Comparison, robustness: Path | None = None) -> d
             for name, arm in comparison.arms.items()
             # A baseline is fitted once, and has no course.
             if arm
-            and not is_baseline(one.run for one in arm.values())
+            and name not in comparison.baselines
             and (found := curves.courses(list(arm.values())))
         },
         "best": {
@@ -186,14 +185,12 @@ def _settings(comparison: Comparison) -> dict[str, dict[str, Any]]:
         if arm
     }
     reference = settings[comparison.reference]
-    arms = comparison.arms.items()
-    baselines = {name for name, arm in arms if is_baseline(one.run for one in arm.values())}
     return {
         name: own
         if name == comparison.reference
         else {
             key: own.get(key)
-            for key in (own if name in baselines else {**reference, **own})
+            for key in (own if name in comparison.baselines else {**reference, **own})
             if own.get(key) != reference.get(key) and key != "seed"
         }
         for name, own in settings.items()

@@ -13,7 +13,7 @@ from leukocls import __version__
 from leukocls.artifacts.marks import MEANINGS
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.tables import listing
-from leukocls.data.images import cut, extent, read_image
+from leukocls.data.images import around_cell, read_image
 from leukocls.data.index import Index
 from leukocls.evaluation import published_results
 from leukocls.evaluation.metrics import HEADLINE
@@ -173,10 +173,9 @@ def thumbnails(document: dict[str, Any], index: Index) -> dict[str, str]:
     found = {}
     for name, path in zip(rows["cell"], rows["file"], strict=True):
         image = read_image(index.root / path)
-        top, left, bottom, right = extent(image)
-        side = max(bottom - top, right - left, 1)
-        tight = cut(image, (top + bottom - side) // 2, (left + right - side) // 2, side)
-        small = Pillow.fromarray(tight).resize((THUMBNAIL, THUMBNAIL), Pillow.Resampling.LANCZOS)
+        small = Pillow.fromarray(around_cell(image)).resize(
+            (THUMBNAIL, THUMBNAIL), Pillow.Resampling.LANCZOS
+        )
         stream = io.BytesIO()
         small.save(stream, "JPEG", quality=85)
         found[str(name)] = base64.b64encode(stream.getvalue()).decode()

@@ -100,7 +100,7 @@ def test_the_runs_logits_come_back(made: Path, run: Path, small_tree: Path) -> N
 def test_timm_alone_gives_the_calibrated_probability_of_view_0(
     trained_once: Callable[..., Path], small_tree: Path, tmp_path: Path
 ) -> None:
-    """Where nothing is resized, timm's own transform cuts out the same pixels."""
+    """timm's own transform cuts out the same pixels where nothing is resized."""
     run = trained_once(*LEARNS, "data.size=null", "data.crop=60")
     assert bundle.main([str(run), "--out", str(tmp_path / "bundle")]) == 0
     model = timm.create_model(f"local-dir:{tmp_path / 'bundle'}", pretrained=True).eval()
@@ -212,7 +212,7 @@ def test_it_abstains_at_a_level_that_its_persons_allow(
 
 
 def test_held_out_cells_of_all_folds_fit_calibration_and_abstention(
-    trained_once: Callable[..., Path], run: Path, tmp_path: Path
+    trained_once: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [*LEARNS, "split_scheme=subject", "folds=2"]
     folds = [str(trained_once(*words, f"fold={fold}")) for fold in (0, 1)]
@@ -221,8 +221,12 @@ def test_held_out_cells_of_all_folds_fit_calibration_and_abstention(
     document = open_bundle(out).document
     assert document["conformal"]["persons"] == {"ALL": 6, "HEM": 5}
     cells = sum(len(predictions_of(Path(fold))) for fold in folds)
-    fitted = document["calibration"]
-    assert fitted is None or fitted["cells"] == cells
+    capsys.readouterr()
+    assert evaluate.main([*folds, "--pool", "--calibrate", "--json"]) == 0
+    pooled = json.loads(capsys.readouterr().out)["calibration"]
+    assert pooled["cells"] == cells
+    for name in ("cells", "intercept", "slope"):
+        assert document["calibration"][name] == pooled[name]
     new = ["--out", str(tmp_path / "other")]
     other = trained_once("split_scheme=subject", "folds=2", "fold=0", "views=2")
     with pytest.raises(LeukoclsError, match="another recipe"):

@@ -18,7 +18,8 @@ from leukocls.data.images import read_image
 from leukocls.data.views import image_views
 from leukocls.inference.bundle import Bundle, Member
 from leukocls.inference.predictor import Predictor
-from leukocls.inference.saliency import CAM, REGION, _back, maps
+from leukocls.inference.saliency import CAM, REGION, Maps, _back
+from leukocls.inference.saliency import maps as maps_for
 from leukocls.models.frozen import FrozenFeatures
 from leukocls.models.multiattention import MultiAttention
 from leukocls.models.region import RegionNetwork
@@ -40,6 +41,12 @@ def predictor_of(network: torch.nn.Module, views: int | str = 1) -> Predictor:
 def drawn(number: int = 2) -> list[np.ndarray]:
     rng = np.random.default_rng(number)
     return [rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8) for _ in range(number)]
+
+
+def maps(predictor: Predictor, images: list[np.ndarray]) -> tuple[np.ndarray, Maps]:
+    """The maps for the class that each image is called."""
+    logit, _ = predictor.logits(images)
+    return maps_for(predictor, images, logit > predictor.bundle.threshold)
 
 
 def network(seed: int = 0) -> TimmNetwork:
