@@ -34,8 +34,9 @@ def cached_features(
 ) -> np.memmap:
     """Features of the whole store as a read-only memory map float32 [N, V, F], computed if needed.
 
-    They are those of `network.features` for batches of `batch_size` images. The size of the batches
-    may change the last bits of a feature (convolutions on a CPU: about 1e-6 of the largest).
+    They are those of `network.features` for batches of `batch_size` images, in the store's order.
+    The size of a batch, and an image's place in it, may change the last bits of a feature
+    (convolutions on a CPU: about 1e-6 of the largest).
 
     Args:
         network: is moved to `device`.
