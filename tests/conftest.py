@@ -179,6 +179,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Let go of what stayed: Triton would print that it was never freed."""
+    gc.unfreeze()
+
+
 @pytest.fixture
 def train(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Train:
     """`python -m leukocls.train …` in this process, which has paid for its imports."""

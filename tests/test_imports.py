@@ -53,6 +53,22 @@ def test_no_package_imports_one_above_it() -> None:
     assert not upwards
 
 
+def test_modules_and_functions_are_short() -> None:
+    modules, functions = [], []
+    for path in PACKAGE.rglob("*.py"):
+        text, name = path.read_text(encoding="utf-8"), str(path.relative_to(PACKAGE))
+        modules.append((text.count("\n"), name))
+        functions += [
+            (node.end_lineno - node.lineno + 1, f"{name}: {node.name}")
+            for node in ast.walk(ast.parse(text))
+            if isinstance(node, ast.FunctionDef) and node.end_lineno
+        ]
+    for longest in (sorted(modules)[-5:], sorted(functions)[-5:]):
+        print(*(f"{lines:4} lines  {name}" for lines, name in reversed(longest)), sep="\n")
+    assert max(modules)[0] <= 350
+    assert max(functions)[0] <= 60
+
+
 def test_every_package_is_in_the_order() -> None:
     folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     assert folders == set(ORDER)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 from leukocls.common.errors import DataFault, Fault
 from leukocls.data.bmp import read_crop, read_header
@@ -16,6 +17,7 @@ LARGEST = 8192  # px; a larger image shows a slide, not a cell, and is refused b
 # byte, as Pillow reads 16-bit RGB.
 MODES = {"RGB": "RGB", "RGBA": "RGB with alpha", "L": "grey", "LA": "grey with alpha"}
 GREY_16 = ("I;16", "I;16B", "I;16L", "I;16N")
+RESTORE = "restore the file or leave it out"
 DIMMEST = 64  # of 255: 16-bit files with 14 bits or fewer in use stay below it
 
 
@@ -50,53 +52,62 @@ def read_with_form(path: Path, side: int | None = None) -> tuple[np.ndarray, str
     if side is not None:
         return read_crop(path, side, side), ""
 
-    def fault(cause: str, remedy: str = "restore the file or leave it out") -> DataFault:
-        return DataFault(Fault(path, cause, remedy))
-
     try:
         with Image.open(path) as image:
             if path.suffix.lower() not in FORMATS.get(image.format or "", set()):
-                raise fault(
+                raise _fault(
+                    path,
                     f"is {image.format} by its content",
                     "use BMP, PNG, TIFF or JPEG with the suffix of that format",
                 )
             pages = getattr(image, "n_frames", 1)
             if max(image.size) > LARGEST or pages != 1:
-                raise fault(
+                raise _fault(
+                    path,
                     f"is {image.width}×{image.height} pixels, {pages} page(s)",
                     f"use one image per cell, at most {LARGEST} pixels wide",
                 )
-            deep = any(";16" in str(tile[-1]) for tile in image.tile)
-            mode = "L" if image.mode in GREY_16 else image.mode
-            # Pillow does not invert 16-bit TIFF files in which white is 0 (tag 262).
-            inverted = deep and getattr(image, "tag_v2", {}).get(262) == 0
-            if mode not in MODES or inverted:
-                kind = "values in which white is 0" if inverted else f"the pixel mode {mode}"
-                raise fault(f"has {kind}", "save it as 8-bit RGB")
-            if image.format == "BMP":
-                read_header(path, None)  # Pillow accepts a truncated BMP
-            form = "16-bit " * deep + MODES[mode]
-            pixels = np.asarray(image)
-            if image.mode in GREY_16:
-                pixels = (pixels >> 8).astype(np.uint8)
-            if mode in ("RGBA", "LA"):
-                if pixels[..., -1].min() < 255:
-                    raise fault("has transparent pixels", "put it on black and save it as RGB")
-                pixels = pixels[..., :-1]
-            if deep and pixels.max() < DIMMEST:
-                raise fault(
-                    f"is 16-bit, and no value reaches {256 * DIMMEST:,} of 65,535",
-                    "scale it to all 16 bits, or save it as 8-bit RGB",
-                )
-            if mode in ("L", "LA"):
-                pixels = np.repeat(pixels.reshape(*pixels.shape[:2], 1), 3, axis=2)
-            return np.ascontiguousarray(pixels), "" if form == "RGB" else form
+            return _decoded(image, path)
     except DataFault:
         raise
     except UnidentifiedImageError as error:  # whose text would repeat the path
-        raise fault("does not decode (no image of a known format)") from error
+        raise _fault(path, "does not decode (no image of a known format)") from error
     except Exception as error:  # Pillow's readers raise many kinds of errors on damaged files
-        raise fault(f"does not decode ({error})") from error
+        raise _fault(path, f"does not decode ({error})") from error
+
+
+def _decoded(image: ImageFile, path: Path) -> tuple[np.ndarray, str]:
+    """As `read_with_form`, of one image that Pillow has opened."""
+    deep = any(";16" in str(tile[-1]) for tile in image.tile)
+    mode = "L" if image.mode in GREY_16 else image.mode
+    # Pillow does not invert 16-bit TIFF files in which white is 0 (tag 262).
+    inverted = deep and getattr(image, "tag_v2", {}).get(262) == 0
+    if mode not in MODES or inverted:
+        kind = "values in which white is 0" if inverted else f"the pixel mode {mode}"
+        raise _fault(path, f"has {kind}", "save it as 8-bit RGB")
+    if image.format == "BMP":
+        read_header(path, None)  # Pillow accepts a truncated BMP
+    form = "16-bit " * deep + MODES[mode]
+    pixels = np.asarray(image)
+    if image.mode in GREY_16:
+        pixels = (pixels >> 8).astype(np.uint8)
+    if mode in ("RGBA", "LA"):
+        if pixels[..., -1].min() < 255:
+            raise _fault(path, "has transparent pixels", "put it on black and save it as RGB")
+        pixels = pixels[..., :-1]
+    if deep and pixels.max() < DIMMEST:
+        raise _fault(
+            path,
+            f"is 16-bit, and no value reaches {256 * DIMMEST:,} of 65,535",
+            "scale it to all 16 bits, or save it as 8-bit RGB",
+        )
+    if mode in ("L", "LA"):
+        pixels = np.repeat(pixels.reshape(*pixels.shape[:2], 1), 3, axis=2)
+    return np.ascontiguousarray(pixels), "" if form == "RGB" else form
+
+
+def _fault(path: Path, cause: str, remedy: str = RESTORE) -> DataFault:
+    return DataFault(Fault(path, cause, remedy))
 
 
 def extent(image: np.ndarray) -> tuple[int, int, int, int]:

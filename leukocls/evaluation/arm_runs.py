@@ -13,6 +13,7 @@ from typing import Any
 from leukocls.artifacts.identity import BASELINE, differences
 from leukocls.artifacts.record import RunState, read_record, run_directories, state_of
 from leukocls.common.errors import DataFault, LeukoclsError
+from leukocls.common.tables import listing
 from leukocls.evaluation import out_of_fold, scoring
 from leukocls.evaluation.metrics import HEADLINE, confusion, decide, rates
 
@@ -325,7 +326,7 @@ def refuse_mixture(scored: list[ScoredRun]) -> None:
             names_by_value.setdefault(result.conditions[condition], []).append(result.run.name)
         if len(names_by_value) > 1:
             lines += [
-                f"{condition} {value}: {_listed(names)}" for value, names in names_by_value.items()
+                f"{condition} {value}: {listing(names)}" for value, names in names_by_value.items()
             ]
     if lines:
         raise LeukoclsError(
@@ -344,9 +345,3 @@ def refuse_mixture(scored: list[ScoredRun]) -> None:
                 f"{other.name} and {run.name}: one arm, two configurations; these differ:"
                 f" {', '.join(keys)}. Train one of them again (force=true)."
             )
-
-
-def _listed(names: list[str]) -> str:
-    """The first three names, and how many more there are."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more

@@ -90,7 +90,6 @@ def scored_comparison(
         DataFault: a run.json or predictions that are damaged, or not what the run wrote.
     """
     run_arms = group_by_arm(find_runs(runs))
-    seeds = None if seeds is None else list(seeds)
     with_seeds = [arm for arm in run_arms.values() if not is_baseline(arm.values())]
     present = {seed for arm in with_seeds or run_arms.values() for seed in arm}
     planned = sorted(present if seeds is None else seeds)
@@ -170,8 +169,7 @@ def _reference(arms: Arms, against: str | None) -> str:
     """
     names = [name for name, runs in arms.items() if runs]
     if against is None:
-        networks = [name for name in names if not _baseline(arms[name])]
-        names = networks or names
+        names = [name for name in names if not _baseline(arms[name])] or names
         leak = {name: _leak(next(iter(arms[name].values()))) for name in names}
         if any(leak.values()):
             return max(names, key=leak.__getitem__)

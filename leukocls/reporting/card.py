@@ -18,8 +18,7 @@ def card(document: dict[str, Any]) -> list[list[str]]:
     identity = document["settings"][comparison["reference"]]
     persons = comparison["persons"]
     who = f"{persons['ALL']} with ALL, {persons['HEM']} without" if persons else NOT_REPORTED
-    versions = first.get("versions") or {}
-    git = first.get("git") or {}
+    of_persons = f" of {sum(persons.values())} persons" if persons else ""
     rows = {
         "Intended use": ("TRIPOD+AI, CLAIM", "Research only; not for diagnosis."),
         "Source of data": ("TRIPOD+AI, CLAIM", _source(document)),
@@ -29,12 +28,7 @@ def card(document: dict[str, Any]) -> list[list[str]]:
             "TRIPOD+AI, PROBAST+AI",
             "A cell has the diagnosis of its person; single cells were not labelled.",
         ),
-        "Sample size": (
-            "TRIPOD+AI, CLAIM",
-            f"{data['cells']} cells of {sum(persons.values())} persons"
-            if persons
-            else f"{data['cells']} cells",
-        ),
+        "Sample size": ("TRIPOD+AI, CLAIM", f"{data['cells']} cells{of_persons}"),
         "Missing data": (
             "TRIPOD+AI, PROBAST+AI",
             "images are missing (PARTIAL)" if "PARTIAL" in comparison["marks"] else "none known",
@@ -49,10 +43,7 @@ def card(document: dict[str, Any]) -> list[list[str]]:
             "; ".join(comparison["shared_persons"])
             or ("LEAKY" if "LEAKY" in comparison["marks"] else "no person on two sides"),
         ),
-        "Model": (
-            "TRIPOD+AI, CLAIM",
-            str(identity.get("model.backbone", NOT_REPORTED)),
-        ),
+        "Model": ("TRIPOD+AI, CLAIM", str(identity.get("model.backbone", NOT_REPORTED))),
         "Pretraining": ("CLAIM", str(first.get("pretraining", NOT_REPORTED))),
         "Training": (
             "CLAIM",
@@ -65,15 +56,7 @@ def card(document: dict[str, Any]) -> list[list[str]]:
             f"{arm['n']} seeds; intervals count persons (delete-one jackknife)",
         ),
         "External validation": ("TRIPOD+AI, CLAIM", NOT_REPORTED),
-        "Code and versions": (
-            "TRIPOD+AI, CLAIM",
-            f"commit {str(git.get('commit', NOT_REPORTED))[:12]}"
-            + (" with changes" if git.get("dirty") else "")
-            + "; "
-            + ", ".join(
-                f"{name} {versions[name]}" for name in ("leukocls", "torch") if name in versions
-            ),
-        ),
+        "Code and versions": ("TRIPOD+AI, CLAIM", _code(first)),
         "Randomness": ("CLAIM", f"seeds {', '.join(map(str, arm['seeds']))}"),
         "Runs": ("CLAIM", f"{len(runs)}, with their digests under Sources"),
         "Ethics, funding, registration": ("TRIPOD+AI, CLAIM", NOT_REPORTED),
@@ -89,3 +72,10 @@ def _source(document: dict[str, Any]) -> str:
     if "SYNTHETIC" in document["comparison"]["marks"]:
         return f"SYNTHETIC cells of leukocls, no patients (digest {digest})"
     return f"images with the digest {digest}"
+
+
+def _code(run: dict[str, Any]) -> str:
+    versions, git = run.get("versions") or {}, run.get("git") or {}
+    commit = str(git.get("commit", NOT_REPORTED))[:12]
+    named = [f"{name} {versions[name]}" for name in ("leukocls", "torch") if name in versions]
+    return f"commit {commit}{' with changes' if git.get('dirty') else ''}; {', '.join(named)}"

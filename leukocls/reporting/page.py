@@ -50,6 +50,13 @@ CONTENTS = {
     "sources": "Sources",
 }
 
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("leukocls.reporting"),
+    autoescape=True,
+    trim_blocks=True,
+    undefined=jinja2.StrictUndefined,
+)
+
 
 def page(
     document: dict[str, Any], figures: Sequence[Figure], pictures: dict[str, str] | None = None
@@ -62,32 +69,22 @@ def page(
         pictures: of `thumbnails`; None leaves pictures of cells out.
     """
     comparison, median = document["comparison"], document["median"]
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("leukocls.reporting"),
-        autoescape=True,
-        trim_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    cells = [
-        cell | {"jpeg": pictures[cell["cell"]], "prob": f"{cell['prob']:.2f}"}
-        | {"label": "ALL" if cell["label"] else "HEM"}
-        for cell in document["cells"]
-        if pictures and cell["cell"] in pictures
-    ]  # fmt: skip
     counts = median["counts"]
     differences = differences_table(document)
     persons = comparison["persons"]
-    absent = {"differences"} if len(differences) == 1 else set()
-    absent |= set() if document["robustness"] else {"robustness"}
-    absent |= set() if baseline_names(document) else {"shortcuts"}
-    absent |= set() if document["learning_curve"] else {"learning-curve"}
-    return environment.get_template("report.html.j2").render(
+    holds = {
+        "differences": len(differences) > 1,
+        "robustness": bool(document["robustness"]),
+        "shortcuts": bool(baseline_names(document)),
+        "learning-curve": bool(document["learning_curve"]),
+    }
+    return _TEMPLATES.get_template("report.html.j2").render(
         title=f"{headline(document)['experiment']}: {comparison['reference']}",
         heading=heading_text(document),
         marks=" ".join(comparison["marks"]),
         about_marks="; ".join(MEANINGS[mark] for mark in comparison["marks"]),
         shared_persons=comparison["shared_persons"],
-        contents=[item for item in CONTENTS.items() if item[0] not in absent],
+        contents=[item for item in CONTENTS.items() if holds.get(item[0], True)],
         checks=document["checks"],
         data=data_table(document),
         arms=arms_table(document),
@@ -110,21 +107,27 @@ def page(
         ],
         calibration=_calibration(median["calibration"]),
         learning_curve=document["learning_curve"],
-        pictures=cells,
+        pictures=_pictured(document, pictures or {}),
         cells=cells_table(document),
         card=card(document),
         runs=runs_of(len(comparison["sources"])),
         sources=[["Run", "sha256 of its predictions"], *comparison["sources"].items()],
         version=__version__,
         figures={
-            one.name: {
-                "svg": Markup(svg(one)),
-                "caption": one.caption,
-                "alt": one.alt,
-            }
+            one.name: {"svg": Markup(svg(one)), "caption": one.caption, "alt": one.alt}
             for one in figures
         },
     )
+
+
+def _pictured(document: dict[str, Any], pictures: dict[str, str]) -> list[dict[str, Any]]:
+    """The hardest cells that have a picture, with it."""
+    return [
+        cell | {"jpeg": pictures[cell["cell"]], "prob": f"{cell['prob']:.2f}"}
+        | {"label": "ALL" if cell["label"] else "HEM"}
+        for cell in document["cells"]
+        if cell["cell"] in pictures
+    ]  # fmt: skip
 
 
 def _calibration(found: dict[str, Any] | None) -> str:

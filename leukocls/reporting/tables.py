@@ -27,6 +27,42 @@ def result_text(result: dict[str, Any], per_subject: bool = False) -> str:
     Args:
         per_subject: whether to add a line for each subject.
     """
+    lines = [f"{result['heading'].upper()}   {_origin(result)}"]
+    lines += [*banner(result["marks"]), *result["shared_persons"]]
+    if result["tp"] is None:
+        return "\n".join([*lines, f"{result['n']} cells, no labels: nothing to score"])
+
+    tp, fp, tn, fn = (result[key] for key in metrics.COUNTS)
+    subjects, by_subject = result["n_subjects"], result["subject"]
+    lines.append(f"{result['n']} cells, {tp + fn} ALL and {tn + fp} HEM")
+    counts = [("", "called ALL", "called HEM"), ("is ALL", tp, fn), ("is HEM", fp, tn)]
+    persons = f"{subjects or 'unknown'} persons"
+    if result["persons"]:
+        persons += f", {_by_class(result['persons'])}"
+    if subjects and result["persons_from"] != PERSON:
+        persons += ", by subject: the file has no column person"
+    lines += ["", aligned(counts), "", persons, aligned(_rows(result))]
+    if freedom := [one["df"] for one in result["interval"].values() if one and "df" in one]:
+        lines += textwrap.wrap(
+            "In brackets: 95 % interval over other persons like these, of the same training;"
+            f" Student's t with {_span(freedom)} degrees of freedom. By subject: exact binomial"
+            " and DeLong. A mean of persons counts each of them once. Beta-binomial: the same"
+            " questions by another model of how persons differ.",
+            98,
+        )
+    if better := result["debiased"]:
+        values = ", ".join(f"{name} {_shown(value)}" for name, value in better.items())
+        about = f"Each person at the epoch that the others choose: {values}. {DEBIASED}"
+        lines += textwrap.wrap(about, 98)
+    if per_subject and by_subject["per_subject"]:
+        keys = ("subject", "label", "n", "correct", "accuracy", "mean_logit")
+        table = [[_shown(row[key]) for key in keys] for row in by_subject["per_subject"]]
+        lines += ["", aligned([keys, *table])]
+    return "\n".join(lines)
+
+
+def _origin(result: dict[str, Any]) -> str:
+    """Where a result comes from: source, split, epoch, folds, ensemble, threshold."""
     origin = [result["source"]]
     origin += [f"{key} {result[key]}" for key in ("split", "epoch") if result[key] is not None]
     origin += [f"{result['folds']} folds"] if result.get("folds") else []
@@ -36,15 +72,12 @@ def result_text(result: dict[str, Any], per_subject: bool = False) -> str:
         origin.append(f"neighbourhood of {found['neighbours']} by {Path(found['features']).name}")
     hard = result["threshold"] is None
     origin.append("hard labels" if hard else f"threshold {result['threshold']:g}")
-    lines = [f"{result['heading'].upper()}   {' · '.join(origin)}"]
-    lines += [*banner(result["marks"]), *result["shared_persons"]]
-    if result["tp"] is None:
-        return "\n".join([*lines, f"{result['n']} cells, no labels: nothing to score"])
+    return " · ".join(origin)
 
-    tp, fp, tn, fn = (result[key] for key in metrics.COUNTS)
-    subjects, by_subject = result["n_subjects"], result["subject"]
-    lines.append(f"{result['n']} cells, {tp + fn} ALL and {tn + fp} HEM")
-    counts = [("", "called ALL", "called HEM"), ("is ALL", tp, fn), ("is HEM", fp, tn)]
+
+def _rows(result: dict[str, Any]) -> list[tuple[object, ...]]:
+    """A row for each metric: name, value, interval, and why it is missing."""
+    by_subject = result["subject"]
     rows: list[tuple[object, ...]] = [
         (
             name,
@@ -72,29 +105,7 @@ def result_text(result: dict[str, Any], per_subject: bool = False) -> str:
         for name, found in (result[key] or {}).items()
         if found
     ]
-    persons = f"{subjects or 'unknown'} persons"
-    if result["persons"]:
-        persons += f", {_by_class(result['persons'])}"
-    if subjects and result["persons_from"] != PERSON:
-        persons += ", by subject: the file has no column person"
-    lines += ["", aligned(counts), "", persons, aligned(rows)]
-    if freedom := [one["df"] for one in result["interval"].values() if one and "df" in one]:
-        lines += textwrap.wrap(
-            "In brackets: 95 % interval over other persons like these, of the same training;"
-            f" Student's t with {_span(freedom)} degrees of freedom. By subject: exact binomial"
-            " and DeLong. A mean of persons counts each of them once. Beta-binomial: the same"
-            " questions by another model of how persons differ.",
-            98,
-        )
-    if better := result["debiased"]:
-        values = ", ".join(f"{name} {_shown(value)}" for name, value in better.items())
-        about = f"Each person at the epoch that the others choose: {values}. {DEBIASED}"
-        lines += textwrap.wrap(about, 98)
-    if per_subject and by_subject["per_subject"]:
-        keys = ("subject", "label", "n", "correct", "accuracy", "mean_logit")
-        table = [[_shown(row[key]) for key in keys] for row in by_subject["per_subject"]]
-        lines += ["", aligned([keys, *table])]
-    return "\n".join(lines)
+    return rows
 
 
 def _limits(found: dict[str, float] | None) -> str:

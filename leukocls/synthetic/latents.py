@@ -319,18 +319,14 @@ def _with_copies(cells: list[Cell], spec: SyntheticSpec) -> list[Cell]:
     for index, cell in enumerate(cells):
         of_subject[cell.part, cell.label][cell.subject].append(index)
     couples = [
-        zip(
-            of_subject["fold_0", label].values(), of_subject["fold_2", label].values(), strict=False
-        )
+        zip(*(of_subject[fold, label].values() for fold in ("fold_0", "fold_2")), strict=False)
         for label in (1, 0)
     ]
     in_turn = [couple for both in zip_longest(*couples) for couple in both if couple]
     pairs = [pair for couple in in_turn for pair in zip(*couple, strict=False)]
     if len(pairs) < count:
         what = "duplicates" if spec.duplicates else "reprocessed"
-        raise LeukoclsError(
-            f"{what}={count}: not allowed; give at most {len(pairs)} with these subjects"
-        )
+        raise LeukoclsError(f"{what}={count}: give at most {len(pairs)} with these subjects")
     cells, rng = list(cells), random_numbers(spec.seed, REPROCESSED_STREAM)
     for place, (source, copy) in enumerate(pairs[:count]):
         own = {name: getattr(cells[copy], name) for name in NAMING}
@@ -344,11 +340,10 @@ def _with_copies(cells: list[Cell], spec: SyntheticSpec) -> list[Cell]:
 
 def _shuffled(cells: list[Cell], seed: int) -> list[Cell]:
     """Cells part by part, prelim and final in random order, so that file numbers tell nothing."""
-    rng, rows = random_numbers(seed, ORDER_OF_FILES_STREAM), []
+    rng = random_numbers(seed, ORDER_OF_FILES_STREAM)
+    rows: list[Cell] = []
     for part in ("fold_0", "fold_1", "fold_2", "prelim", "final"):
         of_part = [cell for cell in cells if cell.part == part]
-        order = (
-            rng.permutation(len(of_part)) if part in ("prelim", "final") else range(len(of_part))
-        )
-        rows += [of_part[index] for index in order]
+        mixed = part in ("prelim", "final")
+        rows += [of_part[place] for place in rng.permutation(len(of_part))] if mixed else of_part
     return rows

@@ -10,7 +10,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
@@ -31,6 +30,7 @@ from leukocls.data.views import view_weights
 from leukocls.evaluation.selection import BEST_THRESHOLD, RULES
 from leukocls.models.weights import initial_weights, pretraining
 from leukocls.synthetic.tree import SyntheticSpec, write_tree
+from leukocls.training.losses import pos_weight
 
 # Groups and keys of a scored run's configuration that stay those of its training.
 RECIPE = (
@@ -326,27 +326,6 @@ def split_options(config: DictConfig) -> SplitOptions:
     """The options of the configured split."""
     sizes = (config.data.n_subjects, config.data.n_cells)
     return SplitOptions(config.fold, config.folds, config.split_seed, *sizes, config.leak)
-
-
-def pos_weight(weight: float | str, sampler: str, label: np.ndarray) -> float:
-    """The weight of ALL in the loss.
-
-    `balanced` is n_HEM / n_ALL of the training cells (Prellberg & Kramer 2019, released code), or 1
-    where the sampler balances the batches already.
-
-    Args:
-        weight: `loss.pos_weight`, a number above 0 or "balanced".
-        sampler: the configured sampler.
-        label: int [n] of the training cells, ALL = 1.
-
-    Raises:
-        LeukoclsError: neither a number nor "balanced".
-    """
-    if isinstance(weight, int | float):
-        return float(weight)
-    if weight != "balanced":
-        raise LeukoclsError(f"loss.pos_weight={weight}: choose balanced, or a number above 0.")
-    return 1.0 if sampler == "balanced" else float((label == 0).sum() / (label == 1).sum())
 
 
 def is_limited(trainer: DictConfig) -> bool:

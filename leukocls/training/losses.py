@@ -1,5 +1,6 @@
 """The loss of a cell's logit: binary cross-entropy, weighted, focal, with smoothed labels."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,3 +41,24 @@ class CellLoss:
         of_all = -F.logsigmoid(logit) * torch.sigmoid(-logit) ** self.gamma
         of_hem = -F.logsigmoid(-logit) * torch.sigmoid(logit) ** self.gamma
         return (self.pos_weight * target * of_all + (1 - target) * of_hem).mean()
+
+
+def pos_weight(weight: float | str, sampler: str, label: np.ndarray) -> float:
+    """The weight of ALL in the loss.
+
+    `balanced` is n_HEM / n_ALL of the training cells (Prellberg & Kramer 2019, released code), or 1
+    where the sampler balances the batches already.
+
+    Args:
+        weight: `loss.pos_weight`, a number above 0 or "balanced".
+        sampler: the configured sampler.
+        label: int [n] of the training cells, ALL = 1.
+
+    Raises:
+        LeukoclsError: neither a number nor "balanced".
+    """
+    if isinstance(weight, int | float):
+        return float(weight)
+    if weight != "balanced":
+        raise LeukoclsError(f"loss.pos_weight={weight}: choose balanced, or a number above 0.")
+    return 1.0 if sampler == "balanced" else float((label == 0).sum() / (label == 1).sum())

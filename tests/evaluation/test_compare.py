@@ -444,7 +444,8 @@ def test_what_cannot_be_compared_is_not_mixed(sweep, change, condition):
     assert message.startswith("these runs cannot be compared")
     assert condition in message
     others = "prellberg2019/norot/seed_000, prellberg2019/norot/seed_002, "
-    assert f": {others}prellberg2019/norot/seed_003 and 12 more\n" in message
+    assert f": {others}" in message
+    assert "(15 in all)\n" in message
     assert message.count("\n") < 8
 
 
@@ -452,7 +453,7 @@ def test_runs_that_scored_other_cells_are_not_mixed(sweep):
     frame = selected_on_prelim(1, 0.5)
     write_run(sweep / "nospeclr_1e-4" / "seed_001", frame[frame["cell"] != "prelim7.bmp"])
     message = refused(sweep)
-    assert re.search(r"scored cells 59, \w{12}: prellberg2019/nospeclr_1e-4/seed_001\n", message)
+    assert re.search(r"scored cells 59, \w{12}: prellberg2019/nospeclr_1e-4/seed_001 ", message)
 
 
 def test_two_configurations_are_not_one_arm(sweep):

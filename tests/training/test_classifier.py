@@ -21,8 +21,7 @@ from leukocls.data.splits import Split
 from leukocls.data.views import image_views
 from leukocls.models.logits import to_logit
 from leukocls.training.classifier import CellClassifier
-from leukocls.training.inputs import pos_weight
-from leukocls.training.losses import CellLoss
+from leukocls.training.losses import CellLoss, pos_weight
 
 SIZE = 16
 # 13 and 7 cells are odd, and no multiple of the evaluation batch of 4; final's labels are unknown.
