@@ -19,6 +19,7 @@ VERBS = {
     "robustness": "score a run under blur, noise, another stain and other corruptions",
     "bundle": "write finished runs as a folder that others can open",
     "predict": "predict images with a bundle (research use only, not a diagnosis)",
+    "export": "write a bundle as one ONNX file, which needs no PyTorch",
     "explain": "draw what a bundle's networks look at in images",
     "audit": "judge predictions by their split: leaks, cells left out, selection",
     "runs": "list the runs below a directory",

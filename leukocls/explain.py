@@ -42,17 +42,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from leukocls.common.errors import DataFault
     from leukocls.common.files import atomic_write
+    from leukocls.inference.bundle import open_bundle
     from leukocls.inference.images import Reading, find_images, read_cell
-    from leukocls.inference.predictor import load_bundle
     from leukocls.inference.saliency import maps
     from leukocls.inference.sheet import MOST, sheet
+    from leukocls.inference.torch_predictor import TorchPredictor
 
     if arguments.out.suffix.lower() != ".png":
         raise LeukoclsError(f"--out {arguments.out}: name a file that ends in .png.")
     found = find_images(arguments.images)
     if len(found) > MOST:
         raise LeukoclsError(f"{len(found)} images: choose at most {MOST} for one sheet.")
-    predictor = load_bundle(arguments.bundle, arguments.device)
+    predictor = TorchPredictor(open_bundle(arguments.bundle), arguments.device)
     reading = Reading(predictor.side, arguments.resize, arguments.segment)
     cells, names = [], []
     for one in found:

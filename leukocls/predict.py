@@ -26,7 +26,8 @@ def _parser() -> argparse.ArgumentParser:
         " is no diagnosis. Exits 3 if images were skipped, which the file names with the reason.",
     )
     add = parser.add_argument
-    add("bundle", type=Path, metavar="BUNDLE", help="the folder that `leukocls.bundle` wrote")
+    add("bundle", type=Path, metavar="BUNDLE", help="the folder that `leukocls.bundle` wrote, or an"
+        " .onnx file that `leukocls.export` made of one")  # fmt: skip
     add("images", nargs="+", metavar="IMAGES", help="BMP, PNG, TIFF or JPEG files, folders, or"
         " patterns such as 'cells/*.png'")  # fmt: skip
     add("--out", type=Path, required=True, metavar="FILE", help="a .csv or .parquet file; the same"

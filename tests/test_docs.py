@@ -24,6 +24,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from leukocls import bundle as bundle_verb
+from leukocls import export as export_verb
 from leukocls import split as split_verb
 from leukocls.data.index import build_index
 
@@ -186,6 +187,8 @@ def lay_out(folder: Path, trained: Path, small_tree: Path) -> None:
         assert split_verb.main(words.split()) == 0
         words = "outputs/demo/proposal/seed_000 --out bundle"
         assert bundle_verb.main(words.split()) == 0
+        # For the page's Python, which may be tried before the command that writes it.
+        assert export_verb.main(["bundle", "--out", "network.onnx"]) == 0
     with contextlib.chdir(folder):
         for arguments in SCORING:
             synthetic = "data=synthetic" in arguments

@@ -205,3 +205,13 @@ def headline_text(headline: dict[str, Any] | None) -> str:
 def _object(record: dict[str, Any], key: str) -> dict[str, Any]:
     value = record.get(key)
     return value if isinstance(value, dict) else {}
+
+
+def scaling(calibration: dict[str, Any]) -> tuple[float, float]:
+    """Intercept and slope from a logit as predicted to that of the calibrated probability.
+
+    Args:
+        calibration: the entry of that name, with a slope.
+    """
+    slope = float(calibration["slope"])
+    return float(calibration["intercept"]) - slope * float(calibration["log_pos_weight"]), slope

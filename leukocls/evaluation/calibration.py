@@ -181,16 +181,6 @@ def _platt(y: Labels, z: Floats) -> tuple[float, float] | str:
     return found if found[1] > 0 else FALLING
 
 
-def scaling(record: dict[str, Any]) -> tuple[float, float]:
-    """Intercept and slope from a logit as predicted to that of the calibrated probability.
-
-    Args:
-        record: as `Calibration.record`, with a slope.
-    """
-    slope = float(record["slope"])
-    return float(record["intercept"]) - slope * float(record["log_pos_weight"]), slope
-
-
 def of_run(frame: pd.DataFrame, chosen_on: str, pos_weight: float) -> dict[str, Any]:
     """The entry `calibration` of run.json.
 

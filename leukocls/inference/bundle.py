@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leukocls.artifacts.record import DIGEST, record_digest
+from leukocls.artifacts.record import DIGEST, record_digest, scaling
 from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.common.files import sha256_file
-from leukocls.evaluation.calibration import scaling
 from leukocls.evaluation.conformal import USUAL, usable_levels
 
 FORMAT = 1  # raise it when an older version of leukocls would misread a bundle
@@ -58,18 +57,22 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Bundle:
-    """A bundle whose files were checked.
+class Described:
+    """What leukocls.json says about the networks of a bundle, or of an ONNX file made of one.
 
     Attributes:
-        folder: its place.
+        place: the folder or file.
         document: the content of leukocls.json.
-        members: its networks; the bundle's logit is the mean of theirs.
     """
 
-    folder: Path
+    place: Path
     document: dict[str, Any]
-    members: list[Member]
+
+    @property
+    def side(self) -> int | None:
+        """Width and height in px of the images that the networks know; None for any."""
+        sides = {entries["side"] for entries in self.document["members"]}
+        return sides.pop() if len(sides) == 1 else None
 
     @property
     def threshold(self) -> float:
@@ -99,7 +102,7 @@ class Bundle:
         if alpha is None:
             return None
         raise LeukoclsError(
-            f"--alpha {alpha:g}: {self.folder} has limits for {self.alphas}"
+            f"--alpha {alpha:g}: {self.place} has limits for {self.alphas}"
             f" ({table['reason'] or table['persons']}); smaller ones need more persons."
         )
 
@@ -108,6 +111,17 @@ class Bundle:
         """The α that there are limits of both classes for, in words."""
         levels = usable_levels(self.document["conformal"])
         return ", ".join(f"{one['alpha']:g}" for one in levels) or "none"
+
+
+@dataclass(frozen=True)
+class Bundle(Described):
+    """A bundle whose files were checked.
+
+    Attributes:
+        members: its networks; the bundle's logit is the mean of theirs.
+    """
+
+    members: list[Member]
 
 
 def open_bundle(folder: Path) -> Bundle:
@@ -135,14 +149,31 @@ def open_bundle(folder: Path) -> Bundle:
 
 def _document(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
         raise LeukoclsError(
             f"{path.parent}: no bundle (it has no {DOCUMENT}); make one with `python -m"
             " leukocls.bundle RUN --out DIR`."
         ) from None
     except OSError as error:
         raise LeukoclsError(f"{path}: cannot be read ({error.strerror}).") from error
+    except ValueError as error:
+        raise DataFault(f"{path}: damaged ({error}); copy the whole folder again.") from error
+    return checked_document(text, path)
+
+
+def checked_document(text: str, path: Path) -> dict[str, Any]:
+    """The entries of a leukocls.json after checking them.
+
+    Args:
+        path: the file that holds it, for messages.
+
+    Raises:
+        LeukoclsError: of a newer format.
+        DataFault: an entry is missing, damaged or was changed.
+    """
+    try:
+        document = json.loads(text)
     except ValueError as error:
         raise DataFault(f"{path}: damaged ({error}); copy the whole folder again.") from error
     if not isinstance(document, dict):

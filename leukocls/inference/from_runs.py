@@ -19,14 +19,14 @@ from leukocls.artifacts.identity import differences
 from leukocls.artifacts.lineage import as_metadata, read_lineage
 from leukocls.artifacts.marks import merged_marks
 from leukocls.artifacts.predictions import sigmoid
-from leukocls.artifacts.record import DIGEST, now, read_record, record_digest
+from leukocls.artifacts.record import DIGEST, now, read_record, record_digest, scaling
 from leukocls.artifacts.run_dir import finished_weights
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.files import sha256_file
 from leukocls.common.tables import listing
 from leukocls.data.views import view_weights
 from leukocls.evaluation import cell_metrics, conformal
-from leukocls.evaluation.calibration import calibrations, scaling
+from leukocls.evaluation.calibration import calibrations
 from leukocls.evaluation.ensembles import ensembles
 from leukocls.evaluation.metrics import COUNTS, RATES
 from leukocls.evaluation.request import Request

@@ -16,7 +16,6 @@ from PIL import Image
 from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.common.tables import listing
 from leukocls.data.images import FORMATS, around_cell, central, read_with_form, resized
-from leukocls.inference.segment import segmented
 
 SUFFIXES = set().union(*FORMATS.values())
 WIDER = 600  # px: images of this side, at C-NMC's magnification, are cut to what C-NMC shows
@@ -144,6 +143,9 @@ def as_cell(path: Path, pixels: np.ndarray, reading: Reading) -> Cell:
     lossy = path.suffix.lower() in FORMATS["JPEG"]
     if not (background and reading.segment):
         return Cell(pixels, background, lossy)
+    # Of scipy and scikit-image, which only this option needs.
+    from leukocls.inference.segment import segmented
+
     try:
         return Cell(segmented(pixels), False, lossy, segmented=True)
     except ValueError as error:

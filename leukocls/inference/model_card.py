@@ -104,6 +104,11 @@ def _use(document: dict[str, Any]) -> list[str]:
         if calibrated
         else f"Probabilities are not calibrated: {document['calibration_reason']}."
     )
+    lines += [
+        "",
+        "As one ONNX file with views, calibration and threshold, which needs no PyTorch:"
+        " `python -m leukocls.export FOLDER --out network.onnx`.",
+    ]
     if _timm(document):
         exact = first["crop"] == first["size"] and first["side"]
         pixels = (

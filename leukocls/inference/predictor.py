@@ -1,6 +1,10 @@
-"""Predict images with the networks of a bundle."""
+"""Predict images with the networks of a bundle, or with an ONNX file made of one.
+
+Nothing of PyTorch is imported here: an ONNX file needs none.
+"""
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,19 +12,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
 
 from leukocls.artifacts.predictions import sigmoid
 from leukocls.common.errors import DataFault, LeukoclsError
-from leukocls.data.views import image_views, view_weights
-from leukocls.data.warp import to_images
 from leukocls.evaluation.conformal import abstains
 from leukocls.evaluation.prediction_files import PREDICT
-from leukocls.inference.bundle import DOCUMENT, USE, Bundle, Member, open_bundle
+from leukocls.inference.bundle import USE, Described, open_bundle
 from leukocls.inference.images import (
     Cell,
     Found,
@@ -29,13 +27,11 @@ from leukocls.inference.images import (
     as_cell,
     find_images,
     read_cell,
-    seen,
 )
-from leukocls.models.logits import to_logit
-from leukocls.training.build import untrained
 
 BATCH = 64
 CLASSES = ("HEM", "ALL")
+ONNX = ".onnx"
 Pixels = str | os.PathLike[str] | np.ndarray | Image.Image
 
 
@@ -47,24 +43,25 @@ class Notes:
     lossy: int
 
 
-class Predictor:
-    """The networks of a bundle, ready to predict.
+class Predictor(ABC):
+    """Networks that are ready to predict.
 
     Attributes:
-        bundle: what they were read from.
-        device: where they compute.
+        bundle: what leukocls.json says about them.
         side: width and height of the images they were trained on; None for any.
         level: the limits for abstention, as `leukocls.evaluation.conformal` has them, or None.
     """
 
-    def __init__(
-        self, bundle: Bundle, device: str | None = None, alpha: float | None = None
-    ) -> None:
-        self.bundle, self.level = bundle, bundle.level(alpha)
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.networks = [_network(bundle, member, self.device) for member in bundle.members]
-        sides = {member.side for member in bundle.members}
-        self.side = sides.pop() if len(sides) == 1 else None
+    def __init__(self, bundle: Described, alpha: float | None) -> None:
+        self.bundle, self.side, self.level = bundle, bundle.side, bundle.level(alpha)
+
+    @abstractmethod
+    def logits(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and SD over views and networks of the logit of ALL, float64 [n] each.
+
+        Args:
+            images: uint8 [H, W, 3] each.
+        """
 
     def batches(
         self, images: Iterable[Found], reading: Reading, batch: int = BATCH
@@ -170,30 +167,6 @@ class Predictor:
         found = abstains(logit, logit > self.bundle.threshold, self.level)
         return np.where(read, np.where(found, "yes", "no"), "")
 
-    def logits(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and SD over views and networks of the logit of ALL, float64 [n] each.
-
-        Args:
-            images: uint8 [H, W, 3] each.
-        """
-        means, every = [], []
-        for member, network in zip(self.bundle.members, self.networks, strict=True):
-            stored = np.stack([seen(image, member.crop, member.size) for image in images])
-            views = member.scale * self._views(network, member, stored) + member.shift
-            means.append(views @ np.array(view_weights(member.views)))
-            every.append(views)
-        return np.mean(means, axis=0), np.concatenate(every, axis=1).std(axis=1)
-
-    @torch.inference_mode()
-    def _views(self, network: nn.Module, member: Member, stored: np.ndarray) -> np.ndarray:
-        """Logits of each view, float64 [n, V]."""
-        images = to_images(torch.from_numpy(stored).to(self.device))
-        logits = []
-        for view in image_views(images, member.views):
-            output: Any = network(view.contiguous(memory_format=torch.channels_last))
-            logits.append(to_logit(output[0] if isinstance(output, tuple) else output))
-        return torch.stack(logits, 1).double().cpu().numpy()
-
 
 def _segmented(cell: Cell | str) -> str:
     return ("yes" if cell.segmented else "no") if isinstance(cell, Cell) else ""
@@ -202,10 +175,10 @@ def _segmented(cell: Cell | str) -> str:
 def load_bundle(
     path: str | os.PathLike[str], device: str | None = None, alpha: float | None = None
 ) -> Predictor:
-    """Open a bundle and build its networks, whose `predict` takes images.
+    """Open a bundle, or an ONNX file made of one, whose `predict` takes images.
 
     Args:
-        path: the folder that `leukocls.bundle` wrote.
+        path: the folder that `leukocls.bundle` wrote, or the file that `leukocls.export` wrote.
         device: "cpu", "cuda", …; None for a GPU if there is one.
         alpha: for abstention: the share of a new person's cells, on average, whose own label is
             ruled out; one of those in the bundle. None takes .1 if the bundle has it.
@@ -214,17 +187,10 @@ def load_bundle(
         LeukoclsError: no bundle, of a newer format, or with a network that is unknown.
         DataFault: it is damaged or was changed.
     """
-    return Predictor(open_bundle(Path(path)), device, alpha)
+    if Path(path).suffix == ONNX:
+        from leukocls.inference.onnx_predictor import OnnxPredictor
 
+        return OnnxPredictor(Path(path), device, alpha)
+    from leukocls.inference.torch_predictor import TorchPredictor
 
-def _network(bundle: Bundle, member: Member, device: torch.device) -> nn.Module:
-    network = untrained(member.network, drawn=False)
-    try:
-        state: dict[str, Tensor] = load_file(member.weights)
-        network.load_state_dict({member.prefix + name: one for name, one in state.items()})
-    except (SafetensorError, RuntimeError, OSError) as error:
-        raise DataFault(
-            f"{member.weights}: no weights of the network in {DOCUMENT}"
-            f" ({str(error).splitlines()[0]}); copy the whole folder of {bundle.folder} again."
-        ) from error
-    return network.eval().to(device).to(memory_format=torch.channels_last)
+    return TorchPredictor(open_bundle(Path(path)), device, alpha)

@@ -14,7 +14,7 @@ from leukocls.data.views import image_views
 from leukocls.data.warp import to_images
 from leukocls.inference.bundle import Member
 from leukocls.inference.images import seen
-from leukocls.inference.predictor import Predictor
+from leukocls.inference.torch_predictor import TorchPredictor
 from leukocls.models.frozen import FrozenFeatures
 from leukocls.models.logits import to_logit
 from leukocls.models.multiattention import MultiAttention
@@ -25,7 +25,7 @@ Maps = dict[str, np.ndarray]
 
 
 def maps(
-    predictor: Predictor, images: Sequence[np.ndarray], called: np.ndarray
+    predictor: TorchPredictor, images: Sequence[np.ndarray], called: np.ndarray
 ) -> tuple[np.ndarray, Maps]:
     """Maps of each image, averaged over views and networks in the image's own frame.
 
@@ -44,10 +44,10 @@ def maps(
     Raises:
         LeukoclsError: a network without feature maps, or networks that see different crops.
     """
-    members = predictor.bundle.members
+    members = predictor.members
     if len({member.crop for member in members}) > 1:
         raise LeukoclsError(
-            f"{predictor.bundle.folder}: its networks see different parts of an image; explain a"
+            f"{predictor.bundle.place}: its networks see different parts of an image; explain a"
             " bundle of one of them."
         )
     sign = np.where(called, 1.0, -1.0)
@@ -63,7 +63,7 @@ def maps(
 
 
 def _of_member(
-    predictor: Predictor,
+    predictor: TorchPredictor,
     member: Member,
     network: nn.Module,
     images: Sequence[np.ndarray],

@@ -17,9 +17,9 @@ from leukocls.common.errors import LeukoclsError
 from leukocls.data.images import read_image
 from leukocls.data.views import image_views
 from leukocls.inference.bundle import Bundle, Member
-from leukocls.inference.predictor import Predictor
 from leukocls.inference.saliency import CAM, REGION, Maps, _back
 from leukocls.inference.saliency import maps as maps_for
+from leukocls.inference.torch_predictor import TorchPredictor
 from leukocls.models.frozen import FrozenFeatures
 from leukocls.models.multiattention import MultiAttention
 from leukocls.models.region import RegionNetwork
@@ -28,13 +28,14 @@ from leukocls.models.timm_network import TimmNetwork
 SIDE = 64
 
 
-def predictor_of(network: torch.nn.Module, views: int | str = 1) -> Predictor:
+def predictor_of(network: torch.nn.Module, views: int | str = 1) -> TorchPredictor:
     """A predictor with this network alone, which sees whole images of SIDE px."""
     member = Member({}, Path(), "", SIDE, SIDE, None, views, 1.0, 0.0)
-    found = Predictor.__new__(Predictor)
+    found = TorchPredictor.__new__(TorchPredictor)
     document = {"threshold": {"logit": 0.0}, "calibration": None}
     found.bundle, found.level = Bundle(Path(), document, [member]), None
-    found.device, found.side, found.networks = torch.device("cpu"), None, [network.eval()]
+    found.device, found.side = torch.device("cpu"), None
+    found.members, found.networks = [member], [network.eval()]
     return found
 
 
@@ -43,7 +44,7 @@ def drawn(number: int = 2) -> list[np.ndarray]:
     return [rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8) for _ in range(number)]
 
 
-def maps(predictor: Predictor, images: list[np.ndarray]) -> tuple[np.ndarray, Maps]:
+def maps(predictor: TorchPredictor, images: list[np.ndarray]) -> tuple[np.ndarray, Maps]:
     """The maps for the class that each image is called."""
     logit, _ = predictor.logits(images)
     return maps_for(predictor, images, logit > predictor.bundle.threshold)

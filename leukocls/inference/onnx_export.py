@@ -1,0 +1,192 @@
+"""Write the networks of a bundle as one ONNX file, and check that it predicts the same."""
+
+import io
+import json
+import warnings
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from leukocls.common.errors import LeukoclsError
+from leukocls.common.files import atomic_write
+from leukocls.data.views import image_views, view_matrices, view_weights
+from leukocls.data.warp import to_images
+from leukocls.inference.bundle import USE, Member
+from leukocls.inference.images import Reading, as_cell, find_images, read_cell, seen
+from leukocls.inference.onnx_predictor import (
+    ABOUT,
+    IMAGES,
+    LOGIT,
+    OWN,
+    PLAIN,
+    SPREAD,
+    signed,
+)
+from leukocls.inference.torch_predictor import TorchPredictor
+from leukocls.models.logits import to_logit
+from leukocls.synthetic.latents import draw_cells
+from leukocls.synthetic.render import render
+from leukocls.synthetic.spec import SyntheticSpec
+
+OPSET = 20  # the first whose GridSample takes the modes of PyTorch's
+TOLERANCE = 1e-4  # of the logit: a larger difference is no rounding
+DRAWN = 16  # synthetic cells, where no images are named
+THRESHOLD = "threshold"
+
+
+class Parity(NamedTuple):
+    """How far ONNX Runtime's logits lie from PyTorch's.
+
+    Attributes:
+        images: what was compared, in words.
+        number: of images.
+        difference: the largest, of the logit.
+    """
+
+    images: str
+    number: int
+    difference: float
+
+
+class _Whole(nn.Module):
+    """From the pixels that the networks see to everything that `predict` says about a cell."""
+
+    def __init__(self, predictor: TorchPredictor) -> None:
+        super().__init__()
+        self.members = predictor.members
+        self.networks = nn.ModuleList(predictor.networks)
+        self.calibration = predictor.bundle.calibration
+        for number, member in enumerate(self.members):
+            # ONNX has no operator that inverts a matrix.
+            self.register_buffer(f"matrices_{number}", view_matrices(member.views, member.size))
+            weights = torch.tensor(view_weights(member.views), dtype=torch.float64)
+            self.register_buffer(f"weights_{number}", weights)
+
+    def forward(self, images: Tensor, threshold: Tensor) -> tuple[Tensor, ...]:
+        means, every = [], []
+        floats = to_images(images)
+        for number, (member, network) in enumerate(zip(self.members, self.networks, strict=True)):
+            logits = []
+            matrices = getattr(self, f"matrices_{number}")
+            for view in image_views(floats, member.views, matrices):
+                output: Any = network(view)
+                logits.append(to_logit(output[0] if isinstance(output, tuple) else output))
+            views = member.scale * torch.stack(logits, 1).double() + member.shift
+            means.append(views @ getattr(self, f"weights_{number}"))
+            every.append(views)
+        logit = torch.stack(means).mean(0)
+        spread = torch.cat(every, 1)
+        # Not Tensor.std, of which the exporter makes more operators.
+        spread = (spread - spread.mean(1, keepdim=True)).square().mean(1).sqrt()
+        intercept, slope = self.calibration
+        return logit, (intercept + slope * logit).sigmoid(), spread, (logit > threshold).long()
+
+
+def write_onnx(predictor: TorchPredictor, out: Path, places: Sequence[str] = ()) -> Parity:
+    """Write the ONNX file of a bundle, after ONNX Runtime computed the same logits as PyTorch.
+
+    Input `images`: uint8 [n, S, S, 3], red first, cropped and resized as `seen` does; input
+    `threshold`: a logit, float64, which may be left out. Outputs of n each: `logit` and `view_sd`,
+    float64, as `Predictor.logits`; `prob`, the calibrated probability of ALL; `label`, 1 for ALL.
+
+    Args:
+        predictor: on the CPU.
+        out: the file, which is replaced.
+        places: images to compare on, as `find_images` takes them; none draws cells.
+
+    Raises:
+        LeukoclsError: networks that see different crops or sizes; a network that ONNX cannot hold;
+            logits that differ by more than TOLERANCE; onnx or onnxruntime is not installed.
+        DataFault: an image that cannot be read.
+    """
+    described, members = predictor.bundle, predictor.members
+    if len({(member.crop, member.size) for member in members}) > 1:
+        raise LeukoclsError(
+            f"{described.place}: its networks see different crops or sizes, and an ONNX file has"
+            " one input; export a bundle of one of them."
+        )
+    cells, kind = _cells(predictor, places)
+    stored = np.stack([seen(cell, members[0].crop, members[0].size) for cell in cells])
+    model = _exported(predictor, stored)
+    difference = _difference(predictor, model.SerializeToString(), cells, stored)
+    if not difference <= TOLERANCE:
+        raise LeukoclsError(
+            f"{described.place}: as ONNX its logits differ by up to {difference:.2g} on"
+            f" {len(cells)} {kind}, and rounding explains no more than {TOLERANCE:g}; nothing was"
+            " written."
+        )
+    parity = Parity(kind, len(cells), difference)
+    for key, value in _about(described.document, members[0], parity).items():
+        model.metadata_props.add(key=key, value=value)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(out, signed(model.SerializeToString()))
+    return parity
+
+
+def _about(document: dict[str, Any], member: Member, parity: Parity) -> dict[str, str]:
+    """The metadata of the file; the place of its own digest is kept free."""
+    crop, size = member.crop, member.size
+    part = "the square around the cell" if crop == "box" else f"the central {crop} px"
+    return {
+        "use": USE,
+        ABOUT: json.dumps(document),
+        "input": f"images: uint8 [n, {size}, {size}, 3], red first: {part}, resized to {size} px;"
+        " threshold: a logit",
+        "parity": json.dumps(parity._asdict()),
+        OWN: PLAIN.decode(),
+    }
+
+
+def _cells(predictor: TorchPredictor, places: Sequence[str]) -> tuple[list[np.ndarray], str]:
+    """Images to compare on, of the side that the networks know, and what they are."""
+    if places:
+        reading = Reading(predictor.side)
+        return [read_cell(one.path, reading).pixels for one in find_images(places)], "images"
+    drawn = draw_cells(SyntheticSpec(prelim_subjects_all=1, prelim_subjects_hem=1, final_cells=4))
+    reading = Reading(predictor.side, resize=True)
+    names = (Path(f"cell_{number}.bmp") for number in range(DRAWN))
+    cells = [as_cell(name, render(cell), reading) for name, cell in zip(names, drawn, strict=False)]
+    return [cell.pixels for cell in cells], "SYNTHETIC cells"
+
+
+def _exported(predictor: TorchPredictor, stored: np.ndarray) -> Any:
+    """The ONNX model, whose input `threshold` has the bundle's as its default."""
+    try:
+        import onnxruntime  # noqa: F401  (before the long way to the comparison)
+        from onnx import numpy_helper
+    except ImportError:
+        raise LeukoclsError(
+            f"{predictor.bundle.place}: onnx, onnxscript or onnxruntime is not installed; pip"
+            " install 'leukocls[export]'."
+        ) from None
+    threshold = np.array(predictor.bundle.threshold)
+    example = torch.from_numpy(stored[:2]), torch.from_numpy(threshold)
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), torch.inference_mode():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            _Whole(predictor).eval(), example, dynamo=True, verbose=False, opset_version=OPSET,
+            input_names=[IMAGES, THRESHOLD], output_names=[LOGIT, "prob", SPREAD, "label"],
+            dynamic_shapes=({0: torch.export.Dim("n")}, {}),
+        )  # fmt: skip
+    assert program is not None
+    model = program.model_proto
+    model.graph.initializer.append(numpy_helper.from_array(threshold, THRESHOLD))
+    return model
+
+
+def _difference(
+    predictor: TorchPredictor, content: bytes, cells: list[np.ndarray], stored: np.ndarray
+) -> float:
+    """Largest difference of the logits between ONNX Runtime and PyTorch."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it warns of inputs that have a default
+    session = onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
+    (found,) = session.run([LOGIT], {IMAGES: stored})
+    return float(np.abs(found - predictor.logits(cells)[0]).max())

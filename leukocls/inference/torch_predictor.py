@@ -1,0 +1,69 @@
+"""Predict images with the networks of a bundle, by PyTorch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from leukocls.common.errors import DataFault
+from leukocls.data.views import image_views, view_weights
+from leukocls.data.warp import to_images
+from leukocls.inference.bundle import DOCUMENT, Bundle, Member
+from leukocls.inference.images import seen
+from leukocls.inference.predictor import Predictor
+from leukocls.models.logits import to_logit
+from leukocls.training.build import untrained
+
+
+class TorchPredictor(Predictor):
+    """The networks of a bundle as PyTorch modules.
+
+    Attributes:
+        members: what the bundle says about each of them.
+        networks: in evaluation mode.
+        device: where they compute.
+    """
+
+    def __init__(
+        self, bundle: Bundle, device: str | None = None, alpha: float | None = None
+    ) -> None:
+        super().__init__(bundle, alpha)
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.members = bundle.members
+        self.networks = [_network(bundle, member, self.device) for member in bundle.members]
+
+    def logits(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        means, every = [], []
+        for member, network in zip(self.members, self.networks, strict=True):
+            stored = np.stack([seen(image, member.crop, member.size) for image in images])
+            views = member.scale * self._views(network, member, stored) + member.shift
+            means.append(views @ np.array(view_weights(member.views)))
+            every.append(views)
+        return np.mean(means, axis=0), np.concatenate(every, axis=1).std(axis=1)
+
+    @torch.inference_mode()
+    def _views(self, network: nn.Module, member: Member, stored: np.ndarray) -> np.ndarray:
+        """Logits of each view, float64 [n, V]."""
+        images = to_images(torch.from_numpy(stored).to(self.device))
+        logits = []
+        for view in image_views(images, member.views):
+            output: Any = network(view.contiguous(memory_format=torch.channels_last))
+            logits.append(to_logit(output[0] if isinstance(output, tuple) else output))
+        return torch.stack(logits, 1).double().cpu().numpy()
+
+
+def _network(bundle: Bundle, member: Member, device: torch.device) -> nn.Module:
+    network = untrained(member.network, drawn=False)
+    try:
+        state: dict[str, Tensor] = load_file(member.weights)
+        network.load_state_dict({member.prefix + name: one for name, one in state.items()})
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise DataFault(
+            f"{member.weights}: no weights of the network in {DOCUMENT}"
+            f" ({str(error).splitlines()[0]}); copy the whole folder of {bundle.place} again."
+        ) from error
+    return network.eval().to(device).to(memory_format=torch.channels_last)

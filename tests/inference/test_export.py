@@ -1,0 +1,193 @@
+"""ONNX files: the same predictions as the bundle's, without PyTorch, and what is refused."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pandas as pd
+import pytest
+from conftest import TINY
+
+import leukocls
+from leukocls import bundle, export, predict
+from leukocls.common.errors import DataFault, LeukoclsError
+from leukocls.inference import onnx_export
+from leukocls.inference.bundle import FORMAT, open_bundle
+from leukocls.inference.images import Reading, find_images, read_cell, seen
+from leukocls.inference.onnx_predictor import ABOUT, OWN, PLAIN, OnnxPredictor, signed
+from leukocls.inference.torch_predictor import TorchPredictor
+
+ANY = ["trainer.max_epochs=1"]
+# Each of another kind of network, or of views: rotations that are warped, corners, crops.
+SYSTEMS = {
+    "plain": [],
+    "attention": ["model=efficientnetlite0_multiattention", *TINY[1:], "model.weights=null", *ANY],
+    "region": ["model=resnet18_region", *TINY[1:], *ANY],
+    "frozen": ["model=frozen_efficientnetb0", *TINY[1:], *ANY],
+    "corners": ["views=corners", "data.crop=box", *ANY],
+    "rotations": ["views=7", "data.crop=60", "data.size=null", *ANY],
+}
+NOT_NEEDED = ("torch", "torchvision", "timm", "kornia", "hydra", "pytorch_lightning", "scipy",
+              "skimage", "sklearn", "matplotlib", "safetensors", "onnx")  # fmt: skip
+# A process of its own: this one has imported them all.
+PROGRAM = """
+import sys
+from importlib.abc import MetaPathFinder
+
+class Absent(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] in sys.argv[1].split(","):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Absent())
+from leukocls import predict
+sys.exit(predict.main(sys.argv[2:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def made(trained: Path, once: Callable[..., Path]) -> Path:
+    """A folder with the bundle of a run, and its ONNX file."""
+
+    def make(folder: Path) -> None:
+        assert bundle.main([str(trained), "--out", str(folder / "bundle")]) == 0
+        words = [str(folder / "bundle"), "--out", str(folder / "network.onnx")]
+        assert export.main(words) == 0
+
+    return once("exported", make)
+
+
+@pytest.fixture(scope="module")
+def images(small_tree: Path) -> list[str]:
+    """Nine cells: no multiple of what the graph was traced with."""
+    return [str(path) for path in sorted(small_tree.rglob("UID_*.bmp"))[:9]]
+
+
+def stored_pixels(images: list[str], crop: Any, size: int) -> np.ndarray:
+    cells = [read_cell(one.path, Reading(None)).pixels for one in find_images(images)]
+    return np.stack([seen(cell, crop, size) for cell in cells])
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_every_system_predicts_the_same(
+    name: str, trained_once: Callable[..., Path], images: list[str], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    run = trained_once(*SYSTEMS[name])
+    folder, file = tmp_path / "bundle", tmp_path / "network.onnx"
+    assert bundle.main([str(run), "--out", str(folder)]) == 0
+    assert export.main([str(folder), "--out", str(file), "--compare-on", *images]) == 0
+    assert "9 images" in capsys.readouterr().out
+    wanted = leukocls.load_bundle(folder, "cpu").predict(images)
+    found = leukocls.load_bundle(file).predict(images)
+    numbers = ["logit", "prob", "view_sd"]
+    np.testing.assert_allclose(found[numbers], wanted[numbers], rtol=0, atol=1e-5)
+    pd.testing.assert_frame_equal(found.drop(columns=numbers), wanted.drop(columns=numbers))
+
+
+def test_it_predicts_where_nothing_of_pytorch_is(
+    made: Path, images: list[str], tmp_path: Path
+) -> None:
+    words = [*images, str(tmp_path / "damaged.bmp")]
+    (tmp_path / "damaged.bmp").write_bytes(b"BM")
+    out, wanted = tmp_path / "onnx.csv", tmp_path / "torch.csv"
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, ",".join(NOT_NEEDED), str(made / "network.onnx"), *words,
+         "--out", str(out)],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, "Traceback" in done.stderr) == (3, False), done.stderr
+    assert predict.main([str(made / "bundle"), *words, "--out", str(wanted)]) == 3
+    found, other = (pd.read_csv(path) for path in (out, wanted))
+    pd.testing.assert_frame_equal(found, other, rtol=0, atol=1e-5)
+
+
+def test_the_graph_alone_says_what_predict_says(made: Path, images: list[str]) -> None:
+    """For those who have ONNX Runtime and not leukocls."""
+    session = onnxruntime.InferenceSession(made / "network.onnx")
+    opened = open_bundle(made / "bundle")
+    (member,) = opened.members
+    pixels = stored_pixels(images, member.crop, member.size)
+    outputs = [one.name for one in session.get_outputs()]
+    found = dict(zip(outputs, session.run(None, {"images": pixels}), strict=True))
+    wanted = leukocls.load_bundle(made / "bundle", "cpu").predict(images)
+    for name in ("logit", "prob", "view_sd"):
+        assert found[name] == pytest.approx(wanted[name].to_numpy(), abs=1e-5)
+    assert [("HEM", "ALL")[called] for called in found["label"]] == wanted["label"].tolist()
+    between = np.array(np.median(found["logit"]) + 1e-9)
+    (label,) = session.run(["label"], {"images": pixels, "threshold": between})
+    assert label.tolist() == (found["logit"] > between).tolist()
+    assert 0 < label.sum() < len(label)
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata[ABOUT]) == opened.document
+    parity = json.loads(metadata["parity"])
+    assert (parity["number"], parity["images"]) == (onnx_export.DRAWN, "SYNTHETIC cells")
+    assert 0 <= parity["difference"] <= onnx_export.TOLERANCE
+    assert "diagnosis" in metadata["use"]
+
+
+def changes(content: bytes) -> Iterator[bytes]:
+    """The content with one byte of the weights, of the metadata, and at the end changed; halved."""
+    for at in (len(content) // 2, content.index(b'"threshold"') + 2, len(content) - 1):
+        yield content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+    yield content[: len(content) // 2]
+    yield content + b"\0"
+
+
+def test_a_file_that_was_changed_is_refused(made: Path, tmp_path: Path) -> None:
+    file = tmp_path / "network.onnx"
+    for content in changes((made / "network.onnx").read_bytes()):
+        file.write_bytes(content)
+        with pytest.raises((DataFault, LeukoclsError), match=r"network\.onnx"):
+            OnnxPredictor(file)
+
+
+def test_what_is_no_file_of_ours_is_refused(made: Path, tmp_path: Path) -> None:
+    file = tmp_path / "other.onnx"
+    with pytest.raises(LeukoclsError, match="No such file"):
+        leukocls.load_bundle(file)
+    model = onnx.load(made / "network.onnx")
+    kept = {one.key: one.value for one in model.metadata_props}
+    del model.metadata_props[:]
+    onnx.save(model, file)
+    with pytest.raises(LeukoclsError, match=r"leukocls\.export"):
+        leukocls.load_bundle(file)
+    # Signed, and yet of a version to come.
+    kept[ABOUT] = json.dumps(json.loads(kept[ABOUT]) | {"format": FORMAT + 1})
+    kept[OWN] = PLAIN.decode()
+    for key, value in kept.items():
+        model.metadata_props.add(key=key, value=value)
+    file.write_bytes(signed(model.SerializeToString()))
+    with pytest.raises(LeukoclsError, match=f"format {FORMAT + 1}"):
+        leukocls.load_bundle(file)
+    with pytest.raises(LeukoclsError, match="--device tpu"):
+        leukocls.load_bundle(made / "network.onnx", "tpu")
+
+
+def test_what_computes_something_else_is_not_written(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_export, "TOLERANCE", -1.0)
+    words = [str(made / "bundle"), "--out", str(tmp_path / "new" / "network.onnx")]
+    with pytest.raises(LeukoclsError, match="nothing was written"):
+        export.main(words)
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_has_no_single_input_is_refused(made: Path, tmp_path: Path) -> None:
+    predictor = TorchPredictor(open_bundle(made / "bundle"), "cpu")
+    (member,) = predictor.members
+    predictor.members = [member, type(member)(**(vars(member) | {"size": member.size + 1}))]
+    with pytest.raises(LeukoclsError, match="one input"):
+        onnx_export.write_onnx(predictor, tmp_path / "network.onnx")
+    with pytest.raises(LeukoclsError, match=r"\.onnx"):
+        export.main([str(made / "bundle"), "--out", str(tmp_path / "network.pt")])
+    with pytest.raises(LeukoclsError, match="no bundle"):
+        export.main([str(tmp_path), "--out", str(tmp_path / "network.onnx")])
+    assert not list(tmp_path.iterdir())
