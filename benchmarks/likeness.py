@@ -37,7 +37,7 @@ from leukocls.training.probes import fitted
 SPEC = SyntheticSpec(cells_per_subject=6)
 # Trees of which folds 0 and 1 are separated. Twelve HEM subjects decide each one's values, so that
 # the mean of a few trees says little.
-WHOLE = [SyntheticSpec(scale="full", seed=seed) for seed in range(4)]
+WHOLE = [SyntheticSpec(scale="full", seed=seed) for seed in range(12)]
 SEPARATED = 1200  # cells at most
 FEATURES = {"size": size, "mask": mask, "colour": colour, "handcrafted": handcrafted}
 FOLDS = 5
@@ -225,7 +225,8 @@ def main() -> None:
         for name in genuine
     }
     for name, pair in measures.items():
-        print(f"{name:48}" + "".join(f"{kind:>10} {value:9.4f}" for kind, value in pair.items()))
+        shown = "".join(f"  {kind} {value:9.4f}" for kind, value in pair.items())
+        print(f"{name:48}{shown}")
     if arguments.json:
         document = {
             # Where somebody keeps the data is no part of a result.
