@@ -1,6 +1,8 @@
-"""A sheet of images beside the maps of what a network looked at."""
+"""Images beside the maps of what a network looks at in them: a sheet, and pictures for a report."""
 
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -8,11 +10,18 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
+from leukocls.inference.bundle import open_bundle
+from leukocls.inference.from_runs import write_bundle
+from leukocls.inference.images import Reading, read_cell
 from leukocls.inference.saliency import CAM, Maps
+from leukocls.inference.saliency import maps as maps_of
+from leukocls.inference.torch_predictor import TorchPredictor
 from leukocls.reporting.figures import style
+from leukocls.reporting.pictures import Pictures, as_jpeg
 
 WIDTH = 1.6  # inches, of each picture
 MOST = 48  # images on one sheet, which would be too long to look at otherwise
+COLOURS, OPACITY = "inferno", 0.55  # of a map over its image
 _ABOUT = {CAM: "speaks for the call", "region": "inside the proposed box"}
 
 
@@ -40,7 +49,7 @@ def sheet(
             for name, one in zip(columns, axes, strict=True):
                 one.imshow(image)
                 if name != "image":
-                    one.imshow(maps[name][row], cmap="inferno", alpha=0.55, vmin=0, vmax=1)
+                    one.imshow(maps[name][row], cmap=COLOURS, alpha=OPACITY, vmin=0, vmax=1)
                 one.set(xticks=[], yticks=[])
                 one.grid(visible=False)
                 if not row:
@@ -55,3 +64,32 @@ def _label(of: Any) -> str:
     name = str(of["cell"])
     short = name if len(name) <= 22 else f"{name[:10]}…{name[-11:]}"
     return f"{short}\np(ALL) {of['prob']:.2f}: {of['label']}"
+
+
+def map_pictures(run: Path, files: dict[str, Path]) -> Pictures:
+    """Each map of a run's network over each cell, for the class that the cell is called.
+
+    Args:
+        run: the directory of a finished run.
+        files: the cells' images, by name.
+
+    Raises:
+        LeukoclsError: a run without a network, or one without feature maps.
+    """
+    with tempfile.TemporaryDirectory(prefix="leukocls-maps-") as folder:
+        write_bundle([run], Path(folder) / "bundle")
+        predictor = TorchPredictor(open_bundle(Path(folder) / "bundle"))
+    reading = Reading(predictor.side)
+    cells = [read_cell(path, reading).pixels for path in files.values()]
+    logit, _ = predictor.logits(cells)
+    images, maps = maps_of(predictor, cells, logit > predictor.bundle.threshold)
+    colours = mpl.colormaps[COLOURS]
+
+    def over(image: np.ndarray, one: np.ndarray) -> str:
+        mixed = (1 - OPACITY) * image + OPACITY * 255 * colours(one)[..., :3]
+        return as_jpeg(mixed.round().astype(np.uint8))
+
+    return {
+        cell: {name: over(images[row], maps[name][row]) for name in maps}
+        for row, cell in enumerate(files)
+    }

@@ -1,26 +1,20 @@
 """The report as one HTML page that needs nothing beside it."""
 
-import base64
-import io
 from collections.abc import Sequence
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
-from PIL import Image as Pillow
 
 from leukocls import __version__
 from leukocls.artifacts.marks import MEANINGS
-from leukocls.common.errors import LeukoclsError
-from leukocls.common.tables import listing
-from leukocls.data.images import around_cell, read_image
-from leukocls.data.index import Index
 from leukocls.evaluation import published_results
 from leukocls.evaluation.metrics import HEADLINE
 from leukocls.evaluation.person_counts import METRICS
 from leukocls.reporting.card import card
 from leukocls.reporting.document import baseline_names, has_paper, headline
 from leukocls.reporting.figures import Figure, svg
+from leukocls.reporting.pictures import OUTLINE, Pictures
 from leukocls.reporting.report_tables import (
     arms_table,
     cells_table,
@@ -34,7 +28,6 @@ from leukocls.reporting.report_tables import (
 )
 from leukocls.reporting.tables import PATIENTS
 
-THUMBNAIL = 96  # pixels
 CONTENTS = {
     "checks": "Checks",
     "runs": "What was run, on which data",
@@ -59,19 +52,18 @@ _TEMPLATES = jinja2.Environment(
 
 
 def page(
-    document: dict[str, Any], figures: Sequence[Figure], pictures: dict[str, str] | None = None
+    document: dict[str, Any], figures: Sequence[Figure], pictures: Pictures | None = None
 ) -> str:
     """The HTML page of a report.
 
     Args:
         document: of `leukocls.reporting.document.report_document`.
         figures: of `leukocls.reporting.report_figures.figures`.
-        pictures: of `thumbnails`; None leaves pictures of cells out.
+        pictures: of `leukocls.reporting.pictures.thumbnails`; None leaves pictures of cells out.
     """
     comparison, median = document["comparison"], document["median"]
     counts = median["counts"]
     differences = differences_table(document)
-    persons = comparison["persons"]
     holds = {
         "differences": len(differences) > 1,
         "robustness": bool(document["robustness"]),
@@ -91,9 +83,7 @@ def page(
         ddof=comparison["ddof"],
         paper=published_results.SOURCE if has_paper(document) else "",
         results=result_tables(document),
-        about_persons=f"{PATIENTS} {persons['ALL']} ALL and {persons['HEM']} HEM persons."
-        if persons
-        else "Whom a cell is from is unknown, so there are no intervals over persons.",
+        about_persons=_about(comparison["persons"]),
         intervals=intervals_table(document),
         differences=differences,
         tests=tests_table(document),
@@ -108,6 +98,7 @@ def page(
         calibration=_calibration(median["calibration"]),
         learning_curve=document["learning_curve"],
         pictures=_pictured(document, pictures or {}),
+        maps=[name for name in next(iter((pictures or {}).values()), {}) if name != OUTLINE],
         cells=cells_table(document),
         card=card(document),
         runs=runs_of(len(comparison["sources"])),
@@ -120,10 +111,17 @@ def page(
     )
 
 
-def _pictured(document: dict[str, Any], pictures: dict[str, str]) -> list[dict[str, Any]]:
+def _about(persons: dict[str, int] | None) -> str:
+    """What intervals over persons are about."""
+    if not persons:
+        return "Whom a cell is from is unknown, so there are no intervals over persons."
+    return f"{PATIENTS} {persons['ALL']} ALL and {persons['HEM']} HEM persons."
+
+
+def _pictured(document: dict[str, Any], pictures: Pictures) -> list[dict[str, Any]]:
     """The hardest cells that have a picture, with it."""
     return [
-        cell | {"jpeg": pictures[cell["cell"]], "prob": f"{cell['prob']:.2f}"}
+        cell | {"pictures": pictures[cell["cell"]], "prob": f"{cell['prob']:.2f}"}
         | {"label": "ALL" if cell["label"] else "HEM"}
         for cell in document["cells"]
         if cell["cell"] in pictures
@@ -156,33 +154,6 @@ def heading_text(document: dict[str, Any]) -> str:
             " epoch, so these numbers are too good on average. There is no test set."
         )
     return f"{comparison['heading'].upper()}: {data['scored']}, {data['cells']} cells."
-
-
-def thumbnails(document: dict[str, Any], index: Index) -> dict[str, str]:
-    """JPEG of each of the document's hardest cells, cropped to its outline, as base64 by name.
-
-    Raises:
-        LeukoclsError: the data lacks one of these cells.
-    """
-    wanted = {cell["cell"] for cell in document["cells"]}
-    # Cells of final have the names of prelim's, and no labels to be wrong about.
-    table = index.only(("train", "prelim")).table
-    rows = table[table["cell"].isin(wanted)]
-    if absent := sorted(wanted - set(rows["cell"])):
-        raise LeukoclsError(
-            f"{index.source}: has no cell {listing(absent)}; name with --data the data that the"
-            " runs read"
-        )
-    found = {}
-    for name, path in zip(rows["cell"], rows["file"], strict=True):
-        image = read_image(index.root / path)
-        small = Pillow.fromarray(around_cell(image)).resize(
-            (THUMBNAIL, THUMBNAIL), Pillow.Resampling.LANCZOS
-        )
-        stream = io.BytesIO()
-        small.save(stream, "JPEG", quality=85)
-        found[str(name)] = base64.b64encode(stream.getvalue()).decode()
-    return found
 
 
 def headline_text(document: dict[str, Any]) -> str:

@@ -24,8 +24,10 @@ from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.data.images import read_image
 from leukocls.data.index import build_index
 from leukocls.evaluation import comparison
+from leukocls.inference.saliency import CAM
+from leukocls.inference.sheet import map_pictures
 from leukocls.reporting.figure_files import latex
-from leukocls.reporting.page import thumbnails
+from leukocls.reporting.pictures import OUTLINE, files_of, thumbnails
 from leukocls.reporting.report_tables import result_tables
 
 EVERY_FIGURE = {"courses", "losses", "intervals", "persons", "differences", "thresholds"}
@@ -260,8 +262,9 @@ def test_pictures_are_of_the_cells_that_were_scored(small_tree: Path) -> None:
     index = build_index(small_tree)
     prelim, final = (index.only((part,)).table for part in ("prelim", "final"))
     name = next(name for name in prelim["cell"] if name in set(final["cell"]))
-    found = thumbnails({"cells": [{"cell": name}]}, index)
-    drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(found[name]))), float)
+    found = thumbnails(files_of({"cells": [{"cell": name}]}, index))
+    jpeg = base64.b64decode(found[name][OUTLINE])
+    drawn = np.asarray(Image.open(io.BytesIO(jpeg)), float)
 
     def distance(table: pd.DataFrame) -> float:
         image = read_image(index.root / table["file"][table["cell"] == name].iloc[0])
@@ -272,7 +275,7 @@ def test_pictures_are_of_the_cells_that_were_scored(small_tree: Path) -> None:
     assert distance(prelim) < 3
     assert distance(prelim) < distance(final)
     with pytest.raises(LeukoclsError, match=r"nobody\.bmp"):
-        thumbnails({"cells": [{"cell": "nobody.bmp"}]}, index)
+        files_of({"cells": [{"cell": "nobody.bmp"}]}, index)
 
 
 def test_sizes_of_the_training_set_are_a_curve(tmp_path: Path) -> None:
@@ -369,3 +372,35 @@ def test_a_missing_seed_is_refused_unless_asked_for_and_then_shown(
 def test_a_folder_is_no_page(sweep: Path, tmp_path: Path) -> None:
     with pytest.raises(LeukoclsError, match=re.escape(str(tmp_path))):
         report.main([str(sweep), "--out", str(tmp_path)])
+
+
+@pytest.fixture(scope="module")
+def mapped(trained: Path, small_tree: Path, once: Callable[..., Path]) -> Page:
+    """The page of a run with a network, with pictures and maps of the hardest cells."""
+
+    def make(folder: Path) -> None:
+        words = [str(trained), "--data", str(small_tree), "--maps"]
+        assert report.main([*words, "--out", str(folder / "page.html")]) == 0
+
+    return Page((once("mapped", make) / "page.html").read_text(encoding="utf-8"))
+
+
+def test_maps_stand_beside_the_pictures_of_hardest_cells(mapped: Page) -> None:
+    shown = [str(one["title"]) for one in mapped.of("img")]
+    assert set(shown) == {OUTLINE, CAM}
+    assert shown.count(OUTLINE) == shown.count(CAM) > 3
+    pictures = [base64.b64decode(str(one["src"]).partition(",")[2]) for one in mapped.of("img")]
+    sides = {Image.open(io.BytesIO(jpeg)).size for jpeg in pictures}
+    assert sides == {(96, 96)}
+    # Black stays black without a map over it; inferno begins with black, and ends in yellow.
+    over = np.asarray(Image.open(io.BytesIO(pictures[shown.index(CAM)])), int)
+    assert over[..., 0].max() > over[..., 2].max()
+
+
+def test_maps_need_images_and_a_network(sweep: Path, tmp_path: Path) -> None:
+    out = ["--out", str(tmp_path / "page.html")]
+    with pytest.raises(LeukoclsError, match="--data"):
+        report.main([str(sweep), "--maps", *out])
+    with pytest.raises(LeukoclsError, match=r"proposal/seed_000"):
+        map_pictures(sweep / "proposal" / "seed_000", {})
+    assert not list(tmp_path.iterdir())
