@@ -184,6 +184,20 @@ def pytest_unconfigure() -> None:
     gc.unfreeze()
 
 
+@pytest.fixture(scope="session")
+def bundled(trained: Path, once: Callable[..., Path]) -> Path:
+    """A folder with the bundle of a run, `bundle`, and its ONNX file, `network.onnx`."""
+
+    def make(folder: Path) -> None:
+        from leukocls import bundle, export
+
+        assert bundle.main([str(trained), "--out", str(folder / "bundle")]) == 0
+        words = [str(folder / "bundle"), "--out", str(folder / "network.onnx")]
+        assert export.main(words) == 0
+
+    return once("bundled", make)
+
+
 @pytest.fixture
 def train(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Train:
     """`python -m leukocls.train …` in this process, which has paid for its imports."""

@@ -14,7 +14,7 @@ from conftest import Command
 from PIL import Image
 
 import leukocls
-from leukocls import bundle, evaluate, predict
+from leukocls import evaluate, predict
 from leukocls.common.errors import LeukoclsError
 from leukocls.data.images import read_image
 from leukocls.evaluation.prediction_files import PREDICT
@@ -25,13 +25,9 @@ SIDE = 450
 
 
 @pytest.fixture(scope="module")
-def made(trained: Path, once: Callable[..., Path]) -> Path:
+def made(bundled: Path) -> Path:
     """The bundle of a run."""
-
-    def make(folder: Path) -> None:
-        assert bundle.main([str(trained), "--out", str(folder / "bundle")]) == 0
-
-    return once("bundle-to-predict", make) / "bundle"
+    return bundled / "bundle"
 
 
 @pytest.fixture(scope="module")
