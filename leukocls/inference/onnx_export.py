@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.files import atomic_write
-from leukocls.data.views import image_views, view_matrices, view_weights
+from leukocls.data.views import image_views, view_count, view_matrices, view_weights
 from leukocls.data.warp import to_images
 from leukocls.inference.bundle import USE, Member
 from leukocls.inference.images import Reading, as_cell, find_images, read_cell, seen
@@ -71,18 +71,20 @@ class _Whole(nn.Module):
         means, every = [], []
         floats = to_images(images)
         for number, (member, network) in enumerate(zip(self.members, self.networks, strict=True)):
-            logits = []
             matrices = getattr(self, f"matrices_{number}")
-            for view in image_views(floats, member.views, matrices):
-                output: Any = network(view)
-                logits.append(to_logit(output[0] if isinstance(output, tuple) else output))
-            views = member.scale * torch.stack(logits, 1).double() + member.shift
-            means.append(views @ getattr(self, f"weights_{number}"))
+            # One pass for all views: a graph with one network for each would be several times as
+            # large, and as long in the making.
+            seen_by = torch.cat(list(image_views(floats, member.views, matrices)))
+            output: Any = network(seen_by)
+            logits = to_logit(output[0] if isinstance(output, tuple) else output)
+            logits = logits.reshape(view_count(member.views), -1)
+            views = member.scale * logits.double() + member.shift
+            means.append(getattr(self, f"weights_{number}") @ views)
             every.append(views)
         logit = torch.stack(means).mean(0)
-        spread = torch.cat(every, 1)
+        spread = torch.cat(every)
         # Not Tensor.std, of which the exporter makes more operators.
-        spread = (spread - spread.mean(1, keepdim=True)).square().mean(1).sqrt()
+        spread = (spread - spread.mean(0)).square().mean(0).sqrt()
         intercept, slope = self.calibration
         return logit, (intercept + slope * logit).sigmoid(), spread, (logit > threshold).long()
 

@@ -14,7 +14,7 @@ import numpy as np
 from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.inference.bundle import Described, checked_document
 from leukocls.inference.images import seen
-from leukocls.inference.predictor import Predictor
+from leukocls.inference.predictor import BATCH, Predictor
 
 IMAGES, LOGIT, SPREAD = "images", "logit", "view_sd"
 ABOUT, OWN = "leukocls", "leukocls_sha256"  # keys of the metadata
@@ -47,10 +47,17 @@ class OnnxPredictor(Predictor):
         super().__init__(described, alpha)
         first: dict[str, Any] = described.document["members"][0]
         self._crop, self._size = first["crop"], first["size"]
+        # All views of a batch are in memory at once.
+        views = max(len(one["view_weights"]) for one in described.document["members"])
+        self._batch = max(BATCH // views, 1)
 
     def logits(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        stored = np.stack([seen(image, self._crop, self._size) for image in images])
-        logit, spread = self._session.run([LOGIT, SPREAD], {IMAGES: stored})
+        parts = []
+        for start in range(0, len(images), self._batch):
+            some = images[start : start + self._batch]
+            stored = np.stack([seen(image, self._crop, self._size) for image in some])
+            parts.append(self._session.run([LOGIT, SPREAD], {IMAGES: stored}))
+        logit, spread = (np.concatenate(one) for one in zip(*parts, strict=True))
         return logit, spread
 
 
