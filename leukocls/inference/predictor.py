@@ -191,6 +191,11 @@ def load_bundle(
         from leukocls.inference.onnx_predictor import OnnxPredictor
 
         return OnnxPredictor(Path(path), device, alpha)
-    from leukocls.inference.torch_predictor import TorchPredictor
-
+    try:
+        from leukocls.inference.torch_predictor import TorchPredictor
+    except ModuleNotFoundError as error:
+        raise LeukoclsError(
+            f"{path}: a bundle needs PyTorch, and {error.name} is not installed; install leukocls"
+            " with its dependencies, or open an ONNX file (`python -m leukocls.export`)."
+        ) from error
     return TorchPredictor(open_bundle(Path(path)), device, alpha)
