@@ -25,6 +25,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--out-of-fold", nargs="+", type=Path, default=[], metavar="RUN", help="the folds of a"
         " cross-validation of the same recipe: their held-out cells fit calibration and abstention"
         " (default: the set that chose the epoch)")  # fmt: skip
+    add("--data", type=Path, metavar="ROOT", help="the images that the first run has read, so"
+        " that `predict` says how far a cell lies from those that it was trained on")  # fmt: skip
     return parser
 
 
@@ -38,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     from leukocls.inference.from_runs import write_bundle
 
-    document = write_bundle(arguments.runs, arguments.out, arguments.out_of_fold)
+    document = write_bundle(arguments.runs, arguments.out, arguments.out_of_fold, arguments.data)
     for one in document["metrics"]:
         f1 = one["weighted_f1"]
         print(f"{one['split']} ({one['heading']}): weighted F1 {f1:.4f}, {one['n']} cells")

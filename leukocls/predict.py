@@ -92,6 +92,10 @@ def _print_result(predictor: "Predictor", written: "Written", out: Path) -> int:
         print(f"{written.resumed} of them an earlier command had predicted")
     if cut := (table["segmented"] == "yes").sum():
         print(f"{cut} of them were cut out of their background: look at some (leukocls.explain)")
+    if document.get("distance"):
+        far = (table["distance"] > 1).sum()
+        print(f"{far} of them are farther from the training cells than 95 % of the held-out cells"
+              " are; about 5 % would be expected")  # fmt: skip
     for number, cause in (
         (written.background, "show more than a cell on black, which the networks never saw; take"
          " --segment, or do not believe these rows"),

@@ -185,13 +185,14 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(scope="session")
-def bundled(trained: Path, once: Callable[..., Path]) -> Path:
+def bundled(trained: Path, small_tree: Path, once: Callable[..., Path]) -> Path:
     """A folder with the bundle of a run, `bundle`, and its ONNX file, `network.onnx`."""
 
     def make(folder: Path) -> None:
         from leukocls import bundle, export
 
-        assert bundle.main([str(trained), "--out", str(folder / "bundle")]) == 0
+        words = [str(trained), "--out", str(folder / "bundle"), "--data", str(small_tree)]
+        assert bundle.main(words) == 0
         words = [str(folder / "bundle"), "--out", str(folder / "network.onnx")]
         assert export.main(words) == 0
 

@@ -29,7 +29,8 @@ LARGEST_MEMBER = 16 * 2**20  # bytes, of a challenge file in an archive
 NAME_COLUMNS = ("cell", "new_names", "Patient_ID")
 # Columns of the files that `predict` writes.
 PREDICT = (
-    "cell", "logit", "prob", "label", "abstain", "view_sd", "segmented", "reason", "use",
+    *("cell", "logit", "prob", "label", "abstain", "view_sd", "distance", "segmented"),
+    *("reason", "use"),
 )  # fmt: skip
 
 

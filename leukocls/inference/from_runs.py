@@ -24,6 +24,7 @@ from leukocls.artifacts.run_dir import finished_weights
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.files import sha256_file
 from leukocls.common.tables import listing
+from leukocls.data.index import build_index
 from leukocls.data.views import view_weights
 from leukocls.evaluation import cell_metrics, conformal
 from leukocls.evaluation.calibration import calibrations
@@ -31,6 +32,7 @@ from leukocls.evaluation.ensembles import ensembles
 from leukocls.evaluation.metrics import COUNTS, RATES
 from leukocls.evaluation.request import Request
 from leukocls.evaluation.scoring import ScoredPart, ScoringOptions, metrics_of, scored_parts
+from leukocls.inference import distance
 from leukocls.inference.bundle import DOCUMENT, FORMAT, USE
 from leukocls.inference.model_card import model_card
 from leukocls.models.timm_network import TimmNetwork
@@ -38,6 +40,7 @@ from leukocls.models.weights import HUB, LOCAL
 from leukocls.training.build import untrained
 
 RULE = "mean-logit"
+REFERENCES = "references.safetensors"
 # In what the folds of a recipe, and a run on all cells, may differ.
 OF_SPLIT = {"fold", "folds", "seed", "split_scheme", "split_seed", "selection", "inputs.split"}
 CNMC_SIDE = 450  # px, of every image of C-NMC
@@ -46,7 +49,7 @@ MEASURES = ("n", "persons", *COUNTS, *RATES, "auroc", "brier", "ece")
 
 
 def write_bundle(
-    runs: Sequence[Path], out: Path, out_of_fold: Sequence[Path] = ()
+    runs: Sequence[Path], out: Path, out_of_fold: Sequence[Path] = (), data: Path | None = None
 ) -> dict[str, Any]:
     """Write the bundle of a run, or of several as an ensemble, and return its document.
 
@@ -56,6 +59,8 @@ def write_bundle(
         out: a folder that does not exist.
         out_of_fold: the folds of a cross-validation of the same recipe, whose held-out cells fit
             calibration and abstention; none takes the set that chose the epoch.
+        data: the images that the first run has read, to measure how far a cell lies from those
+            that it was trained on; None leaves that out.
 
     Raises:
         LeukoclsError: `out` exists; a run that is not done, has no network or cannot be bundled;
@@ -83,6 +88,7 @@ def write_bundle(
             (folder / place).mkdir(parents=True)
             writer = _Writer(run, records[number], weights[number], document["calibration"])
             document["members"].append(writer.write(folder, place))
+        document["distance"] = _distance(runs[0], weights[0], data, folder) if data else None
         (folder / "README.md").write_text(model_card(document), encoding="utf-8")
         files = [path for path in folder.rglob("*") if path.is_file()]
         digests = {str(path.relative_to(folder)): sha256_file(path) for path in sorted(files)}
@@ -142,6 +148,24 @@ def _out_of_fold(record: dict[str, Any], runs: Sequence[Path]) -> ScoredPart:
             )
     found = Request(list(runs), ScoringOptions(), pool=True).parts()
     return found[0][0]
+
+
+def _distance(run: Path, weights: Path, data: Path, folder: Path) -> dict[str, Any]:
+    """Write what a cell's distance to the training cells is measured to."""
+    config: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"), resolve=True)
+    network = untrained(config["model"], drawn=False)
+    network.load_state_dict(load_file(weights))
+    split = pd.read_csv(run / "split.csv", dtype=str, keep_default_na=False)
+    crop, size = config["data"]["crop"], config["data"]["size"]
+    found = distance.references(
+        network.eval().to(memory_format=torch.channels_last),
+        build_index(data),
+        split,
+        read_record(run)["selection"]["set"],
+        crop,
+        int(crop) if size is None else int(size),
+    )
+    return distance.save(found, folder / REFERENCES)
 
 
 def _conformal(held_out: Sequence[ScoredPart]) -> dict[str, Any]:

@@ -17,9 +17,11 @@ from leukocls.common.files import atomic_write
 from leukocls.data.views import image_views, view_count, view_matrices, view_weights
 from leukocls.data.warp import to_images
 from leukocls.inference.bundle import USE, Member
+from leukocls.inference.distance import first_maps, pooled
 from leukocls.inference.images import Reading, as_cell, find_images, read_cell, seen
 from leukocls.inference.onnx_predictor import (
     ABOUT,
+    DISTANCE,
     IMAGES,
     LOGIT,
     OWN,
@@ -61,6 +63,7 @@ class _Whole(nn.Module):
         self.members = predictor.members
         self.networks = nn.ModuleList(predictor.networks)
         self.calibration = predictor.bundle.calibration
+        self.references = predictor.references
         for number, member in enumerate(self.members):
             # ONNX has no operator that inverts a matrix.
             self.register_buffer(f"matrices_{number}", view_matrices(member.views, member.size))
@@ -75,7 +78,10 @@ class _Whole(nn.Module):
             # One pass for all views: a graph with one network for each would be several times as
             # large, and as long in the making.
             seen_by = torch.cat(list(image_views(floats, member.views, matrices)))
-            output: Any = network(seen_by)
+            with first_maps(network) as kept:
+                output: Any = network(seen_by)
+            if not number:
+                distance = self._distance(network, kept[0][: images.shape[0]])
             logits = to_logit(output[0] if isinstance(output, tuple) else output)
             logits = logits.reshape(view_count(member.views), -1)
             views = member.scale * logits.double() + member.shift
@@ -86,15 +92,22 @@ class _Whole(nn.Module):
         # Not Tensor.std, of which the exporter makes more operators.
         spread = (spread - spread.mean(0)).square().mean(0).sqrt()
         intercept, slope = self.calibration
-        return logit, (intercept + slope * logit).sigmoid(), spread, (logit > threshold).long()
+        probability = (intercept + slope * logit).sigmoid()
+        return logit, probability, spread, distance, (logit > threshold).long()
+
+    def _distance(self, network: nn.Module, maps: Tensor) -> Tensor:
+        """Distance to the training cells, float64 [n]; NaN without references."""
+        if self.references is None:
+            return torch.full_like(maps[:, 0].flatten(1)[:, 0], torch.nan).double()
+        return self.references.distance(pooled(network, maps))
 
 
 def write_onnx(predictor: TorchPredictor, out: Path, places: Sequence[str] = ()) -> Parity:
     """Write the ONNX file of a bundle, after ONNX Runtime computed the same logits as PyTorch.
 
     Input `images`: uint8 [n, S, S, 3], red first, cropped and resized as `seen` does; input
-    `threshold`: a logit, float64, which may be left out. Outputs of n each: `logit` and `view_sd`,
-    float64, as `Predictor.logits`; `prob`, the calibrated probability of ALL; `label`, 1 for ALL.
+    `threshold`: a logit, float64, which may be left out. Outputs of n each: `logit`, `view_sd` and
+    `distance`, float64, as `Scores`; `prob`, the calibrated probability of ALL; `label`, 1 for ALL.
 
     Args:
         predictor: on the CPU.
@@ -172,7 +185,8 @@ def _exported(predictor: TorchPredictor, stored: np.ndarray) -> Any:
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             _Whole(predictor).eval(), example, dynamo=True, verbose=False, opset_version=OPSET,
-            input_names=[IMAGES, THRESHOLD], output_names=[LOGIT, "prob", SPREAD, "label"],
+            input_names=[IMAGES, THRESHOLD],
+            output_names=[LOGIT, "prob", SPREAD, DISTANCE, "label"],
             dynamic_shapes=({0: torch.export.Dim("n")}, {}),
         )  # fmt: skip
     assert program is not None
@@ -191,4 +205,4 @@ def _difference(
     options.log_severity_level = 3  # it warns of inputs that have a default
     session = onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
     (found,) = session.run([LOGIT], {IMAGES: stored})
-    return float(np.abs(found - predictor.logits(cells)[0]).max())
+    return float(np.abs(found - predictor.scores(cells).logit).max())

@@ -14,9 +14,9 @@ import numpy as np
 from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.inference.bundle import Described, checked_document
 from leukocls.inference.images import seen
-from leukocls.inference.predictor import BATCH, Predictor
+from leukocls.inference.predictor import BATCH, Predictor, Scores
 
-IMAGES, LOGIT, SPREAD = "images", "logit", "view_sd"
+IMAGES, LOGIT, SPREAD, DISTANCE = "images", "logit", "view_sd", "distance"
 ABOUT, OWN = "leukocls", "leukocls_sha256"  # keys of the metadata
 # The bytes of the digest are zeros while it is computed.
 PLAIN = b"leukocls-sha256:" + b"0" * 64
@@ -51,14 +51,13 @@ class OnnxPredictor(Predictor):
         views = max(len(one["view_weights"]) for one in described.document["members"])
         self._batch = max(BATCH // views, 1)
 
-    def logits(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    def scores(self, images: Sequence[np.ndarray]) -> Scores:
         parts = []
         for start in range(0, len(images), self._batch):
             some = images[start : start + self._batch]
             stored = np.stack([seen(image, self._crop, self._size) for image in some])
-            parts.append(self._session.run([LOGIT, SPREAD], {IMAGES: stored}))
-        logit, spread = (np.concatenate(one) for one in zip(*parts, strict=True))
-        return logit, spread
+            parts.append(self._session.run([LOGIT, SPREAD, DISTANCE], {IMAGES: stored}))
+        return Scores(*(np.concatenate(one) for one in zip(*parts, strict=True)))
 
 
 def signed(content: bytes) -> bytes:

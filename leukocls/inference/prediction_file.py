@@ -21,7 +21,7 @@ from leukocls.inference.predictor import BATCH, Notes, Predictor
 
 KINDS = (".csv", ".parquet")
 _STAMP = ("bytes", "modified")  # of a file, in the rows that are kept until the end
-_NUMBERS = ("logit", "prob", "view_sd")
+_NUMBERS = ("logit", "prob", "view_sd", "distance")
 
 
 @dataclass

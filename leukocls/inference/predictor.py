@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -35,6 +35,20 @@ ONNX = ".onnx"
 Pixels = str | os.PathLike[str] | np.ndarray | Image.Image
 
 
+class Scores(NamedTuple):
+    """What networks say about images, float64 [n] each.
+
+    Attributes:
+        logit: of ALL, the mean over views and networks.
+        spread: its SD over views and networks.
+        distance: to the training cells; NaN if the bundle has none to measure it by.
+    """
+
+    logit: np.ndarray
+    spread: np.ndarray
+    distance: np.ndarray
+
+
 @dataclass(frozen=True)
 class Notes:
     """Numbers of images in a batch that show a background, or are JPEGs."""
@@ -56,8 +70,8 @@ class Predictor(ABC):
         self.bundle, self.side, self.level = bundle, bundle.side, bundle.level(alpha)
 
     @abstractmethod
-    def logits(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and SD over views and networks of the logit of ALL, float64 [n] each.
+    def scores(self, images: Sequence[np.ndarray]) -> Scores:
+        """What the networks say about images.
 
         Args:
             images: uint8 [H, W, 3] each.
@@ -101,8 +115,9 @@ class Predictor(ABC):
             `cell`; `logit` of ALL, the mean over views and networks; `prob`, its calibrated
             probability; `label`, "ALL" or "HEM"; `abstain`, "yes" if no single label is left, else
             "no", "" if the bundle promises nothing; `view_sd`, the SD of the logit over views and
-            networks; `segmented`, "yes" if the cell was cut out of a background; `reason`, why
-            an image was skipped, "" for others; `use`.
+            networks; `distance` to the training cells, below 1 for 95 % of the held-out ones, NaN
+            if the bundle has none; `segmented`, "yes" if the cell was cut out of a background;
+            `reason`, why an image was skipped, "" for others; `use`.
 
         Raises:
             LeukoclsError: no image at one of the places.
@@ -140,9 +155,10 @@ class Predictor(ABC):
     def _table(self, cells: Sequence[tuple[str, Cell | str]]) -> tuple[pd.DataFrame, Notes]:
         good = [cell for _, cell in cells if isinstance(cell, Cell)]
         read = np.array([isinstance(cell, Cell) for _, cell in cells], bool)
-        logit, spread = np.full(len(cells), np.nan), np.full(len(cells), np.nan)
+        numbers = np.full((3, len(cells)), np.nan)
         if good:
-            logit[read], spread[read] = self.logits([cell.pixels for cell in good])
+            numbers[:, read] = self.scores([cell.pixels for cell in good])
+        logit, spread, distance = numbers
         intercept, slope = self.bundle.calibration
         called = np.where(logit > self.bundle.threshold, *reversed(CLASSES))
         table = pd.DataFrame({
@@ -152,6 +168,7 @@ class Predictor(ABC):
             "label": np.where(read, called, ""),
             "abstain": self._abstains(logit, read),
             "view_sd": spread,
+            "distance": distance,
             "segmented": [_segmented(cell) for _, cell in cells],
             "reason": ["" if isinstance(cell, Cell) else cell for _, cell in cells],
             "use": USE,

@@ -81,8 +81,8 @@ def map_pictures(run: Path, files: dict[str, Path]) -> Pictures:
         predictor = TorchPredictor(open_bundle(Path(folder) / "bundle"))
     reading = Reading(predictor.side)
     cells = [read_cell(path, reading).pixels for path in files.values()]
-    logit, _ = predictor.logits(cells)
-    images, maps = maps_of(predictor, cells, logit > predictor.bundle.threshold)
+    called = predictor.scores(cells).logit > predictor.bundle.threshold
+    images, maps = maps_of(predictor, cells, called)
     colours = mpl.colormaps[COLOURS]
 
     def over(image: np.ndarray, one: np.ndarray) -> str:

@@ -13,8 +13,9 @@ from leukocls.common.errors import DataFault
 from leukocls.data.views import image_views, view_weights
 from leukocls.data.warp import to_images
 from leukocls.inference.bundle import DOCUMENT, Bundle, Member
+from leukocls.inference.distance import References, first_maps, pooled
 from leukocls.inference.images import seen
-from leukocls.inference.predictor import Predictor
+from leukocls.inference.predictor import Predictor, Scores
 from leukocls.models.logits import to_logit
 from leukocls.training.build import untrained
 
@@ -26,6 +27,7 @@ class TorchPredictor(Predictor):
         members: what the bundle says about each of them.
         networks: in evaluation mode.
         device: where they compute.
+        references: of the first network, what a distance is measured to; None without.
     """
 
     def __init__(
@@ -35,15 +37,22 @@ class TorchPredictor(Predictor):
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.members = bundle.members
         self.networks = [_network(bundle, member, self.device) for member in bundle.members]
+        self.references = _references(bundle, self.device)
 
-    def logits(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    def scores(self, images: Sequence[np.ndarray]) -> Scores:
         means, every = [], []
+        distance = np.full(len(images), np.nan)
         for member, network in zip(self.members, self.networks, strict=True):
             stored = np.stack([seen(image, member.crop, member.size) for image in images])
-            views = member.scale * self._views(network, member, stored) + member.shift
+            with first_maps(network) as kept:
+                views = member.scale * self._views(network, member, stored) + member.shift
+            if self.references and network is self.networks[0]:
+                with torch.inference_mode():
+                    features = pooled(network, kept[0])
+                    distance = self.references.distance(features).cpu().numpy()
             means.append(views @ np.array(view_weights(member.views)))
             every.append(views)
-        return np.mean(means, axis=0), np.concatenate(every, axis=1).std(axis=1)
+        return Scores(np.mean(means, axis=0), np.concatenate(every, axis=1).std(axis=1), distance)
 
     @torch.inference_mode()
     def _views(self, network: nn.Module, member: Member, stored: np.ndarray) -> np.ndarray:
@@ -54,6 +63,17 @@ class TorchPredictor(Predictor):
             output: Any = network(view.contiguous(memory_format=torch.channels_last))
             logits.append(to_logit(output[0] if isinstance(output, tuple) else output))
         return torch.stack(logits, 1).double().cpu().numpy()
+
+
+def _references(bundle: Bundle, device: torch.device) -> References | None:
+    entry = bundle.document.get("distance")
+    if not entry:
+        return None
+    name = entry["file"]
+    if name not in bundle.document["files"]:
+        raise DataFault(f"{bundle.place / DOCUMENT}: the references {name} have no sha256 there.")
+    features = load_file(bundle.place / name)["features"].to(device)
+    return References(features, float(entry["scale"]), int(entry["held_out"]))
 
 
 def _network(bundle: Bundle, member: Member, device: torch.device) -> nn.Module:

@@ -35,7 +35,7 @@ def predictor_of(network: torch.nn.Module, views: int | str = 1) -> TorchPredict
     document = {"threshold": {"logit": 0.0}, "calibration": None}
     found.bundle, found.level = Bundle(Path(), document, [member]), None
     found.device, found.side = torch.device("cpu"), None
-    found.members, found.networks = [member], [network.eval()]
+    found.members, found.networks, found.references = [member], [network.eval()], None
     return found
 
 
@@ -46,8 +46,8 @@ def drawn(number: int = 2) -> list[np.ndarray]:
 
 def maps(predictor: TorchPredictor, images: list[np.ndarray]) -> tuple[np.ndarray, Maps]:
     """The maps for the class that each image is called."""
-    logit, _ = predictor.logits(images)
-    return maps_for(predictor, images, logit > predictor.bundle.threshold)
+    called = predictor.scores(images).logit > predictor.bundle.threshold
+    return maps_for(predictor, images, called)
 
 
 def network(seed: int = 0) -> TimmNetwork:

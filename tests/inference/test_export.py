@@ -61,17 +61,17 @@ def stored_pixels(images: list[str], crop: Any, size: int) -> np.ndarray:
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_system_predicts_the_same(
-    name: str, trained_once: Callable[..., Path], images: list[str], tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    name: str, trained_once: Callable[..., Path], images: list[str], small_tree: Path,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     run = trained_once(*SYSTEMS[name], "trainer.max_epochs=1")
     folder, file = tmp_path / "bundle", tmp_path / "network.onnx"
-    assert bundle.main([str(run), "--out", str(folder)]) == 0
+    assert bundle.main([str(run), "--out", str(folder), "--data", str(small_tree)]) == 0
     assert export.main([str(folder), "--out", str(file), "--compare-on", *images]) == 0
     assert "9 images" in capsys.readouterr().out
     wanted = leukocls.load_bundle(folder, "cpu").predict(images)
     found = leukocls.load_bundle(file).predict(images)
-    numbers = ["logit", "prob", "view_sd"]
+    numbers = ["logit", "prob", "view_sd", "distance"]
     np.testing.assert_allclose(found[numbers], wanted[numbers], rtol=0, atol=1e-5)
     pd.testing.assert_frame_equal(found.drop(columns=numbers), wanted.drop(columns=numbers))
 
@@ -102,7 +102,7 @@ def test_the_graph_alone_says_what_predict_says(bundled: Path, images: list[str]
     outputs = [one.name for one in session.get_outputs()]
     found = dict(zip(outputs, session.run(None, {"images": pixels}), strict=True))
     wanted = leukocls.load_bundle(bundled / "bundle", "cpu").predict(images)
-    for name in ("logit", "prob", "view_sd"):
+    for name in ("logit", "prob", "view_sd", "distance"):
         assert found[name] == pytest.approx(wanted[name].to_numpy(), abs=1e-5)
     assert [("HEM", "ALL")[called] for called in found["label"]] == wanted["label"].tolist()
     between = np.array(np.median(found["logit"]) + 1e-9)

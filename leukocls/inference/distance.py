@@ -1,0 +1,146 @@
+"""How far a cell lies from the cells that a network was trained on, in the network's own features.
+
+The distance to the K-th nearest training cell between normalised features (Sun et al. 2022,
+"Out-of-Distribution Detection with Deep Nearest Neighbors", section 3), divided by the value that
+95 % of the held-out cells stay below.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from leukocls.common.errors import LeukoclsError
+from leukocls.data.index import Index
+from leukocls.data.warp import to_images
+from leukocls.inference.images import Reading, ahead, read_cell, seen
+
+K = 10
+USUAL = 0.95  # of the held-out cells have a distance below 1
+MOST = 2000  # training cells in a bundle, as evenly from all persons as there are
+BATCH = 64
+
+
+class References(NamedTuple):
+    """What a distance is measured to.
+
+    Attributes:
+        features: of training cells, float32 [m, d], each of length 1.
+        scale: the distance that is called 1.
+        held_out: the number of cells behind `scale`.
+    """
+
+    features: Tensor
+    scale: float
+    held_out: int
+
+    def distance(self, features: Tensor) -> Tensor:
+        """Distance [n] of features, float64 [n, d] of length 1, to the K-th nearest reference."""
+        # Of near neighbours 1 - cos is small: in single precision little of it would be left.
+        nearest, _ = (features @ self.features.double().T).topk(min(K, len(self.features)), 1)
+        return (2 - 2 * nearest[:, -1]).clamp_min(0).sqrt() / self.scale
+
+
+@contextmanager
+def first_maps(network: nn.Module) -> Iterator[list[Tensor]]:
+    """Keep the backbone's last feature maps (or tokens) of the first pass: the list holds them."""
+    backbone: Any = network.backbone
+    forward = backbone.forward_features
+    kept: list[Tensor] = []
+
+    def keep(*arguments: Any, **options: Any) -> Tensor:
+        maps: Tensor = forward(*arguments, **options)
+        if not kept:
+            kept.append(maps)
+        return maps
+
+    backbone.forward_features = keep
+    try:
+        yield kept
+    finally:
+        del backbone.forward_features
+
+
+def pooled(network: nn.Module, maps: Tensor) -> Tensor:
+    """Features of length 1, float64 [n, d], of the backbone's last feature maps."""
+    backbone: Any = network.backbone
+    features = backbone.forward_head(maps, pre_logits=True)
+    # Networks with a head of their own have taken the backbone's pooling away.
+    features = features.mean((2, 3)) if features.ndim == 4 else features
+    return F.normalize(features.flatten(1).double(), dim=1)
+
+
+def references(
+    network: nn.Module, index: Index, split: pd.DataFrame, held_out: str, crop: int | str, size: int
+) -> References:
+    """The references of a network, from the images that it was trained on.
+
+    Args:
+        network: in evaluation mode, on the CPU.
+        index: the data that its run has read.
+        split: of its run, with the columns cell, split and person (`group` or `subject`).
+        held_out: the set that chose the epoch.
+        crop, size: as `leukocls.inference.images.seen`.
+
+    Raises:
+        LeukoclsError: the data lacks cells of the run.
+        DataFault: an image that cannot be read.
+    """
+    # Cells of final have the names of prelim's.
+    table = index.table[index.table["part"] != "final"].drop_duplicates("cell").set_index("cell")
+    if absent := sorted(set(split["cell"]) - set(table.index)):
+        raise LeukoclsError(
+            f"--data {index.source}: lacks {len(absent)} cells of the run, such as {absent[0]};"
+            " name the data that it has read"
+        )
+    files = {cell: index.root / file for cell, file in table["file"].items()}
+
+    def features(cells: Sequence[str]) -> Tensor:
+        paths = [files[cell] for cell in cells]
+        read = ahead(lambda path: seen(read_cell(path, Reading(None)).pixels, crop, size), paths,
+                     2 * BATCH)  # fmt: skip
+        parts, batch = [], []
+        for number, pixels in enumerate(read, 1):
+            batch.append(pixels)
+            if len(batch) == BATCH or number == len(paths):
+                parts.append(_features(network, np.stack(batch)))
+                batch = []
+        return torch.cat(parts)
+
+    trained = features(_evenly(split[split["split"] == "train"]))
+    others = features(_evenly(split[split["split"] == held_out]))
+    raw = References(trained.float(), 1.0, len(others))
+    scale = float(torch.quantile(raw.distance(others), USUAL))
+    return raw._replace(scale=max(scale, 1e-6))
+
+
+@torch.inference_mode()
+def _features(network: nn.Module, stored: np.ndarray) -> Tensor:
+    with first_maps(network) as kept:
+        network(to_images(torch.from_numpy(stored)).contiguous(memory_format=torch.channels_last))
+    return pooled(network, kept[0])
+
+
+def _evenly(split: pd.DataFrame) -> list[str]:
+    """At most MOST cells: the first of each person, then the second of each, and so on."""
+    person = "group" if "group" in split else "subject"
+    turn = split.groupby(person).cumcount().to_numpy()
+    return split["cell"].iloc[np.argsort(turn, kind="stable")[:MOST]].tolist()
+
+
+def save(found: References, path: Path) -> dict[str, Any]:
+    """Write the features, and return the entry `distance` of leukocls.json."""
+    from safetensors.torch import save_file
+
+    save_file({"features": found.features.contiguous()}, path)
+    number, width = found.features.shape
+    return {
+        "file": path.name, "neighbour": K, "scale": found.scale, "usual": USUAL,
+        "references": number, "features": width, "held_out": found.held_out,
+    }  # fmt: skip
