@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING
 
 from leukocls.common.arguments import whole_number
 from leukocls.common.errors import ITEMS_SKIPPED, run_verb
+from leukocls.common.tables import aligned
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from leukocls.inference.prediction_file import Written
     from leukocls.inference.predictor import Predictor
 
@@ -38,6 +41,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--resize", action="store_true", help="scale images of another size than the networks know")
     add("--segment", action="store_true", help="cut the cell in the middle out of images that show"
         " more than a cell on black")  # fmt: skip
+    add("--group-by", choices=("subject", "folder"), help="also sum up by the subject in C-NMC's"
+        " names, or by folder, in FILE with .groups in its name")  # fmt: skip
     add("--batch-size", type=whole_number, metavar="N", help="images per step (default: 64)")
     add("--device", help="cpu, cuda, … (default: a GPU if there is one)")
     return parser
@@ -51,12 +56,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         DataFault: the bundle is damaged or was changed.
     """
     arguments = _parser().parse_args(argv)
+    from leukocls.inference.groups import groups_of, summary
     from leukocls.inference.images import Reading, find_images
-    from leukocls.inference.prediction_file import check_out, write_predictions
+    from leukocls.inference.prediction_file import check_out, write_predictions, write_table
     from leukocls.inference.predictor import BATCH, load_bundle
 
     check_out(arguments.out)
     images = find_images(arguments.images)
+    # Before the long work: names may tell no subject.
+    groups = groups_of(images, arguments.group_by) if arguments.group_by else None
     predictor = load_bundle(arguments.bundle, arguments.device, arguments.alpha)
     written = write_predictions(
         predictor,
@@ -65,7 +73,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         Reading(predictor.side, arguments.resize, arguments.segment),
         arguments.batch_size or BATCH,
     )
-    return _print_result(predictor, written, arguments.out)
+    code = _print_result(predictor, written, arguments.out)
+    if groups:
+        of_groups = summary(written.table, groups)
+        place = arguments.out.with_suffix(f".groups{arguments.out.suffix}")
+        write_table(place, of_groups)
+        print(_of_groups(of_groups, place))
+    return code
+
+
+def _of_groups(table: "pd.DataFrame", place: Path) -> str:
+    shown = [
+        [row.group, row.cells, row.called_all, f"{row.share_all:.2f}", f"{row.mean_prob:.2f}"]
+        for row in table.head(SHOWN).itertuples()
+    ]
+    lines = [aligned([["group", "cells", "called ALL", "share", "mean p(ALL)"], *shown])]
+    lines += [f"… and {len(table) - SHOWN} more"] if len(table) > SHOWN else []
+    about = "Cells are called one by one; a share of them is no diagnosis of a person."
+    return "\n".join([*lines, about, str(place)])
 
 
 def _print_result(predictor: "Predictor", written: "Written", out: Path) -> int:

@@ -89,7 +89,7 @@ def write_predictions(
             stream.flush()
     done = _read(kept, made_by).set_index("cell", drop=False)
     written.table = done.loc[[found.cell for found in images], list(PREDICT)]
-    _write(out, written.table)
+    write_table(out, written.table)
     kept.unlink()
     return written
 
@@ -138,7 +138,8 @@ def _stamp(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _write(out: Path, table: pd.DataFrame) -> None:
+def write_table(out: Path, table: pd.DataFrame) -> None:
+    """Write a table as CSV or parquet, by the name, whole or not at all."""
     if out.suffix.lower() == ".csv":
         atomic_write(out, table.to_csv(index=False))
         return

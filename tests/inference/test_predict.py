@@ -18,7 +18,8 @@ from leukocls import evaluate, predict
 from leukocls.common.errors import LeukoclsError
 from leukocls.data.images import read_image
 from leukocls.evaluation.prediction_files import PREDICT
-from leukocls.inference.images import Reading, ahead, find_images, read_cell, seen
+from leukocls.inference.groups import groups_of
+from leukocls.inference.images import Found, Reading, ahead, find_images, read_cell, seen
 from leukocls.inference.predictor import Predictor
 
 SIDE = 450
@@ -289,3 +290,49 @@ def test_files_are_read_ahead_in_order_and_no_further() -> None:
     assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
     assert len(started) <= 9
     assert list(results) == list(range(5, 100))
+
+
+def test_cells_are_summed_up_by_person_and_by_folder(
+    made: Path, small_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = cells_of(small_tree, 30)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/UID_900_1_1_all.bmp").write_bytes(b"BM")
+    images = [*map(str, cells), str(tmp_path / "broken")]
+    out = tmp_path / "out.csv"
+    assert predict.main([str(made), *images, "--out", str(out), "--group-by", "subject"]) == 3
+    table = pd.read_csv(out, keep_default_na=False)
+    found = pd.read_csv(tmp_path / "out.groups.csv", dtype={"group": str}).set_index("group")
+    subject = table["cell"].str.split("_").str[1]
+    assert found.index.tolist() == sorted(set(subject))
+    for name, part in table[table["reason"] == ""].groupby(subject):
+        row, called = found.loc[name], part["label"] == "ALL"
+        assert (row["cells"], row["skipped"], row["called_all"]) == (len(part), 0, called.sum())
+        assert row["share_all"] == pytest.approx(called.mean())
+        assert row["mean_logit"] == pytest.approx(part["logit"].astype(float).mean())
+    assert (found.loc["900", "cells"], found.loc["900", "skipped"]) == (0, 1)
+    assert np.isnan(found.loc["900", "mean_logit"])
+    assert "no diagnosis of a person" in capsys.readouterr().out
+    parquet = tmp_path / "out.parquet"
+    assert predict.main([str(made), *images, "--out", str(parquet), "--group-by", "folder"]) == 3
+    folders = pd.read_parquet(tmp_path / "out.groups.parquet").set_index("group")
+    assert folders["cells"].to_dict() == {
+        str(folder): sum(cell.parent == folder for cell in cells)
+        for folder in [tmp_path / "broken", *{cell.parent for cell in cells}]
+    }
+
+
+def test_names_without_a_subject_are_refused_before_the_work(
+    made: Path, small_tree: Path, tmp_path: Path
+) -> None:
+    image = shutil.copy(cells_of(small_tree, 1)[0], tmp_path / "mine.bmp")
+    words = [str(made), str(image), "--out", str(tmp_path / "out.csv"), "--group-by", "subject"]
+    with pytest.raises(LeukoclsError, match=r"mine\.bmp.*--group-by folder"):
+        predict.main(words)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.bmp"]
+
+
+def test_families_of_cnmc_are_one_person() -> None:
+    names = ["UID_1_1_1_all.bmp", "UID_15_2_1_all.bmp", "UID_H3_1_1_hem.bmp"]
+    first, second, other = groups_of([Found(name, Path(name)) for name in names], "subject")
+    assert first == second != other
