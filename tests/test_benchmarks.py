@@ -1,5 +1,6 @@
 """Every benchmark runs; what it measures is recorded by hand, never judged here."""
 
+import importlib
 import importlib.util
 import json
 import shutil
@@ -12,7 +13,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, only_run, record
+from conftest import ROOT, TINY, only_run, record, train_here
 from sklearn.metrics import f1_score
 from warm import Command
 
@@ -286,6 +287,27 @@ def test_genuine_cells_are_cut_out_of_drawn_smears(
         (name, kind) for name in ("ALL", "HEM") for kind in module.SCENES
     ]
     assert all(row["median"] > 0.85 for row in rows)
+
+
+def test_predict_is_timed_beside_its_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, seconds = benchmark("predict"), iter([0.0, 0.0, 1.0, 3.0])
+
+    def verb(name: str, *words: object) -> tuple[float, float]:
+        """The command in this process, and made-up seconds and MiB."""
+        given = [str(word) for word in words]
+        if name == "train":
+            train_here(*given, *TINY)
+        else:
+            assert importlib.import_module(f"leukocls.{name}").main(given) == 0
+        return next(seconds), 100.0
+
+    monkeypatch.setattr(module, "verb", verb)
+    monkeypatch.setattr(module, "RECIPE", [*module.RECIPE, "views=2", "threads=1"])
+    found = module.measured(tmp_path, 30, module.SMALL)
+    assert (found["images"], found["views"], found["predict images per s"]) == (30, 2, 13.5)
+    assert found["ratio"] == pytest.approx(27 / sum(found["network alone images per s"]), abs=1e-3)
 
 
 def test_recorded_results_name_what_they_were_measured_with() -> None:

@@ -1,0 +1,124 @@
+"""Time `predict` on many SYNTHETIC images beside the forward passes of the network alone.
+
+python benchmarks/predict.py [--images N] [--json FILE]
+
+A run of EfficientNet-Lite0 at 128 px with eight views is trained for one batch, because its weights
+do not matter for time, and bundled. `predict` then runs as a command on a tenth of the images and
+on all of them, for its peak memory. The network alone computes the same views of images that are
+decoded already, before and after, with as many threads; its rate is the mean of both.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from leukocls.artifacts.environment import versions
+from leukocls.common.files import atomic_write
+from leukocls.data.views import image_views
+from leukocls.data.warp import to_images
+from leukocls.inference.bundle import open_bundle
+from leukocls.inference.predictor import BATCH
+from leukocls.inference.torch_predictor import TorchPredictor
+from leukocls.synthetic.tree import SyntheticSpec, write_tree
+
+RECIPE = [
+    "experiment=prellberg2019", "model=efficientnetlite0", "model.weights=null", "data.size=128",
+    "trainer.max_epochs=1", "+trainer.limit_train_batches=1", "+trainer.limit_val_batches=1",
+]  # fmt: skip
+SMALL = SyntheticSpec(
+    train_subjects_all=3, train_subjects_hem=3, prelim_subjects_all=1, prelim_subjects_hem=1,
+    cells_per_subject=8, final_cells=4,
+)  # fmt: skip
+FULL = SyntheticSpec(scale="full")
+BATCHES = 6  # of the network alone, before and after
+
+
+def verb(name: str, *words: object) -> tuple[float, float]:
+    """Run a command; its seconds, and its peak memory in MiB."""
+    start = time.perf_counter()
+    command = [sys.executable, "-m", f"leukocls.{name}", *map(str, words)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)}: ended with {os.waitstatus_to_exitcode(status)}")
+    return time.perf_counter() - start, used.ru_maxrss / 1024
+
+
+@torch.inference_mode()
+def alone(predictor: TorchPredictor) -> float:
+    """Images per second of the network alone, all views of each."""
+    (member,), (network,) = predictor.members, predictor.networks
+    shape = (BATCH, member.size, member.size, 3)
+    images = to_images(torch.randint(0, 256, shape, dtype=torch.uint8))
+    views = [view.contiguous(memory_format=torch.channels_last)
+             for view in image_views(images, member.views)]  # fmt: skip
+    network(views[0])
+    start = time.perf_counter()
+    for _ in range(BATCHES):
+        for view in views:
+            network(view)
+    return BATCHES * BATCH / (time.perf_counter() - start)
+
+
+def measured(folder: Path, number: int, spec: SyntheticSpec = FULL) -> dict[str, Any]:
+    """The figures, from files below `folder`."""
+    write_tree(folder / "small", SMALL, progress=False)
+    words = [f"data.root={folder / 'small'}", f"outputs={folder / 'out'}", "data=cnmc"]
+    verb("train", *RECIPE, *words, f"data.cache={folder / 'store'}")
+    (run,) = (folder / "out").rglob("run.json")
+    verb("bundle", run.parent, "--out", folder / "bundle")
+    write_tree(folder / "full", spec)
+    images = sorted((folder / "full").rglob("*.bmp"))[:number]
+    (folder / "all").mkdir()
+    for image in images:
+        (folder / "all" / f"{image.parent.name}_{image.name}").symlink_to(image)
+    few = folder / "few"
+    few.mkdir()
+    for image in sorted((folder / "all").iterdir())[: number // 10]:
+        (few / image.name).symlink_to(image.resolve())
+    predictor = TorchPredictor(open_bundle(folder / "bundle"), "cpu")
+    before = alone(predictor)
+    first, small = verb("predict", folder / "bundle", few, "--out", folder / "few.csv")
+    seconds, large = verb("predict", folder / "bundle", folder / "all", "--out", folder / "all.csv")
+    after = alone(predictor)
+    # What a command takes to start is in both, and no part of its rate.
+    rate = (len(images) - number // 10) / (seconds - first)
+    return {
+        "images": len(images),
+        "views": predictor.members[0].views,
+        "predict images per s": round(rate, 2),
+        "network alone images per s": [round(before, 2), round(after, 2)],
+        "ratio": round(2 * rate / (before + after), 3),
+        f"peak MiB, {number // 10} images": round(small),
+        f"peak MiB, {number} images": round(large),
+    }
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="leukocls-predict-") as folder:
+        figures = measured(Path(folder), arguments.images)
+    for name, value in figures.items():
+        print(f"{name:30}{value}")
+    if arguments.json:
+        document = {
+            "command": "python benchmarks/predict.py", "cores": os.cpu_count(),
+            "marks": ["SYNTHETIC"], "versions": versions(), "figures": figures,
+        }  # fmt: skip
+        atomic_write(arguments.json, json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
