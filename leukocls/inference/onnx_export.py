@@ -38,6 +38,7 @@ from leukocls.synthetic.spec import SyntheticSpec
 OPSET = 20  # the first whose GridSample takes the modes of PyTorch's
 TOLERANCE = 1e-4  # of the logit: a larger difference is no rounding
 DRAWN = 16  # synthetic cells, where no images are named
+AT_ONCE = 4  # images that are compared at a time, with all their views
 THRESHOLD = "threshold"
 
 
@@ -172,7 +173,9 @@ def _cells(predictor: TorchPredictor, places: Sequence[str]) -> tuple[list[np.nd
 def _exported(predictor: TorchPredictor, stored: np.ndarray) -> Any:
     """The ONNX model, whose input `threshold` has the bundle's as its default."""
     try:
-        import onnxruntime  # noqa: F401  (before the long way to the comparison)
+        # Before the long way to the comparison.
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
         from onnx import numpy_helper
     except ImportError:
         raise LeukoclsError(
@@ -183,12 +186,18 @@ def _exported(predictor: TorchPredictor, stored: np.ndarray) -> Any:
     example = torch.from_numpy(stored[:2]), torch.from_numpy(threshold)
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), torch.inference_mode():
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            _Whole(predictor).eval(), example, dynamo=True, verbose=False, opset_version=OPSET,
-            input_names=[IMAGES, THRESHOLD],
-            output_names=[LOGIT, "prob", SPREAD, DISTANCE, "label"],
-            dynamic_shapes=({0: torch.export.Dim("n")}, {}),
-        )  # fmt: skip
+        try:
+            program = torch.onnx.export(
+                _Whole(predictor).eval(), example, dynamo=True, verbose=False, opset_version=OPSET,
+                input_names=[IMAGES, THRESHOLD],
+                output_names=[LOGIT, "prob", SPREAD, DISTANCE, "label"],
+                dynamic_shapes=({0: torch.export.Dim("n")}, {}),
+            )  # fmt: skip
+        except torch.onnx.OnnxExporterError as error:
+            raise LeukoclsError(
+                f"{predictor.bundle.place}: ONNX cannot hold its network"
+                f" ({str(error).splitlines()[0]})."
+            ) from error
     assert program is not None
     model = program.model_proto
     model.graph.initializer.append(numpy_helper.from_array(threshold, THRESHOLD))
@@ -204,5 +213,9 @@ def _difference(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # it warns of inputs that have a default
     session = onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
-    (found,) = session.run([LOGIT], {IMAGES: stored})
-    return float(np.abs(found - predictor.scores(cells).logit).max())
+    differences = []
+    for start in range(0, len(cells), AT_ONCE):
+        some = slice(start, start + AT_ONCE)
+        (found,) = session.run([LOGIT], {IMAGES: stored[some]})
+        differences.append(np.abs(found - predictor.scores(cells[some]).logit).max())
+    return float(np.max(differences))  # NaN if one is
