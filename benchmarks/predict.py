@@ -114,7 +114,8 @@ def main() -> None:
         print(f"{name:30}{value}")
     if arguments.json:
         document = {
-            "command": "python benchmarks/predict.py", "cores": os.cpu_count(),
+            "command": f"python benchmarks/predict.py --images {arguments.images}",
+            "cores": os.cpu_count(),
             "marks": ["SYNTHETIC"], "versions": versions(), "figures": figures,
         }  # fmt: skip
         atomic_write(arguments.json, json.dumps(document, indent=1) + "\n")
