@@ -58,7 +58,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Described:
-    """What leukocls.json says about the networks of a bundle, or of an ONNX file made of one.
+    """The content of leukocls.json, which a bundle and an ONNX file made of one hold.
 
     Attributes:
         place: the folder or file.

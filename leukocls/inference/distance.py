@@ -1,11 +1,11 @@
-"""How far a cell lies from the cells that a network was trained on, in the network's own features.
+"""The distance of a cell to the cells that a network was trained on, in the network's features.
 
-The distance to the K-th nearest training cell between normalised features (Sun et al. 2022,
+It is that to the K-th nearest training cell between normalised features (Sun et al. 2022,
 "Out-of-Distribution Detection with Deep Nearest Neighbors", section 3), divided by the value that
 95 % of the held-out cells stay below.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,34 +28,38 @@ BATCH = 64
 
 
 class References(NamedTuple):
-    """What a distance is measured to.
+    """Features of training cells, and the unit in which distances to them are given.
 
     Attributes:
-        features: of training cells, float32 [m, d], each of length 1.
+        features: float64 [m, d], each of length 1.
         scale: the distance that is called 1.
-        held_out: the number of cells behind `scale`.
     """
 
     features: Tensor
     scale: float
-    held_out: int
 
     def distance(self, features: Tensor) -> Tensor:
         """Distance [n] of features, float64 [n, d] of length 1, to the K-th nearest reference."""
         # Of near neighbours 1 - cos is small: in single precision little of it would be left.
-        nearest, _ = (features @ self.features.double().T).topk(min(K, len(self.features)), 1)
+        nearest, _ = (features @ self.features.T).topk(min(K, len(self.features)), 1)
         return (2 - 2 * nearest[:, -1]).clamp_min(0).sqrt() / self.scale
 
 
 @contextmanager
-def first_maps(network: nn.Module) -> Iterator[list[Tensor]]:
-    """Keep the backbone's last feature maps (or tokens) of the first pass: the list holds them."""
+def first_maps(
+    network: nn.Module, change: Callable[[Tensor], Tensor] = lambda maps: maps
+) -> Iterator[list[Tensor]]:
+    """Keep the backbone's last feature maps (or tokens) of the first pass: the list holds them.
+
+    Args:
+        change: what the network gets in their place, and the list holds.
+    """
     backbone: Any = network.backbone
     forward = backbone.forward_features
     kept: list[Tensor] = []
 
     def keep(*arguments: Any, **options: Any) -> Tensor:
-        maps: Tensor = forward(*arguments, **options)
+        maps = change(forward(*arguments, **options))
         if not kept:
             kept.append(maps)
         return maps
@@ -78,7 +82,7 @@ def pooled(network: nn.Module, maps: Tensor) -> Tensor:
 
 def references(
     network: nn.Module, index: Index, split: pd.DataFrame, held_out: str, crop: int | str, size: int
-) -> References:
+) -> tuple[References, int]:
     """The references of a network, from the images that it was trained on.
 
     Args:
@@ -87,6 +91,9 @@ def references(
         split: of its run, with the columns cell, split and person (`group` or `subject`).
         held_out: the set that chose the epoch.
         crop, size: as `leukocls.inference.images.seen`.
+
+    Returns:
+        The references, and the number of held-out cells behind their scale.
 
     Raises:
         LeukoclsError: the data lacks cells of the run.
@@ -115,9 +122,10 @@ def references(
 
     trained = features(_evenly(split[split["split"] == "train"]))
     others = features(_evenly(split[split["split"] == held_out]))
-    raw = References(trained.float(), 1.0, len(others))
+    # As they are stored.
+    raw = References(trained.float().double(), 1.0)
     scale = float(torch.quantile(raw.distance(others), USUAL))
-    return raw._replace(scale=max(scale, 1e-6))
+    return raw._replace(scale=max(scale, 1e-6)), len(others)
 
 
 @torch.inference_mode()
@@ -134,13 +142,13 @@ def _evenly(split: pd.DataFrame) -> list[str]:
     return split["cell"].iloc[np.argsort(turn, kind="stable")[:MOST]].tolist()
 
 
-def save(found: References, path: Path) -> dict[str, Any]:
+def save(found: References, held_out: int, path: Path) -> dict[str, Any]:
     """Write the features, and return the entry `distance` of leukocls.json."""
     from safetensors.torch import save_file
 
-    save_file({"features": found.features.contiguous()}, path)
+    save_file({"features": found.features.float().contiguous()}, path)
     number, width = found.features.shape
     return {
         "file": path.name, "neighbour": K, "scale": found.scale, "usual": USUAL,
-        "references": number, "features": width, "held_out": found.held_out,
+        "references": number, "features": width, "held_out": held_out,
     }  # fmt: skip

@@ -88,7 +88,10 @@ def write_bundle(
             (folder / place).mkdir(parents=True)
             writer = _Writer(run, records[number], weights[number], document["calibration"])
             document["members"].append(writer.write(folder, place))
-        document["distance"] = _distance(runs[0], weights[0], data, folder) if data else None
+        document["distance"] = None
+        if data:
+            references = folder / REFERENCES
+            document["distance"] = _distance(runs[0], weights[0], document, data, references)
         (folder / "README.md").write_text(model_card(document), encoding="utf-8")
         files = [path for path in folder.rglob("*") if path.is_file()]
         digests = {str(path.relative_to(folder)): sha256_file(path) for path in sorted(files)}
@@ -150,22 +153,23 @@ def _out_of_fold(record: dict[str, Any], runs: Sequence[Path]) -> ScoredPart:
     return found[0][0]
 
 
-def _distance(run: Path, weights: Path, data: Path, folder: Path) -> dict[str, Any]:
-    """Write what a cell's distance to the training cells is measured to."""
-    config: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"), resolve=True)
-    network = untrained(config["model"], drawn=False)
+def _distance(
+    run: Path, weights: Path, document: dict[str, Any], data: Path, out: Path
+) -> dict[str, Any]:
+    """Write the references of the first network, and return the entry `distance`."""
+    config, first = OmegaConf.load(run / "config.yaml"), document["members"][0]
+    network = untrained(OmegaConf.to_container(config.model, resolve=True), drawn=False)
     network.load_state_dict(load_file(weights))
     split = pd.read_csv(run / "split.csv", dtype=str, keep_default_na=False)
-    crop, size = config["data"]["crop"], config["data"]["size"]
-    found = distance.references(
+    found, held_out = distance.references(
         network.eval().to(memory_format=torch.channels_last),
         build_index(data),
         split,
-        read_record(run)["selection"]["set"],
-        crop,
-        int(crop) if size is None else int(size),
+        first["selection"]["set"],
+        first["crop"],
+        first["size"],
     )
-    return distance.save(found, folder / REFERENCES)
+    return distance.save(found, held_out, out)
 
 
 def _conformal(held_out: Sequence[ScoredPart]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from leukocls.inference.onnx_predictor import (
     OWN,
     PLAIN,
     SPREAD,
+    session_of,
     signed,
 )
 from leukocls.inference.torch_predictor import TorchPredictor
@@ -43,7 +44,7 @@ THRESHOLD = "threshold"
 
 
 class Parity(NamedTuple):
-    """How far ONNX Runtime's logits lie from PyTorch's.
+    """The largest difference between the logits of ONNX Runtime and of PyTorch.
 
     Attributes:
         images: what was compared, in words.
@@ -208,12 +209,7 @@ def _difference(
     predictor: TorchPredictor, content: bytes, cells: list[np.ndarray], stored: np.ndarray
 ) -> float:
     """Largest difference of the logits between ONNX Runtime and PyTorch."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # it warns of inputs that have a default
-    session = onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
-    differences = []
+    session, differences = session_of(content), []
     for start in range(0, len(cells), AT_ONCE):
         some = slice(start, start + AT_ONCE)
         (found,) = session.run([LOGIT], {IMAGES: stored[some]})

@@ -29,16 +29,14 @@ class OnnxPredictor(Predictor):
     def __init__(self, path: Path, device: str | None = None, alpha: float | None = None) -> None:
         content = _checked(path)
         try:
-            import onnxruntime
+            import onnxruntime  # noqa: F401
         except ImportError:
             raise LeukoclsError(
                 f"{path}: onnxruntime is not installed; pip install 'leukocls[predict]'."
             ) from None
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # it warns of inputs that have a default
         providers = _providers(device)
         try:
-            self._session = onnxruntime.InferenceSession(content, options, providers)
+            self._session = session_of(content, providers)
         except Exception as error:  # onnxruntime has classes of errors that it does not export
             cause = str(error).splitlines()[0]
             raise LeukoclsError(f"{path}: onnxruntime cannot open it: {cause}") from error
@@ -58,6 +56,15 @@ class OnnxPredictor(Predictor):
             stored = np.stack([seen(image, self._crop, self._size) for image in some])
             parts.append(self._session.run([LOGIT, SPREAD, DISTANCE], {IMAGES: stored}))
         return Scores(*(np.concatenate(one) for one in zip(*parts, strict=True)))
+
+
+def session_of(content: bytes, providers: Sequence[str] = ("CPUExecutionProvider",)) -> Any:
+    """A session of ONNX Runtime for the content of an ONNX file."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it warns of inputs that have a default
+    return onnxruntime.InferenceSession(content, options, list(providers))
 
 
 def signed(content: bytes) -> bytes:

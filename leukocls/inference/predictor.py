@@ -36,7 +36,7 @@ Pixels = str | os.PathLike[str] | np.ndarray | Image.Image
 
 
 class Scores(NamedTuple):
-    """What networks say about images, float64 [n] each.
+    """Logits, their spread and distances of images, float64 [n] each.
 
     Attributes:
         logit: of ALL, the mean over views and networks.
@@ -71,7 +71,7 @@ class Predictor(ABC):
 
     @abstractmethod
     def scores(self, images: Sequence[np.ndarray]) -> Scores:
-        """What the networks say about images.
+        """Logits, their spread and distances of images.
 
         Args:
             images: uint8 [H, W, 3] each.

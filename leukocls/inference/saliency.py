@@ -13,6 +13,7 @@ from leukocls.common.errors import LeukoclsError
 from leukocls.data.views import image_views
 from leukocls.data.warp import to_images
 from leukocls.inference.bundle import Member
+from leukocls.inference.distance import first_maps
 from leukocls.inference.images import seen
 from leukocls.inference.torch_predictor import TorchPredictor
 from leukocls.models.frozen import FrozenFeatures
@@ -147,23 +148,20 @@ def _forward(network: nn.Module, view: Tensor) -> Any:
 def _captured(network: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Keep the backbone's last feature maps, and the logits of attention masks."""
     kept: dict[str, Tensor] = {}
-    backbone: Any = network.backbone
-    forward = backbone.forward_features
 
-    def keep(*arguments: Any, **options: Any) -> Tensor:
+    def leaf(maps: Tensor) -> Tensor:
         # Gradients are wanted only of what comes after.
-        kept["features"] = forward(*arguments, **options).detach().requires_grad_()
+        kept["features"] = maps.detach().requires_grad_()
         return kept["features"]
 
-    backbone.forward_features = keep
     hook = None
     if isinstance(network, MultiAttention) and network.attention:
         hook = network.masks.register_forward_hook(
             lambda module, inputs, output: kept.__setitem__("masks", output)
         )
     try:
-        yield kept
+        with first_maps(network, leaf):
+            yield kept
     finally:
-        del backbone.forward_features
         if hook:
             hook.remove()

@@ -72,8 +72,8 @@ def _references(bundle: Bundle, device: torch.device) -> References | None:
     name = entry["file"]
     if name not in bundle.document["files"]:
         raise DataFault(f"{bundle.place / DOCUMENT}: the references {name} have no sha256 there.")
-    features = load_file(bundle.place / name)["features"].to(device)
-    return References(features, float(entry["scale"]), int(entry["held_out"]))
+    features = load_file(bundle.place / name)["features"].to(device).double()
+    return References(features, float(entry["scale"]))
 
 
 def _network(bundle: Bundle, member: Member, device: torch.device) -> nn.Module:

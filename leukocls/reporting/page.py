@@ -112,7 +112,7 @@ def page(
 
 
 def _about(persons: dict[str, int] | None) -> str:
-    """What intervals over persons are about."""
+    """A sentence on the persons behind the intervals."""
     if not persons:
         return "Whom a cell is from is unknown, so there are no intervals over persons."
     return f"{PATIENTS} {persons['ALL']} ALL and {persons['HEM']} HEM persons."

@@ -62,7 +62,7 @@ def result_text(result: dict[str, Any], per_subject: bool = False) -> str:
 
 
 def _origin(result: dict[str, Any]) -> str:
-    """Where a result comes from: source, split, epoch, folds, ensemble, threshold."""
+    """The origin of a result: source, split, epoch, folds, ensemble, threshold."""
     origin = [result["source"]]
     origin += [f"{key} {result[key]}" for key in ("split", "epoch") if result[key] is not None]
     origin += [f"{result['folds']} folds"] if result.get("folds") else []
