@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
+import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from leukocls.artifacts import predictions
@@ -20,6 +22,7 @@ from leukocls.common.errors import LeukoclsError
 from leukocls.common.files import atomic_write, sha256_file
 from leukocls.common.secrets import starred, without_secrets
 from leukocls.common.terminal import printable
+from leukocls.data.splits import read_split
 
 # The files whose digests a finished run records.
 STORED = {
@@ -40,10 +43,17 @@ class RunDir:
         directory: `outputs/<experiment>/<arm>/seed_<nnn>`.
         config: the run's configuration.
         inputs: sha256 of each thing that the run reads, by name; None where it reads none.
+        cells: the rows of its split.csv; None in a run that nothing resumes.
     """
 
-    def __init__(self, directory: Path, config: DictConfig, inputs: dict[str, str | None]) -> None:
-        self.directory, self.config, self.inputs = directory, config, inputs
+    def __init__(
+        self,
+        directory: Path,
+        config: DictConfig,
+        inputs: dict[str, str | None],
+        cells: pd.DataFrame | None = None,
+    ) -> None:
+        self.directory, self.config, self.inputs, self.cells = directory, config, inputs, cells
         self.settings = settings_of(config)
         self.hash = config_hash(self.settings, inputs)
         experiment, arm, seed = directory.parts[-3:]
@@ -71,7 +81,24 @@ class RunDir:
 
     def differences(self, record: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Settings and inputs in which `record` differs from this run: key to both values."""
-        return differences(record, {"identity": self.settings, "inputs": self.inputs})
+        found = differences(record, {"identity": self.settings, "inputs": self.inputs})
+        if "inputs.split" in found and self._same_sides(record["inputs"]["split"]):
+            del found["inputs.split"]
+        return found
+
+    def _same_sides(self, recorded: str | None) -> bool:
+        """True if the split.csv here, of digest `recorded`, has the same cells on the same sides.
+
+        Versions before 0.2 wrote other groups and digests of pixels for the same split.
+        """
+        path = self.directory / "split.csv"
+        if self.cells is None or not path.is_file() or sha256_file(path) != recorded:
+            return False
+        columns = ["cell", "subject", "label", "split"]
+        before, now = read_split(path), self.cells.astype(str)
+        if not set(columns) <= set(before):
+            return False
+        return np.array_equal(before[columns].to_numpy(), now[columns].to_numpy())
 
     def state(self, force: bool, since: str = "") -> RunState:
         """State of the directory: MISSING (start), DONE (complete) or INTERRUPTED (resumable).

@@ -222,7 +222,7 @@ def _run_dir(job: Job, inputs: TrainInputs | ScoreInputs) -> RunDir:
     from leukocls.training.rescore import rescored_input
 
     digests = inputs.digests | (rescored_input(job.source) if job.source else {})
-    return RunDir(job.directory, inputs.config, digests)
+    return RunDir(job.directory, inputs.config, digests, inputs.cells)
 
 
 def _execute(job: Job, inputs: TrainInputs | ScoreInputs, run: RunDir, resume: bool) -> None:

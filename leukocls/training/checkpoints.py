@@ -62,6 +62,11 @@ class Checkpoints:
         for path in older[: -KEPT + 1]:
             path.unlink()
 
+    def name_best(self, epoch: int) -> None:
+        """Name `best` by its `epoch` as well, which versions before 0.2 did not."""
+        if not any(self.folder.glob("selected-*")):
+            os.link(self.best, self._selected(epoch))
+
     def discard_others(self) -> None:
         """Remove the weights of selected epochs but for `best`, once the run is over."""
         for path in self.folder.glob("selected-*"):

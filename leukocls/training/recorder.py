@@ -100,15 +100,15 @@ class Recorder(pl.Callback):
         Raises:
             DataFault: the weights of the epoch selected among them are gone.
         """
-        rows = read_history(self.directory)
-        self.metrics = [row for row in rows if row["epoch"] <= epoch]
+        self.metrics = read_history(self.directory)
+        self.checkpoints.name_best(self.selected_epoch)
+        self.metrics = [row for row in self.metrics if row["epoch"] <= epoch]
         frame = predictions.read(self.directory / "predictions.parquet")
         if PERSON not in frame:
             group = self.index.table.set_index("cell")["group"]
             frame = frame.assign(person=frame["cell"].map(group))
         self.predictions = [frame[frame["epoch"] <= epoch]]
-        if any(self.checkpoints.folder.glob("selected-*")):  # versions before 0.2 wrote none
-            self.checkpoints.publish_best(self.selected_epoch)
+        self.checkpoints.publish_best(self.selected_epoch)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         # Before the step: Lightning advances the schedule before it evaluates.

@@ -6,10 +6,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+from conftest import edit_record
 from omegaconf import OmegaConf
 
 from leukocls.artifacts.record import DIGEST, RunState, read_record, state_of
 from leukocls.artifacts.run_dir import RunDir
+from leukocls.common.files import sha256_file
+from leukocls.data.splits import read_split
 from leukocls.evaluation.scoring import ScoringOptions, scored_parts
 
 
@@ -35,6 +39,32 @@ def test_a_run_of_the_version_before_is_done_and_evaluated(trained: Path, tmp_pa
     other = RunDir(run, OmegaConf.load(run / "config.yaml"), now["inputs"] | {"data": "0"})
     assert list(other.differences(read_record(run))) == ["inputs.data"]
     assert scored_parts(run, ScoringOptions())
+
+
+def test_a_split_is_the_same_while_its_cells_stay_on_their_sides(
+    trained: Path, tmp_path: Path
+) -> None:
+    run = tmp_path.joinpath(*trained.parts[-3:])
+    shutil.copytree(trained, run)
+    cells, inputs = read_split(run / "split.csv"), read_record(trained)["inputs"]
+
+    def differing(table: pd.DataFrame) -> list[str]:
+        table.to_csv(run / "split.csv", index=False)
+        before = {"split": sha256_file(run / "split.csv")}
+        edit_record(run, inputs=inputs | before)
+        here = RunDir(run, OmegaConf.load(run / "config.yaml"), inputs, cells)
+        return list(here.differences(read_record(run)))
+
+    assert differing(cells.assign(group="1+2", pixels="0")) == []
+    for column, value in (("split", "val"), ("label", "0"), ("cell", "x"), ("subject", "x")):
+        moved = cells.copy()
+        moved.loc[moved[column] != value, column] = value
+        assert differing(moved) == ["inputs.split"]
+    assert differing(cells.iloc[1:]) == ["inputs.split"]
+    assert differing(cells.drop(columns="label")) == ["inputs.split"]
+    unlike = RunDir(run, OmegaConf.load(run / "config.yaml"), inputs, cells)
+    (run / "split.csv").write_text("edited")
+    assert list(unlike.differences(read_record(run))) == ["inputs.split"]
 
 
 def test_the_state_of_a_record_without_a_known_status_is_damaged() -> None:

@@ -3,9 +3,11 @@
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from conftest import Train, edit_record, only_run, record, small
 
+from leukocls.common.files import sha256_file
 from leukocls.training.checkpoints import Checkpoints
 from leukocls.training.recorder import Recorder
 
@@ -62,6 +64,24 @@ def test_weights_chosen_after_the_last_resume_point_are_not_those_of_the_point(
     selected = run / "checkpoints" / f"selected-epoch{recorder.selected_epoch:04d}.safetensors"
     assert recorder.selected_epoch <= 2
     assert recorder.checkpoints.best.read_bytes() == selected.read_bytes()
+
+
+def test_a_run_that_the_version_before_left_unfinished_is_resumed(
+    stopped, small_tree: Path, train: Train
+) -> None:
+    """0.1 named the weights of no epoch, and wrote other groups and pixels into split.csv."""
+    whole, outputs = stopped
+    run = only_run(outputs)
+    for path in run.glob("checkpoints/selected-*"):
+        path.unlink()
+    split = pd.read_csv(run / "split.csv", dtype=str).assign(group="1+2", pixels="0")
+    split.to_csv(run / "split.csv", index=False)
+    edit_record(run, inputs=whole["inputs"] | {"split": sha256_file(run / "split.csv")})
+    again = train(*command(small_tree, outputs))
+    assert again.code == 0, again.err
+    assert "resumed after epoch 2" in again.out
+    assert {key: record(only_run(outputs))[key] for key in KEYS} == {k: whole[k] for k in KEYS}
+    assert record(run)["inputs"] == whole["inputs"]
 
 
 def test_a_finished_run_keeps_the_best_and_the_last_weights_alone(trained: Path) -> None:
