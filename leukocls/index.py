@@ -6,6 +6,7 @@ import argparse
 import csv
 import io
 import json
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             " ID for all cells of a person:\nwithout subjects only split_scheme=cell works, and all"
             " its numbers are LEAKY."
         )
-    print(f"Next: python -m leukocls.verify {out}" + " --outside" * arguments.outside)
+    file = shlex.quote(str(out))
+    print(f"Next: python -m leukocls.verify {file}" + " --outside" * arguments.outside)
     return 0
 
 

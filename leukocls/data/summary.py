@@ -24,10 +24,9 @@ def image_notes(index: Index, crop: int | str) -> list[str]:
     if index.rules.cnmc_tree or table.empty:
         return []
     width, height = table["width"], table["height"]
-    notes = [
-        f"{len(table):,} images of {width.min()}×{height.min()} to {width.max()}×{height.max()}"
-        " pixels (width × height)"
-    ]
+    sizes = [f"{width.min()}×{height.min()}", f"{width.max()}×{height.max()}"]
+    span = " to ".join(dict.fromkeys(sizes))
+    notes = [f"{len(table):,} images of {span} pixels (width × height)"]
     if crop != "box":
         number = int(_is_cut(table, int(crop)).sum())
         note = f"data.crop={crop} cuts {number:,} of {len(table):,} cells"

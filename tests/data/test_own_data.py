@@ -3,6 +3,7 @@
 import json
 import unicodedata
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -177,6 +178,8 @@ def test_conversions_sizes_and_the_crop_are_said(lab, said, tmp_path):
     assert "cuts 1 of 12" in image_notes(index, 60)[1]
     assert "cuts 0 of 12" in image_notes(index, 61)[1]
     assert len(image_notes(index, "box")) == 2
+    same = replace(index, table=index.table[index.table["height"] == 20])
+    assert "images of 20×20 pixels" in image_notes(same, 30)[0]
     assert set(said(verify, table)[1]["notes"]) >= {sizes, kinds}
     assert said(pack, table, "--crop", "30")[1]["notes"] == [sizes, crop, kinds]
     # Known from the cache, too.

@@ -81,11 +81,11 @@ def test_two_class_folders_become_a_table(folder, document, tmp_path):
 
 
 def test_what_is_left_to_do_is_said(folder, tmp_path, capsys):
-    out = tmp_path / "lab/cells.csv"
+    out = tmp_path / "lab/the cells.csv"
     assert index.main([str(folder(*PATHS)), "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "subject of 3 cells is empty" in printed
-    assert f"python -m leukocls.verify {out}" in printed
+    assert f"python -m leukocls.verify '{out}'" in printed  # as a shell takes it
     assert set(build_index(out).table["file"]) == set(PATHS)
 
 
