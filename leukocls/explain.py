@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from leukocls.common.arguments import png_file
 from leukocls.common.errors import ITEMS_SKIPPED, LeukoclsError, run_verb
 
 # Read when torch is loaded; why: leukocls/train.py.
@@ -23,7 +24,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("bundle", type=Path, metavar="BUNDLE", help="the folder that `leukocls.bundle` wrote")
     add("images", nargs="+", metavar="IMAGES", help="files, folders or patterns, as for `predict`")
-    add("--out", type=Path, required=True, metavar="FILE.png", help="the sheet")
+    add("--out", type=png_file, required=True, metavar="FILE.png", help="the sheet")
     add("--resize", action="store_true", help="scale images of another size than the networks know")
     add("--segment", action="store_true", help="cut cells out of a background, as `predict` does")
     add("--device", help="cpu, cuda, … (default: a GPU if there is one)")
@@ -48,8 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from leukocls.inference.sheet import MOST, sheet
     from leukocls.inference.torch_predictor import TorchPredictor
 
-    if arguments.out.suffix.lower() != ".png":
-        raise LeukoclsError(f"--out {arguments.out}: name a file that ends in .png.")
     found = find_images(arguments.images)
     if len(found) > MOST:
         raise LeukoclsError(f"{len(found)} images: choose at most {MOST} for one sheet.")

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from leukocls.common.arguments import whole_number
+from leukocls.common.arguments import png_file, whole_number
 from leukocls.common.errors import ITEMS_SKIPPED, run_verb
+from leukocls.common.files import atomic_write
 from leukocls.common.tables import aligned
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def _parser() -> argparse.ArgumentParser:
         " more than a cell on black")  # fmt: skip
     add("--group-by", choices=("subject", "folder"), help="also sum up by the subject in C-NMC's"
         " names, or by folder, in FILE with .groups in its name")  # fmt: skip
+    add("--sheet", type=png_file, metavar="FILE.png", help="also draw the images by probability,"
+        " at most 240 of them")  # fmt: skip
     add("--batch-size", type=whole_number, metavar="N", help="images per step (default: 64)")
     add("--device", help="cpu, cuda, … (default: a GPU if there is one)")
     return parser
@@ -59,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from leukocls.inference.groups import groups_of, summary
     from leukocls.inference.images import Reading, find_images
     from leukocls.inference.prediction_file import check_out, write_predictions, write_table
+    from leukocls.inference.prediction_sheet import prediction_sheet
     from leukocls.inference.predictor import BATCH, load_bundle
 
     check_out(arguments.out)
@@ -66,14 +70,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Before the long work: names may tell no subject.
     groups = groups_of(images, arguments.group_by) if arguments.group_by else None
     predictor = load_bundle(arguments.bundle, arguments.device, arguments.alpha)
+    reading = Reading(predictor.side, arguments.resize, arguments.segment)
     written = write_predictions(
-        predictor,
-        images,
-        arguments.out,
-        Reading(predictor.side, arguments.resize, arguments.segment),
-        arguments.batch_size or BATCH,
+        predictor, images, arguments.out, reading, arguments.batch_size or BATCH
     )
     code = _print_result(predictor, written, arguments.out)
+    if arguments.sheet:
+        document = predictor.bundle.document
+        heading = " ".join([*document["marks"], document["use"].upper()])
+        arguments.sheet.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(arguments.sheet, prediction_sheet(written.table, images, reading, heading))
+        print(arguments.sheet)
     if groups:
         of_groups = summary(written.table, groups)
         place = arguments.out.with_suffix(f".groups{arguments.out.suffix}")

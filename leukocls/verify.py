@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leukocls.common.arguments import add_data_options
+from leukocls.common.arguments import add_data_options, png_file
 from leukocls.common.errors import DataFault, fault_lines, run_verb
 from leukocls.common.tables import aligned
 
@@ -42,7 +42,12 @@ def _parser() -> argparse.ArgumentParser:
     add_data_options(parser)
     add("--layout", default="auto", help="tcia, kaggle, challenge, or auto")
     add("--duplicates", type=Path, metavar="FILE.csv", help="write all pairs of images of one cell")
-    add("--sheet", type=Path, metavar="FILE.png", help="draw these pairs, the least similar last")
+    add(
+        "--sheet",
+        type=png_file,
+        metavar="FILE.png",
+        help="draw these pairs, the least similar last",
+    )
     add("--json", action="store_true", help="print one JSON document")
     return parser
 

@@ -57,3 +57,10 @@ def whole_number(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text}: give a whole number of at least 1")
     return int(text)
+
+
+def png_file(text: str) -> Path:
+    """A file name that ends in .png."""
+    if Path(text).suffix.lower() != ".png":
+        raise argparse.ArgumentTypeError(f"{text}: name a file that ends in .png")
+    return Path(text)

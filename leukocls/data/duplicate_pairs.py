@@ -1,14 +1,14 @@
 """Pairs of images of one cell, as a table and as a picture for people to look at."""
 
-import io
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageDraw
 
 from leukocls.common.files import atomic_write
+from leukocls.data.contact_sheet import MOST, Entry, Grid, contact_sheet
 from leukocls.data.duplicates import IDENTICAL
 from leukocls.data.images import image_sides, read_image
 from leukocls.data.index import BOX
@@ -18,9 +18,7 @@ COLUMNS = [
     "first", "second", "kind", "similarity", "first_subject", "second_subject", "first_part",
     "second_part", "first_label", "second_label", "person", "known", "fault",
 ]  # fmt: skip
-MOST = 240  # pairs in a picture
-ACROSS = 6  # pairs in a row of it
-SIDE, CAPTION, GAP = 128, 42, 12  # px: of an image, of the text below it, between pairs
+GRID = Grid(across=6, pictures=2, lines=3)
 
 
 def pairs_table(examination: Examination) -> pd.DataFrame:
@@ -63,27 +61,16 @@ def draw_pairs(examination: Examination, path: Path, heading: str) -> int:
     sides = dict(zip(index.table["file"], image_sides(index), strict=True))
     boxes = dict(zip(index.table["file"], index.table[BOX].to_numpy(), strict=True))
 
-    def tight(file: str) -> Image.Image:
+    def tight(file: str) -> np.ndarray:
         top, left, bottom, right = boxes[file]
-        crop = Image.fromarray(
-            np.ascontiguousarray(read_image(*sides[file])[top:bottom, left:right])
-        )
-        crop.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
-        return crop
+        return read_image(*sides[file])[top:bottom, left:right]
 
-    width, height = 2 * SIDE + GAP, SIDE + CAPTION
-    lines = -(-len(shown) // ACROSS)
-    sheet = Image.new("RGB", (ACROSS * width + GAP, 2 * GAP + 16 + lines * height), "white")
-    draw = ImageDraw.Draw(sheet)
-    draw.text((GAP, GAP), heading, fill="black")
-    for place, pair in enumerate(shown.itertuples()):
-        x, y = GAP + place % ACROSS * width, 2 * GAP + 16 + place // ACROSS * height
-        for at, file in enumerate((pair.first, pair.second)):
-            sheet.paste(tight(file), (x + at * (SIDE + 2), y))
-            draw.text((x, y + SIDE + 12 * (at + 1)), Path(file).name[:40], fill="gray")
+    def entry(pair: Any) -> Entry:
         who = f"{pair.first_subject or pair.first_part} = {pair.second_subject or pair.second_part}"
-        draw.text((x, y + SIDE), f"{who}   {pair.similarity:.2f}", fill="black")
-    stream = io.BytesIO()
-    sheet.save(stream, "png")
-    atomic_write(path, stream.getvalue())
+        files = (pair.first, pair.second)
+        lines = [f"{who}   {pair.similarity:.2f}", *(Path(file).name for file in files)]
+        return Entry([tight(file) for file in files], lines)
+
+    entries = map(entry, shown.itertuples())
+    atomic_write(path, contact_sheet(entries, len(shown), GRID, heading))
     return len(shown)

@@ -16,8 +16,10 @@ from PIL import Image
 import leukocls
 from leukocls import evaluate, predict
 from leukocls.common.errors import LeukoclsError
-from leukocls.data.images import read_image
+from leukocls.data.contact_sheet import TOP
+from leukocls.data.images import around_cell, read_image
 from leukocls.evaluation.prediction_files import PREDICT
+from leukocls.inference import prediction_sheet
 from leukocls.inference.groups import groups_of
 from leukocls.inference.images import Found, Reading, ahead, find_images, read_cell, seen
 from leukocls.inference.predictor import Predictor
@@ -320,6 +322,31 @@ def test_cells_are_summed_up_by_person_and_by_folder(
         str(folder): sum(cell.parent == folder for cell in cells)
         for folder in [tmp_path / "broken", *{cell.parent for cell in cells}]
     }
+
+
+@pytest.mark.parametrize("most", [240, 3])
+def test_the_sheet_shows_the_images_by_probability(
+    most: int, made: Path, small_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every image but the skipped one, or the first, the middle and the last of them."""
+    monkeypatch.setattr(prediction_sheet, "MOST", most)
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    cells = {path.name: path for path in cells_of(small_tree, 5)}
+    images = [*map(str, cells.values()), str(tmp_path / "bad.png")]
+    out, sheet = tmp_path / "out.csv", tmp_path / "new/sheet.png"
+    assert predict.main([str(made), *images, "--out", str(out), "--sheet", str(sheet)]) == 3
+    table = pd.read_csv(out).dropna(subset="prob").sort_values("prob", ascending=False)
+    shown = table["cell"].tolist()[:: 2 if most == 3 else 1]
+    with Image.open(sheet) as drawn:
+        pixels = np.asarray(drawn)
+    assert pixels.shape[0] < TOP + 2 * 128
+    for place, name in enumerate(shown):
+        cell = Image.fromarray(around_cell(read_image(cells[name])))
+        cell.thumbnail((128, 128), Image.Resampling.BOX)
+        left = 12 + place * 140
+        here = pixels[TOP : TOP + cell.height, left : left + cell.width]
+        np.testing.assert_array_equal(here, np.asarray(cell))
+    assert (pixels[TOP : TOP + 128, 12 + len(shown) * 140 :] == 255).all()
 
 
 def test_names_without_a_subject_are_refused_before_the_work(
