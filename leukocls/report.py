@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from leukocls.common.files import atomic_write
     from leukocls.evaluation.comparison import scored_comparison
+    from leukocls.reporting.arm_names import with_short_names
     from leukocls.reporting.document import report_document
     from leukocls.reporting.figure_files import write_files
     from leukocls.reporting.page import headline_text, page
@@ -56,16 +57,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.runs, arguments.against, arguments.seeds, arguments.incomplete
     )
     document = report_document(found, arguments.robustness)
-    drawn = figures(document)
+    shown = with_short_names(document)
+    drawn = figures(shown)
     if document["robustness"]:
         drawn.append(robustness_figure(document["robustness"]))
     pictures = _pictures(arguments, document, found) if arguments.data else None
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(document, indent=1, allow_nan=False) + "\n"
     atomic_write(arguments.out.with_suffix(".json"), text)
-    atomic_write(arguments.out, page(document, drawn, pictures))
+    atomic_write(arguments.out, page(shown, drawn, pictures))
     if arguments.figures:
-        write_files(arguments.figures, document, drawn)
+        write_files(arguments.figures, shown, drawn)
     print(f"{headline_text(document)}\nReport: {arguments.out}")
     return 0
 

@@ -47,13 +47,13 @@ def card(document: dict[str, Any]) -> list[list[str]]:
         "Pretraining": ("CLAIM", str(first.get("pretraining", NOT_REPORTED))),
         "Training": (
             "CLAIM",
-            f"{identity.get('trainer.max_epochs', '?')} epochs; every setting is in config.yaml",
+            f"epochs: {identity.get('trainer.max_epochs', '?')}; every setting is in config.yaml",
         ),
         "Class imbalance": ("TRIPOD+AI", f"pos_weight {identity.get('loss.pos_weight')}"),
         "Fairness": ("TRIPOD+AI", NOT_REPORTED),
         "Performance measures": (
             "TRIPOD+AI, CLAIM",
-            f"{arm['n']} seeds; intervals count persons (delete-one jackknife)",
+            f"seeds: {arm['n']}; intervals count persons (delete-one jackknife)",
         ),
         "External validation": ("TRIPOD+AI, CLAIM", NOT_REPORTED),
         "Code and versions": ("TRIPOD+AI, CLAIM", _code(first)),

@@ -57,12 +57,14 @@ def page(
     """The HTML page of a report.
 
     Args:
-        document: of `leukocls.reporting.document.report_document`.
+        document: of `leukocls.reporting.arm_names.with_short_names`.
         figures: of `leukocls.reporting.report_figures.figures`.
         pictures: of `leukocls.reporting.pictures.thumbnails`; None leaves pictures of cells out.
     """
     comparison, median = document["comparison"], document["median"]
-    counts = median["counts"]
+    counts, reference = median["counts"], comparison["reference"]
+    experiment = headline(document)["experiment"]
+    title = reference if reference.startswith(experiment) else f"{experiment}: {reference}"
     differences = differences_table(document)
     holds = {
         "differences": len(differences) > 1,
@@ -71,7 +73,7 @@ def page(
         "learning-curve": bool(document["learning_curve"]),
     }
     return _TEMPLATES.get_template("report.html.j2").render(
-        title=f"{headline(document)['experiment']}: {comparison['reference']}",
+        title=title,
         heading=heading_text(document),
         marks=" ".join(comparison["marks"]),
         about_marks="; ".join(MEANINGS[mark] for mark in comparison["marks"]),
@@ -88,7 +90,7 @@ def page(
         differences=differences,
         tests=tests_table(document),
         shortcuts=shortcuts_table(document),
-        reference=comparison["reference"],
+        reference=reference,
         median=median,
         confusion=[
             ["label", "called ALL", "called HEM"],

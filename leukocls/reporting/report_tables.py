@@ -8,6 +8,7 @@ from leukocls.reporting.document import baseline_names
 
 Rows = list[list[str]]
 DASH = "–"
+MOST_SETTINGS = 8  # of an arm; another recipe differs in dozens
 
 
 def data_table(document: dict[str, Any]) -> Rows:
@@ -28,17 +29,21 @@ def data_table(document: dict[str, Any]) -> Rows:
 
 
 def arms_table(document: dict[str, Any]) -> Rows:
-    """Each arm with its seeds; its settings where they differ from the reference's."""
+    """Each arm with its seeds, the settings that differ from the reference's, and its directory."""
     comparison = document["comparison"]
-    rows = [["arm", "runs", "seeds", "settings that differ"]]
+    rows = [["arm", "runs", "seeds", "settings that differ", "directory"]]
     for arm in comparison["arms"]:
         own = document["settings"].get(arm["name"], {})
         reference = arm["name"] == comparison["reference"]
-        differ = "reference arm" if reference else ", ".join(f"{k}={v}" for k, v in own.items())
+        settings = [f"{key}={value}" for key, value in own.items()]
+        if len(settings) > MOST_SETTINGS:
+            rest = f"and {len(settings) - MOST_SETTINGS} more (config.yaml)"
+            settings = [*settings[:MOST_SETTINGS], rest]
+        differ = "reference arm" if reference else ", ".join(settings)
         folds = f", {arm['folds']} folds pooled" if arm["folds"] else ""
         rows.append([
             arm["name"], f"{arm['n']} of {arm['planned']}{folds}", _seeds(arm["seeds"]),
-            differ or "none",
+            differ or "none", document["full_names"][arm["name"]],
         ])  # fmt: skip
     return rows
 
