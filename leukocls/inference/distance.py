@@ -5,6 +5,7 @@ It is that to the K-th nearest training cell between normalised features (Sun et
 95 % of the held-out cells stay below.
 """
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from leukocls.common.errors import LeukoclsError
@@ -25,6 +28,16 @@ K = 10
 USUAL = 0.95  # of the held-out cells have a distance below 1
 MOST = 2000  # training cells in a bundle, as evenly from all persons as there are
 BATCH = 64
+CELLS, FEATURES = "cells", "features"  # in the file of references
+
+
+class Neighbour(NamedTuple):
+    """A training cell, and its distance from the cell that was asked about."""
+
+    cell: str
+    person: str
+    label: str
+    distance: float
 
 
 class References(NamedTuple):
@@ -33,16 +46,31 @@ class References(NamedTuple):
     Attributes:
         features: float64 [m, d], each of length 1.
         scale: the distance that is called 1.
+        cells: name, person and label (ALL or HEM) of each training cell, [m].
     """
 
     features: Tensor
     scale: float
+    cells: Sequence[tuple[str, str, str]]
 
     def distance(self, features: Tensor) -> Tensor:
         """Distance [n] of features, float64 [n, d] of length 1, to the K-th nearest reference."""
+        return self._nearest(features, K)[0][:, -1]
+
+    def nearest(self, features: Tensor, number: int) -> list[list[Neighbour]]:
+        """The nearest training cells of each of the features, the nearest first."""
+        distances, rows = (found.tolist() for found in self._nearest(features, number))
+
+        def neighbour(row: int, distance: float) -> Neighbour:
+            cell, person, label = self.cells[row]
+            return Neighbour(cell, person, label, distance)
+
+        return [list(map(neighbour, *pair)) for pair in zip(rows, distances, strict=True)]
+
+    def _nearest(self, features: Tensor, number: int) -> tuple[Tensor, Tensor]:
         # Of near neighbours 1 - cos is small: in single precision little of it would be left.
-        nearest, _ = (features @ self.features.T).topk(min(K, len(self.features)), 1)
-        return (2 - 2 * nearest[:, -1]).clamp_min(0).sqrt() / self.scale
+        found, rows = (features @ self.features.T).topk(min(number, len(self.features)), 1)
+        return (2 - 2 * found).clamp_min(0).sqrt() / self.scale, rows
 
 
 @contextmanager
@@ -116,39 +144,51 @@ def references(
         for number, pixels in enumerate(read, 1):
             batch.append(pixels)
             if len(batch) == BATCH or number == len(paths):
-                parts.append(_features(network, np.stack(batch)))
+                parts.append(features_of(network, np.stack(batch)))
                 batch = []
         return torch.cat(parts)
 
-    trained = features(_evenly(split[split["split"] == "train"]))
-    others = features(_evenly(split[split["split"] == held_out]))
+    chosen = _evenly(split[split["split"] == "train"])
+    trained = features([cell for cell, _, _ in chosen])
+    others = features([cell for cell, _, _ in _evenly(split[split["split"] == held_out])])
     # As they are stored.
-    raw = References(trained.float().double(), 1.0)
+    raw = References(trained.float().double(), 1.0, chosen)
     scale = float(torch.quantile(raw.distance(others), USUAL))
     return raw._replace(scale=max(scale, 1e-6)), len(others)
 
 
 @torch.inference_mode()
-def _features(network: nn.Module, stored: np.ndarray) -> Tensor:
+def features_of(network: nn.Module, stored: np.ndarray, device: str = "cpu") -> Tensor:
+    """Features of length 1, float64 [n, d], of what a network sees, uint8 [n, S, S, 3]."""
+    images = to_images(torch.from_numpy(stored).to(device))
     with first_maps(network) as kept:
-        network(to_images(torch.from_numpy(stored)).contiguous(memory_format=torch.channels_last))
+        network(images.contiguous(memory_format=torch.channels_last))
     return pooled(network, kept[0])
 
 
-def _evenly(split: pd.DataFrame) -> list[str]:
-    """At most MOST cells: the first of each person, then the second of each, and so on."""
+def _evenly(split: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """Name, person and label of at most MOST cells: the first of each person, then the second."""
     person = "group" if "group" in split else "subject"
     turn = split.groupby(person).cumcount().to_numpy()
-    return split["cell"].iloc[np.argsort(turn, kind="stable")[:MOST]].tolist()
+    rows = split.iloc[np.argsort(turn, kind="stable")[:MOST]]
+    label = np.where(rows["label"].astype(int) == 1, "ALL", "HEM")
+    return list(zip(rows["cell"], rows[person], label.tolist(), strict=True))
 
 
 def save(found: References, held_out: int, path: Path) -> dict[str, Any]:
-    """Write the features, and return the entry `distance` of leukocls.json."""
-    from safetensors.torch import save_file
-
-    save_file({"features": found.features.float().contiguous()}, path)
+    """Write the features and their cells, and return the entry `distance` of leukocls.json."""
+    metadata = {CELLS: json.dumps(found.cells)}
+    save_file({FEATURES: found.features.float().contiguous()}, path, metadata)
     number, width = found.features.shape
     return {
         "file": path.name, "neighbour": K, "scale": found.scale, "usual": USUAL,
         "references": number, "features": width, "held_out": held_out,
     }  # fmt: skip
+
+
+def load(path: Path, scale: float, device: torch.device) -> References:
+    """The references that `save` wrote; `scale` is in the entry that it returned."""
+    with safe_open(path, "pt") as stored:
+        cells = json.loads(stored.metadata()[CELLS])
+        features = stored.get_tensor(FEATURES).to(device).double()
+    return References(features, scale, cells)

@@ -83,13 +83,13 @@ def map_pictures(run: Path, files: dict[str, Path]) -> Pictures:
     cells = [read_cell(path, reading).pixels for path in files.values()]
     called = predictor.scores(cells).logit > predictor.bundle.threshold
     images, maps = maps_of(predictor, cells, called)
-    colours = mpl.colormaps[COLOURS]
-
-    def over(image: np.ndarray, one: np.ndarray) -> str:
-        mixed = (1 - OPACITY) * image + OPACITY * 255 * colours(one)[..., :3]
-        return as_jpeg(mixed.round().astype(np.uint8))
-
     return {
-        cell: {name: over(images[row], maps[name][row]) for name in maps}
+        cell: {name: as_jpeg(overlaid(images[row], maps[name][row])) for name in maps}
         for row, cell in enumerate(files)
     }
+
+
+def overlaid(image: np.ndarray, one: np.ndarray) -> np.ndarray:
+    """A map in [0, 1], [S, S], in colours over its image, uint8 [S, S, 3]."""
+    mixed = (1 - OPACITY) * image + OPACITY * 255 * mpl.colormaps[COLOURS](one)[..., :3]
+    return np.asarray(mixed.round().astype(np.uint8))

@@ -13,7 +13,7 @@ from leukocls.common.errors import DataFault
 from leukocls.data.views import image_views, view_weights
 from leukocls.data.warp import to_images
 from leukocls.inference.bundle import DOCUMENT, Bundle, Member
-from leukocls.inference.distance import References, first_maps, pooled
+from leukocls.inference.distance import Neighbour, References, features_of, first_maps, load, pooled
 from leukocls.inference.images import seen
 from leukocls.inference.predictor import Predictor, Scores
 from leukocls.models.logits import to_logit
@@ -54,6 +54,20 @@ class TorchPredictor(Predictor):
             every.append(views)
         return Scores(np.mean(means, axis=0), np.concatenate(every, axis=1).std(axis=1), distance)
 
+    def nearest(self, images: Sequence[np.ndarray], number: int) -> list[list[Neighbour]]:
+        """The nearest training cells of each image; none of a bundle made without `--data`.
+
+        Args:
+            images: uint8 [H, W, 3] each, of the side that the networks were trained on.
+            number: of cells for each image.
+        """
+        if self.references is None:
+            return [[] for _ in images]
+        first = self.members[0]
+        stored = np.stack([seen(image, first.crop, first.size) for image in images])
+        features = features_of(self.networks[0], stored, str(self.device))
+        return self.references.nearest(features, number)
+
     @torch.inference_mode()
     def _views(self, network: nn.Module, member: Member, stored: np.ndarray) -> np.ndarray:
         """Logits of each view, float64 [n, V]."""
@@ -72,8 +86,7 @@ def _references(bundle: Bundle, device: torch.device) -> References | None:
     name = entry["file"]
     if name not in bundle.document["files"]:
         raise DataFault(f"{bundle.place / DOCUMENT}: the references {name} have no sha256 there.")
-    features = load_file(bundle.place / name)["features"].to(device).double()
-    return References(features, float(entry["scale"]))
+    return load(bundle.place / name, float(entry["scale"]), device)
 
 
 def _network(bundle: Bundle, member: Member, device: torch.device) -> nn.Module:

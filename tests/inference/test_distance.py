@@ -115,5 +115,8 @@ def test_references_that_were_changed_are_refused(bundled: Path, tmp_path: Path)
 def test_references_are_of_all_persons(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("leukocls.inference.distance.MOST", most)
     cells = [("a1", "a"), ("a2", "a"), ("a3", "a"), ("b1", "b"), ("c1", "c"), ("c2", "c")]
-    found = _evenly(pd.DataFrame(cells, columns=["cell", "group"]))
-    assert found == ["a1", "b1", "c1", "a2", "c2", "a3"][:most]
+    table = pd.DataFrame(cells, columns=["cell", "group"]).assign(label=["1"] * 5 + ["0"])
+    found = _evenly(table)
+    assert [cell for cell, _, _ in found] == ["a1", "b1", "c1", "a2", "c2", "a3"][:most]
+    labels = {"c2": "HEM"}
+    assert all((who, label) == (cell[0], labels.get(cell, "ALL")) for cell, who, label in found)

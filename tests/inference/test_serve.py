@@ -1,0 +1,97 @@
+"""The page to try a bundle: what it answers, and that nothing of an upload is left."""
+
+import re
+import shutil
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+import leukocls
+from leukocls import serve
+from leukocls.common.errors import LeukoclsError
+from leukocls.inference import web_page
+from leukocls.inference.bundle import open_bundle
+from leukocls.inference.images import Reading
+from leukocls.inference.torch_predictor import TorchPredictor
+
+
+@pytest.fixture(scope="module")
+def predictor(bundled: Path) -> TorchPredictor:
+    return TorchPredictor(open_bundle(bundled / "bundle"), "cpu")
+
+
+@pytest.fixture
+def uploads(small_tree: Path, tmp_path: Path) -> list[Path]:
+    """Copies of two cells that the network was trained on."""
+    cells = sorted((small_tree / "C-NMC_Leukemia/training_data").rglob("*.bmp"))[:2]
+    (tmp_path / "up").mkdir()
+    return [Path(shutil.copy(cell, tmp_path / "up")) for cell in cells]
+
+
+def test_the_answer_is_that_of_predict(
+    predictor: TorchPredictor, uploads: list[Path], bundled: Path
+) -> None:
+    """With maps, and each cell as its own nearest training cell; then the files are gone."""
+    expected = leukocls.load_bundle(bundled / "bundle", "cpu").predict([*map(str, uploads)])
+    html = web_page.answer(predictor, [*map(str, uploads)], Reading(predictor.side))
+    assert "RESEARCH USE ONLY" in html
+    assert "SYNTHETIC" in html
+    assert re.findall(r"<td>(\d\.\d\d)</td><td>(ALL|HEM)</td>", html) == [
+        (f"{row.prob:.2f}", row.label) for row in expected.itertuples()
+    ]
+    nearest = re.findall(r"<td>(?:ALL|HEM), person \S+: (\S+) \(0\.00\)<br>", html)
+    assert nearest == [path.name for path in uploads]
+    assert html.count('alt="grad-cam over') == 2
+    assert not any(path.exists() for path in uploads)
+
+
+def test_bad_files_are_named_and_names_are_no_markup(
+    predictor: TorchPredictor, uploads: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = uploads[0].with_name("<b>bold.png")
+    bad.write_bytes(b"no image")
+    odd = uploads[0].rename(uploads[0].with_name("<i>odd.bmp"))
+    html = web_page.answer(predictor, [str(bad), str(odd)], Reading(predictor.side))
+    assert "<li>&lt;b&gt;bold.png: " in html
+    assert "&lt;i&gt;odd.bmp" in html
+    assert "<b>" not in html
+    assert "<i>" not in html
+    monkeypatch.setattr(web_page, "MOST", 1)
+    uploads[0].write_bytes(uploads[1].read_bytes())
+    html = web_page.answer(predictor, [*map(str, uploads)], Reading(predictor.side))
+    assert "Of 2 images the first 1" in html
+    assert not list(bad.parent.iterdir())
+
+
+def test_a_served_page_keeps_nothing(
+    predictor: TorchPredictor, uploads: list[Path], tmp_path: Path, capsys
+) -> None:
+    from gradio_client import Client, handle_file
+
+    folder = tmp_path / "served"
+    folder.mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    reading = Reading(predictor.side)
+    page = web_page.serve(predictor, reading, "127.0.0.1", port, folder, block=False)
+    try:
+        address = f"http://127.0.0.1:{port}/"
+        assert address in capsys.readouterr().out
+        client = Client(address, verbose=False)
+        sent = [handle_file(str(path)) for path in uploads]
+        assert uploads[0].name in client.predict(sent, api_name="/predict")[1]
+        assert not any(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        with pytest.raises(LeukoclsError, match=f"--port {port}"):
+            web_page.serve(predictor, reading, "127.0.0.1", port, folder, block=False)
+    finally:
+        page.close(verbose=False)
+
+
+def test_without_gradio_the_remedy_is_named(bundled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "leukocls.inference.web_page")
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(LeukoclsError, match=r"leukocls\[serve\]"):
+        serve.main([str(bundled / "bundle")])
