@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import sys
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from safetensors.torch import save
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from leukocls.common.errors import DataFault
 from leukocls.common.files import atomic_write
+from leukocls.training.checkpoint_io import ChecksummedIO
 
 KEPT = 2  # resume points; the older one serves when the newer one is damaged
 
@@ -63,7 +66,7 @@ class Checkpoints:
             path.unlink()
 
     def name_best(self, epoch: int) -> None:
-        """Name `best` by its `epoch` as well, which versions before 0.2 did not."""
+        """Name `best` by its `epoch` as well: before 0.2 and in a run that is over it is not."""
         if not any(self.folder.glob("selected-*")):
             os.link(self.best, self._selected(epoch))
 
@@ -83,15 +86,13 @@ class Checkpoints:
         """Write the full state after `epoch`, and remove all but the KEPT newest.
 
         Every rank calls this; rank 0 writes.
+
+        Raises:
+            OSError: it cannot be written; the older ones are as they were.
         """
-        path = self.folder / f"resume-epoch{epoch:04d}.ckpt"
-        temporary = path.with_name(f".{path.name}.tmp")
-        trainer.save_checkpoint(temporary)
+        trainer.save_checkpoint(self.folder / f"resume-epoch{epoch:04d}.ckpt")
         if not trainer.is_global_zero:
             return
-        with open(temporary, "rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
         for old in self.resume_points()[KEPT:]:
             with contextlib.suppress(FileNotFoundError):
                 old.unlink()
@@ -99,6 +100,27 @@ class Checkpoints:
     def resume_points(self) -> list[Path]:
         """Checkpoints of full state, newest first."""
         return sorted(self.folder.glob("resume-*.ckpt"), reverse=True)
+
+    def newest_whole(self) -> tuple[Path, dict[str, Any]] | None:
+        """The newest checkpoint that reads, and its content; None if there is no checkpoint.
+
+        Damaged ones are reported on standard error.
+
+        Raises:
+            DataFault: all of them are damaged.
+        """
+        points = self.resume_points()
+        for number, point in enumerate(points):
+            try:
+                state = ChecksummedIO().load_checkpoint(point)
+            except DataFault as error:
+                older = points[number + 1 :]
+                if not older:
+                    raise DataFault(f"{error}; force=true starts the run again") from error
+                print(f"warning: {error}; trying {older[0].name}", file=sys.stderr)
+            else:
+                return point, state
+        return None
 
 
 def epoch_of(resume_point: Path) -> int:

@@ -115,16 +115,16 @@ def _fit_rank(
     """Train in this process, which is `rank` of several or the only one; rank 0 writes files."""
     parts = _parts(inputs, run, rank)
     trainer, classifier, recorder = parts.trainer, parts.classifier, parts.recorder
-    points = recorder.checkpoints.resume_points() if resume else []
-    if points:
-        epoch = epoch_of(points[0])
+    point = recorder.checkpoints.newest_whole() if resume else None
+    if point:
+        checkpoint, state = point
         with rank_zero_first():  # it puts the best weights back in their place
-            recorder.reload(epoch)
-        print(f"resumed after epoch {epoch} from {points[0]}")
+            recorder.reload(epoch_of(checkpoint), state)
+        print(f"resumed after epoch {epoch_of(checkpoint)} from {checkpoint}")
     else:
+        checkpoint = None
         trainer.validate(classifier, parts.datamodule, verbose=False)
-    if not (points and recorder.exhausted):
-        checkpoint = points[0] if points else None
+    if not (point and recorder.exhausted):
         trainer.fit(classifier, parts.datamodule, ckpt_path=checkpoint, weights_only=True)
     if inputs.split.scored_once:
         load_weights(classifier.network, recorder.checkpoints.best, classifier=())

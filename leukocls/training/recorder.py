@@ -94,13 +94,22 @@ class Recorder(pl.Callback):
         frame = pd.concat(self.predictions)
         return frame[frame["epoch"] == self.selected_epoch]
 
-    def reload(self, epoch: int) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the rows of metrics.csv, which may be damaged by itself."""
+        return {"metrics": self.metrics}
+
+    def reload(self, epoch: int, checkpoint: dict[str, Any]) -> None:
         """Read back what a stopped run had recorded, up to and including `epoch`.
+
+        Args:
+            checkpoint: the full state after that epoch.
 
         Raises:
             DataFault: the weights of the epoch selected among them are gone.
         """
-        self.metrics = read_history(self.directory)
+        state = checkpoint["callbacks"].get(self.state_key)
+        # Checkpoints of versions before 0.2 do not have them.
+        self.metrics = state["metrics"] if state else read_history(self.directory)
         self.checkpoints.name_best(self.selected_epoch)
         self.metrics = [row for row in self.metrics if row["epoch"] <= epoch]
         frame = predictions.read(self.directory / "predictions.parquet")

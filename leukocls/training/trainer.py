@@ -13,6 +13,7 @@ from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.plugins.environments import LightningEnvironment
 
 from leukocls.common.errors import LeukoclsError
+from leukocls.training.checkpoint_io import ChecksummedIO
 from leukocls.training.ddp import Rank
 from leukocls.training.progress_bar import EpochBar
 
@@ -60,9 +61,11 @@ def make_trainer(
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     options = _options(config.trainer)
+    plugins: list[Any] = [ChecksummedIO()]
     if rank:
+        options |= {"strategy": DDP}
         # On a cluster too, the processes of a run are started here and not by its scheduler.
-        options |= {"strategy": DDP, "plugins": [LightningEnvironment()]}
+        plugins.append(LightningEnvironment())
     if config.ema is not None:
         # After the recorder, which keeps the average that is scored before it is swapped back.
         callbacks.append(_average(config.ema))
@@ -72,6 +75,7 @@ def make_trainer(
     try:
         return pl.Trainer(
             **options,
+            plugins=plugins,
             callbacks=callbacks,
             default_root_dir=directory,
             logger=False,
