@@ -105,14 +105,40 @@ def canonical(frame: pd.DataFrame, source: str = "predictions") -> pd.DataFrame:
         raise refuse("an epoch is no 32-bit integer")
     if not np.allclose(columns["prob"], sigmoid(columns["logit"]), rtol=0, atol=1e-9):
         raise refuse("prob is not the sigmoid of logit")
-    # By code point, so that no locale and no string backend of pandas matters.
-    cell, split = (np.array(columns[name].tolist(), np.str_) for name in ("cell", "split"))
-    order = np.lexsort((cell, split, columns["epoch"]))
-    key = [values[order] for values in (columns["epoch"], split, cell)]
-    if (twice := np.logical_and.reduce([one[1:] == one[:-1] for one in key])).any():
-        row = [one[1:][twice][0].item() for one in key]
+    key = [columns["epoch"], _ranks(columns["split"]), _ranks(columns["cell"])]
+    order = np.lexsort(key[::-1])
+    ordered = {name: column[order] for name, column in columns.items()}
+    if (twice := np.logical_and.reduce([np.diff(one[order]) == 0 for one in key])).any():
+        first = int(np.argmax(twice)) + 1
+        row = [ordered["epoch"][first].item(), ordered["split"][first], ordered["cell"][first]]
         raise refuse(f"{int(twice.sum())} cells are there twice, first {row}")
-    return pd.DataFrame({name: column[order] for name, column in columns.items()})
+    return pd.DataFrame(ordered)
+
+
+def by_epoch(frame: pd.DataFrame) -> dict[int, pd.DataFrame]:
+    """The rows of each epoch, in order, with the cells in order."""
+    epochs = frame["epoch"].to_numpy()
+    order = np.lexsort((_ranks(frame["cell"].array), epochs))
+    # Files that a run wrote are in order, and slices of them are no copies.
+    if not (np.diff(order) == 1).all():
+        frame, epochs = frame.iloc[order], epochs[order]
+    present, starts = np.unique(epochs, return_index=True)
+    ends = [*starts[1:], len(frame)]
+    return {
+        int(epoch): frame.iloc[start:end]
+        for epoch, start, end in zip(present, starts, ends, strict=True)
+    }
+
+
+def _ranks(texts: Any) -> npt.NDArray[np.int64]:
+    """The place of each text among the different ones, [n].
+
+    By code point, so that no locale and no string backend of pandas matters.
+    """
+    codes, different = pd.factorize(texts)
+    ranks = np.empty(len(different), np.int64)
+    ranks[np.argsort(np.array(different.tolist(), np.str_))] = np.arange(len(different))
+    return ranks[codes]
 
 
 def write(path: str | os.PathLike[str], frame: pd.DataFrame) -> None:
@@ -151,7 +177,10 @@ def digest_of_canonical(table: pd.DataFrame) -> str:
         kind = COLUMNS.get(name, "float32")
         state.update(f"{name}:{kind}:{len(table)}\n".encode())
         if kind == "str":
-            state.update(json.dumps(table[name].to_list()).encode())
+            # As `json.dumps` writes the list; most texts are there many times.
+            codes, different = pd.factorize(table[name].array)
+            texts = np.array([json.dumps(text) for text in different], object)[codes]
+            state.update(f"[{', '.join(texts)}]".encode())
         else:
             state.update(table[name].to_numpy().astype(np.dtype(kind).newbyteorder("<")).tobytes())
     return state.hexdigest()

@@ -231,9 +231,10 @@ def _scored(run: ArmRun, parts: list[scoring.ScoredPart]) -> ScoredRun:
 
 
 def _rates(part: scoring.ScoredPart) -> dict[str, float | None]:
-    labelled = part.frame[part.frame["label"] >= 0]
-    called = decide(logit=labelled["logit"], threshold=part.origin["threshold"])
-    return rates(**confusion(labelled["label"], called))
+    label, logit = (part.frame[name].to_numpy() for name in ("label", "logit"))
+    known = label >= 0
+    called = decide(logit=logit[known], threshold=part.origin["threshold"])
+    return rates(**confusion(label[known], called))
 
 
 def _conditions(run: ArmRun, part: scoring.ScoredPart) -> dict[str, str]:

@@ -21,7 +21,7 @@ def debiased(frame: pd.DataFrame, rule: str) -> dict[str, float | None] | None:
         frame: predictions on the selection set, of all epochs.
         rule: of RULES; the threshold is .5.
     """
-    by_epoch = [cells.sort_values("cell") for _, cells in frame.groupby("epoch")]
+    by_epoch = list(predictions.by_epoch(frame).values())
     names = predictions.persons(by_epoch[0]).to_numpy(str)
     if len(by_epoch) < 2 or (names == "").any() or len(set(names)) < 2:
         return None

@@ -307,6 +307,6 @@ def checked_labels(label: npt.ArrayLike) -> npt.NDArray[np.int64]:
     y = np.asarray(label)
     if not y.size:
         raise LeukoclsError("no labelled cell: there is nothing to score")
-    if not np.isin(y, (0, 1)).all():
+    if not ((y == 0) | (y == 1)).all():  # faster than np.isin
         raise LeukoclsError(f"labels must be 0 (HEM) or 1 (ALL), found {np.unique(y)[:5].tolist()}")
     return y.astype(np.int64)

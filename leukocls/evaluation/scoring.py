@@ -121,8 +121,9 @@ def parts_of(
     for split in splits:
         names = ("prelim", PRELIM_TRAINED) if split == PRELIM_OFFICIAL else (split,)
         rows = frame[frame["split"].isin(names)] if "split" in frame else frame
-        for epoch in _epochs(rows, source, options.epoch, selected.get("epoch")):
-            cells = rows[rows["epoch"] == epoch] if epoch is not None else rows
+        by_epoch = predictions.by_epoch(rows) if "epoch" in rows else {}
+        for epoch in _epochs(list(by_epoch), source, options.epoch, selected.get("epoch")):
+            cells = rows if epoch is None else by_epoch[epoch]
             cells = _with_views(cells, source, options.views, record.get("view_weights"))
             cells = cells.assign(log_pos_weight=math.log(record.get("pos_weight") or 1.0))
             if truth is not None:
@@ -150,7 +151,9 @@ def parts_of(
             chosen_here = rule in RULES and split == selected.get("set") and as_selected
             if chosen_here and threshold == 0.5 and len(known := rows[rows["label"] >= 0]):
                 origin["debiased"] = debiased(known, rule)
-            parts.append(ScoredPart(cells.sort_values("cell"), origin))
+            if epoch is None or truth is not None:
+                cells = cells.sort_values("cell")
+            parts.append(ScoredPart(cells, origin))
     return parts
 
 
@@ -257,13 +260,9 @@ def _splits(frame: pd.DataFrame, source: Path, wanted: str | None) -> list[str |
 
 
 def _epochs(
-    frame: pd.DataFrame,
-    source: Path,
-    wanted: str | None,
-    selected: int | None,
+    present: list[int], source: Path, wanted: str | None, selected: int | None
 ) -> list[int | None]:
-    """The epochs to score; [None] if the file has no column `epoch`."""
-    present: list[int] = sorted({int(e) for e in frame["epoch"]}) if "epoch" in frame else []
+    """The epochs to score of those that are present; [None] if the file has no column `epoch`."""
     if wanted == "all":
         return list(present) or [None]
     if wanted == "last":
