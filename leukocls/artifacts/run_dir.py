@@ -1,5 +1,6 @@
 """A run directory: its lock, its record and its log. The status `done` is written last."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -18,12 +19,13 @@ from leukocls.artifacts import predictions
 from leukocls.artifacts.environment import git_state, versions
 from leukocls.artifacts.identity import config_hash, differences, settings_of
 from leukocls.artifacts.record import RunState, now, read_record, write_record
-from leukocls.common.errors import LeukoclsError
-from leukocls.common.files import atomic_write, sha256_file
+from leukocls.common.errors import DataFault, LeukoclsError
+from leukocls.common.files import atomic_write, remove_unfinished, sha256_file
 from leukocls.common.secrets import starred, without_secrets
 from leukocls.common.terminal import printable
 from leukocls.data.splits import read_split
 
+MISSING = "missing"  # in place of a digest
 # The files whose digests a finished run records.
 STORED = {
     "predictions_sha256": "predictions.parquet",
@@ -77,6 +79,15 @@ class RunDir:
                     f"{self.directory}: another process is writing this run. Wait for it, or"
                     " choose another seed."
                 ) from error
+            except OSError as error:
+                # Some network file systems have no locks.
+                if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                    raise
+                print(
+                    f"warning: {self.directory}: this file system has no locks ({error.strerror});"
+                    " nothing keeps a second command from writing the same run",
+                    file=sys.stderr,
+                )
             yield
 
     def differences(self, record: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -158,7 +169,9 @@ class RunDir:
         self.resume(**facts)
 
     def resume(self, **facts: Any) -> None:
-        """Write a record with status `running`; every other file stays."""
+        """Write a record with status `running`; every other file stays, if it is whole."""
+        for folder in (self.directory, self.directory / "checkpoints"):
+            remove_unfinished(folder)
         self.record = {
             "id": self.id,
             "status": RunState.RUNNING,
@@ -182,14 +195,28 @@ class RunDir:
         self.record |= {"status": state, "finished": now(), "error": told, **facts}
         write_record(self.directory, self.record)
 
-    def stored_hashes(self) -> dict[str, str]:
-        """sha256 of the predictions' values and of the weights files."""
-        return {key: self._sha256(name) for key, name in STORED.items()}
+    def stored_hashes(self, network: bool) -> dict[str, str]:
+        """sha256 of the predictions' values and of the weights files.
+
+        Args:
+            network: whether the run keeps both weights files; without, absent ones are "missing".
+
+        Raises:
+            DataFault: a file that the run wrote is gone.
+        """
+        found = {key: self._sha256(name) for key, name in STORED.items()}
+        gone = [STORED[key] for key, sha256 in found.items() if sha256 == MISSING]
+        if gone and (network or STORED["predictions_sha256"] in gone):
+            raise DataFault(
+                f"{self.directory}: {', '.join(gone)}: gone, removed while the run was at work;"
+                " force=true runs it again"
+            )
+        return found
 
     def _sha256(self, name: str) -> str:
         path = self.directory / name
         if not path.is_file():
-            return "missing"
+            return MISSING
         if path.suffix == ".parquet":
             return predictions.digest_of_canonical(predictions.read(path))
         return sha256_file(path)
@@ -229,7 +256,7 @@ def finished_weights(directory: Path, record: dict[str, Any]) -> Path:
     status = record.get("status")
     if status != RunState.DONE:
         raise LeukoclsError(f"{directory}: its run is {status}, not done; finish it.")
-    if record.get("weights_sha256") in (None, "missing"):
+    if record.get("weights_sha256") in (None, MISSING):
         raise LeukoclsError(
             f"{directory}: this run keeps no network (a baseline, or one that rescores another"
             " run's view 0); name the run that was trained."

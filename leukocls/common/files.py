@@ -41,6 +41,15 @@ def atomic_stream(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+def remove_unfinished(directory: Path) -> None:
+    """Remove the temporary files that killed processes have left in a directory.
+
+    Only while nobody else writes there.
+    """
+    for path in directory.glob(f".{'[0-9a-f]' * 32}.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
     """Write `data` (text as UTF-8) to `path`, whole or not at all.
 

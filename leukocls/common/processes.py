@@ -10,7 +10,8 @@ from multiprocessing import forkserver, get_context, parent_process
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
-INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+# Ctrl-C, `kill` and schedulers, a terminal that closes, and what SLURM sends before a time limit.
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 LOST = 255  # exit code that multiprocessing reports when the fork server is gone
 GRACE_S = 30.0  # seconds between SIGTERM and SIGKILL: time for a run to write its record
 
@@ -65,13 +66,16 @@ class Interrupted(BaseException):
 def interruptible(*numbers: int) -> Iterator[None]:
     """Raise Interrupted in the body when one of these signals arrives.
 
-    Lightning keeps signal handlers that are installed already.
+    A hangup that is ignored already, as under nohup, stays ignored. Lightning keeps signal handlers
+    that are installed already.
     """
 
     def stop(number: int, frame: Any) -> None:
         raise Interrupted(128 + number)
 
-    before = {number: signal.signal(number, stop) for number in numbers}
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    wanted = [number for number in numbers if number != signal.SIGHUP or not ignored]
+    before = {number: signal.signal(number, stop) for number in wanted}
     try:
         yield
     finally:

@@ -192,7 +192,9 @@ def _worker_main(
     phases: list[Job], log: Path, environment: dict[str, str], gpus: str | None
 ) -> None:
     """The main function of a job's process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the sweep, which ends its jobs
+    # Ctrl-C and a closed terminal reach the sweep as well, which ends its jobs.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     stream = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(stream, 1)
     os.dup2(stream, 2)

@@ -67,7 +67,7 @@ class Checkpoints:
 
     def name_best(self, epoch: int) -> None:
         """Name `best` by its `epoch` as well: before 0.2 and in a run that is over it is not."""
-        if not any(self.folder.glob("selected-*")):
+        if self.best.is_file() and not any(self.folder.glob("selected-*")):
             os.link(self.best, self._selected(epoch))
 
     def discard_others(self) -> None:

@@ -80,7 +80,8 @@ def _run(inputs: Inputs, run: RunDir, work: Any) -> None:
         _images(inputs)  # written once, before several processes want it
         results = spawn_ranks(devices, work)
     Checkpoints(run.directory).discard_others()
-    run.end(RunState.DONE, **run.stored_hashes(), **results)
+    hashes = run.stored_hashes(network=isinstance(inputs, TrainInputs))
+    run.end(RunState.DONE, **hashes, **results)
 
 
 @dataclass(frozen=True)

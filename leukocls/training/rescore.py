@@ -86,7 +86,7 @@ def rescore(run: RunDir, directory: Path, rule: str, threshold: float | str) -> 
     (run.directory / "split.csv").write_bytes((directory / "split.csv").read_bytes())
     run.end(
         RunState.DONE,
-        predictions_sha256=run.stored_hashes()["predictions_sha256"],
+        predictions_sha256=run.stored_hashes(network=False)["predictions_sha256"],
         selection={"rule": rule, "set": chosen_on, "epoch": epoch},
         threshold=threshold,
         calibration=of_run(selected, chosen_on, record["pos_weight"]),

@@ -1,5 +1,6 @@
 """Damaged checkpoints: they are refused, the one before serves, and a failed save loses nothing."""
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Train, edit_record, record, small
+from conftest import Train, edit_record, only_run, record, small
 
 from leukocls.common.errors import DataFault
 from leukocls.training.checkpoint_io import ChecksummedIO
@@ -76,6 +77,39 @@ def test_a_run_resumes_from_the_checkpoint_before_to_the_same_bits(
     assert [row[:speed] + row[speed + 1 :] for row in after] == [
         row[:speed] + row[speed + 1 :] for row in before
     ]
+
+
+def test_a_run_whose_files_are_removed_is_not_done(
+    small_tree: Path, tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = small(small_tree, tmp_path / "outputs")
+    discard = Checkpoints.discard_others
+
+    def removed(self: Checkpoints) -> None:
+        discard(self)
+        self.best.unlink()
+
+    monkeypatch.setattr(Checkpoints, "discard_others", removed)
+    ended = train(*words)
+    run = only_run(tmp_path / "outputs")
+    assert (ended.code, "best.safetensors: gone" in ended.err) == (1, True), ended.err
+    assert record(run)["status"] == "failed"
+    monkeypatch.undo()
+    resumed = train(*words)
+    assert (resumed.code, "force=true" in resumed.err) == (1, True), resumed.err
+    again = train(*words, "force=true")
+    assert (again.code, record(run)["status"]) == (0, "done")
+
+
+def test_a_file_system_without_locks_is_said(
+    small_tree: Path, tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("leukocls.artifacts.run_dir.fcntl.flock", no_locks)
+    done = train(*small(small_tree, tmp_path / "outputs"))
+    assert (done.code, "has no locks" in done.err) == (0, True), done.err
 
 
 def test_a_failed_save_leaves_the_older_file_whole(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -217,23 +218,33 @@ def test_one_failed_job_leaves_the_others(small_tree: Path, tmp_path: Path, trai
     assert record(only_run(outputs))["status"] == "done"
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_terminated_run_resumes_to_the_same_bits(
-    trained: Path, small_tree: Path, tmp_path: Path, train: Train, command: Callable[..., Command]
+    number: int,
+    trained: Path,
+    small_tree: Path,
+    tmp_path: Path,
+    train: Train,
+    command: Callable[..., Command],
 ) -> None:
     outputs = tmp_path / "outputs"
     words = small(small_tree, outputs)
     process = command("train", *words)
     assert process.until(lambda: list(outputs.rglob("resume-epoch0001.ckpt"))), process.err
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     code = process.wait()
     if code == 0:
         pytest.skip("the run ended before the signal reached it")
-    assert code == 143, process.err
+    assert code == 128 + number, process.err
     run = only_run(outputs)
     assert record(run)["status"] == "interrupted"
+    torn = [at / f".{uuid.uuid4().hex}.tmp" for at in (run, run / "checkpoints")]
+    for path in torn:
+        path.write_bytes(b"half a file")
     resumed = train(*words)
     assert "resumed after epoch 1" in resumed.out
     assert resumed.code == 0
+    assert not any(path.exists() for path in torn)
     assert record(run)["predictions_sha256"] == record(trained)["predictions_sha256"]
     assert record(run)["weights_sha256"] == record(trained)["weights_sha256"]
     columns = [c for c in pd.read_csv(run / "metrics.csv") if c != "images_per_s"]
