@@ -24,6 +24,7 @@ VERBS = {
     "serve": "serve a page in the browser to try a bundle on images",
     "audit": "judge predictions by their split: leaks, cells left out, selection",
     "runs": "list the runs below a directory",
+    "repeat": "train a finished run again and say whether the bits agree",
     "doctor": "report what is installed and found, and what to do about the rest",
     "wandb_sync": "send finished runs to W&B",
 }
