@@ -27,6 +27,8 @@ def _parser() -> argparse.ArgumentParser:
         " (default: the set that chose the epoch)")  # fmt: skip
     add("--data", type=Path, metavar="ROOT", help="the images that the first run has read, so"
         " that `predict` says how far a cell lies from those that it was trained on")  # fmt: skip
+    add("--onnx", action="store_true", help="also write the networks as network.onnx, which"
+        " `predict` opens without PyTorch")  # fmt: skip
     return parser
 
 
@@ -40,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     from leukocls.inference.from_runs import write_bundle
 
-    document = write_bundle(arguments.runs, arguments.out, arguments.out_of_fold, arguments.data)
+    document = write_bundle(
+        arguments.runs, arguments.out, arguments.out_of_fold, arguments.data, arguments.onnx
+    )
     for one in document["metrics"]:
         f1 = one["weighted_f1"]
         print(f"{one['split']} ({one['heading']}): weighted F1 {f1:.4f}, {one['n']} cells")

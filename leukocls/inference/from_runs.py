@@ -33,14 +33,15 @@ from leukocls.evaluation.metrics import COUNTS, RATES
 from leukocls.evaluation.request import Request
 from leukocls.evaluation.scoring import ScoredPart, ScoringOptions, metrics_of, scored_parts
 from leukocls.inference import distance
-from leukocls.inference.bundle import DOCUMENT, FORMAT, USE
+from leukocls.inference.bundle import DOCUMENT, FORMAT, USE, open_bundle
 from leukocls.inference.model_card import model_card
+from leukocls.inference.torch_predictor import TorchPredictor
 from leukocls.models.timm_network import TimmNetwork
 from leukocls.models.weights import HUB, LOCAL
 from leukocls.training.build import untrained
 
 RULE = "mean-logit"
-REFERENCES = "references.safetensors"
+REFERENCES, NETWORK = "references.safetensors", "network.onnx"
 # In what the folds of a recipe, and a run on all cells, may differ.
 OF_SPLIT = {"fold", "folds", "seed", "split_scheme", "split_seed", "selection", "inputs.split"}
 CNMC_SIDE = 450  # px, of every image of C-NMC
@@ -49,7 +50,11 @@ MEASURES = ("n", "persons", *COUNTS, *RATES, "auroc", "brier", "ece")
 
 
 def write_bundle(
-    runs: Sequence[Path], out: Path, out_of_fold: Sequence[Path] = (), data: Path | None = None
+    runs: Sequence[Path],
+    out: Path,
+    out_of_fold: Sequence[Path] = (),
+    data: Path | None = None,
+    onnx: bool = False,
 ) -> dict[str, Any]:
     """Write the bundle of a run, or of several as an ensemble, and return its document.
 
@@ -61,6 +66,7 @@ def write_bundle(
             calibration and abstention; none takes the set that chose the epoch.
         data: the images that the first run has read, to measure how far a cell lies from those
             that it was trained on; None leaves that out.
+        onnx: whether to add the networks as one ONNX file.
 
     Raises:
         LeukoclsError: `out` exists; a run that is not done, has no network or cannot be bundled;
@@ -92,17 +98,33 @@ def write_bundle(
         if data:
             references = folder / REFERENCES
             document["distance"] = _distance(runs[0], weights[0], document, data, references)
+        document["onnx"] = None
+        if onnx:
+            _write_document(folder, document)
+            document["onnx"] = {"file": NETWORK, **_onnx(folder)}
         (folder / "README.md").write_text(model_card(document), encoding="utf-8")
-        files = [path for path in folder.rglob("*") if path.is_file()]
-        digests = {str(path.relative_to(folder)): sha256_file(path) for path in sorted(files)}
-        document["files"] = digests
-        document[DIGEST] = record_digest(document)
-        text = json.dumps(document, indent=2, allow_nan=False)
-        (folder / DOCUMENT).write_text(text, encoding="utf-8")
-        for path in (*files, folder / DOCUMENT):
-            path.chmod(0o644)  # safetensors writes files for the owner alone
+        _write_document(folder, document)
+        for name in (*document["files"], DOCUMENT):
+            (folder / name).chmod(0o644)  # safetensors writes files for the owner alone
         shutil.move(folder, out)
     return document
+
+
+def _write_document(folder: Path, document: dict[str, Any]) -> None:
+    """Write leukocls.json with the digests of the other files in the folder, and of itself."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != DOCUMENT]
+    document["files"] = {str(path.relative_to(folder)): sha256_file(path) for path in sorted(files)}
+    document[DIGEST] = record_digest(document)
+    text = json.dumps(document, indent=2, allow_nan=False)
+    (folder / DOCUMENT).write_text(text, encoding="utf-8")
+
+
+def _onnx(folder: Path) -> dict[str, Any]:
+    """Add the ONNX file to a bundle that is whole but for it, and return how alike they are."""
+    from leukocls.inference.onnx_export import write_onnx
+
+    predictor = TorchPredictor(open_bundle(folder), "cpu")
+    return write_onnx(predictor, folder / NETWORK)._asdict()
 
 
 def _description(

@@ -104,10 +104,12 @@ def _use(document: dict[str, Any]) -> list[str]:
         if calibrated
         else f"Probabilities are not calibrated: {document['calibration_reason']}."
     )
+    onnx = document["onnx"]
+    made = f"`{onnx['file']}`" if onnx else "`python -m leukocls.export FOLDER --out network.onnx`"
     lines += [
         "",
-        "As one ONNX file with views, calibration and threshold, which needs no PyTorch:"
-        " `python -m leukocls.export FOLDER --out network.onnx`.",
+        "As one ONNX file with all networks, views, calibration and threshold, which `predict`"
+        f" opens without PyTorch: {made}. Its logits are those of this folder but for rounding.",
     ]
     if _timm(document):
         exact = first["crop"] == first["size"] and first["side"]

@@ -42,7 +42,7 @@ def arms_table(document: dict[str, Any]) -> Rows:
         differ = "reference arm" if reference else ", ".join(settings)
         folds = f", {arm['folds']} folds pooled" if arm["folds"] else ""
         rows.append([
-            arm["name"], f"{arm['n']} of {arm['planned']}{folds}", _seeds(arm["seeds"]),
+            arm["name"], f"{arm['n']}\u00a0of\u00a0{arm['planned']}{folds}", _seeds(arm["seeds"]),
             differ or "none", document["full_names"][arm["name"]],
         ])  # fmt: skip
     return rows

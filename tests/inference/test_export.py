@@ -16,6 +16,7 @@ from conftest import TINY
 
 import leukocls
 from leukocls import bundle, export, predict
+from leukocls.artifacts.record import DIGEST
 from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.inference import onnx_export
 from leukocls.inference.bundle import FORMAT, open_bundle
@@ -110,11 +111,18 @@ def test_the_graph_alone_says_what_predict_says(bundled: Path, images: list[str]
     assert label.tolist() == (found["logit"] > between).tolist()
     assert 0 < label.sum() < len(label)
     metadata = session.get_modelmeta().custom_metadata_map
-    assert json.loads(metadata[ABOUT]) == opened.document
+    about, later = json.loads(metadata[ABOUT]), {"files", "onnx", DIGEST}
+    assert {k: v for k, v in about.items() if k not in later} == {
+        k: v for k, v in opened.document.items() if k not in later
+    }
     parity = json.loads(metadata["parity"])
     assert (parity["number"], parity["images"]) == (onnx_export.DRAWN, "SYNTHETIC cells")
     assert 0 <= parity["difference"] <= onnx_export.TOLERANCE
     assert "diagnosis" in metadata["use"]
+    # The bundle was made with it, and says so.
+    assert opened.document["onnx"] == {"file": "network.onnx", **parity}
+    assert "network.onnx" in opened.document["files"]
+    assert "`network.onnx`" in (bundled / "bundle/README.md").read_text()
 
 
 def changes(content: bytes) -> Iterator[bytes]:
