@@ -52,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"*** {' '.join(document['marks'])} ***")
     if document["calibration"] is None:
         print(f"not calibrated: {document['calibration_reason']}")
+    if onnx := document["onnx"]:
+        print(f"{onnx['file']}: on {onnx['number']} {onnx['images']} its logits differ from"
+              f" PyTorch's by {onnx['difference']:.1g} at most")  # fmt: skip
     print(arguments.out)
     return 0
 

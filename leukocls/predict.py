@@ -75,17 +75,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         predictor, images, arguments.out, reading, arguments.batch_size or BATCH
     )
     code = _print_result(predictor, written, arguments.out)
+    if groups:
+        of_groups = summary(written.table, groups)
+        place = arguments.out.with_suffix(f".groups{arguments.out.suffix}")
+        write_table(place, of_groups)
+        print(_of_groups(of_groups, place))
     if arguments.sheet:
         document = predictor.bundle.document
         heading = " ".join([*document["marks"], document["use"].upper()])
         arguments.sheet.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(arguments.sheet, prediction_sheet(written.table, images, reading, heading))
         print(arguments.sheet)
-    if groups:
-        of_groups = summary(written.table, groups)
-        place = arguments.out.with_suffix(f".groups{arguments.out.suffix}")
-        write_table(place, of_groups)
-        print(_of_groups(of_groups, place))
     return code
 
 

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -52,6 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     run = arguments.run.resolve()
     record = read_record(run)
+    if not re.fullmatch(r"seed_\d+", run.name):
+        raise LeukoclsError(
+            f"{run}: was renamed or copied; its path has to end in EXPERIMENT/ARM/seed_NNN again."
+        )
     finished_weights(run, record)
     config = _config(run, record, arguments)
     with tempfile.TemporaryDirectory(prefix="leukocls-repeat-") as folder:
@@ -81,7 +86,13 @@ def _config(run: Path, record: dict[str, Any], arguments: argparse.Namespace) ->
         config.data.root = str(arguments.data)
     if arguments.threads:
         config.threads = arguments.threads
-    check_settings(config)
+    try:
+        check_settings(config)
+    except LeukoclsError as error:
+        raise LeukoclsError(
+            f"{run / 'config.yaml'}: this version reads other settings than leukocls"
+            f" {record['versions']['leukocls']}, which wrote it ({error}); repeat it with that one."
+        ) from error
     return config
 
 
@@ -96,8 +107,8 @@ def _trained_again(
     found = inputs_of(config).digests["data"]
     if found != record["inputs"]["data"]:
         raise LeukoclsError(
-            f"{config.data.root}: other images or labels than the run has read; name with --data"
-            " where they are."
+            f"{config.data.root}: other images or labels than the run was trained on; name with"
+            " --data the folder or the CSV of those."
         )
     directory = outputs.joinpath(*run.parts[-3:])
     with contextlib.redirect_stdout(sys.stderr):

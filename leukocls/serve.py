@@ -6,13 +6,14 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from leukocls.common.arguments import whole_number
 from leukocls.common.errors import LeukoclsError, run_verb
+from leukocls.common.processes import Interrupted
 
 # Read when torch is loaded; why: leukocls/train.py.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Read when gradio is loaded: it would ask the network for its newest version.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+CTRL_C = 130  # exit code; it is the way to end the page
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -25,8 +26,9 @@ def _parser() -> argparse.ArgumentParser:
     add("bundle", type=Path, metavar="BUNDLE", help="the folder that `leukocls.bundle` wrote; made"
         " with --data it also shows the nearest training cells")  # fmt: skip
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine"
-        " alone; there is no password)")  # fmt: skip
-    add("--port", type=whole_number, default=7860, help="default: 7860")
+        " alone; there is no password, so open it only to a network that you trust)")  # fmt: skip
+    add("--port", type=int, choices=range(1, 65536), default=7860, metavar="N", help="default:"
+        " 7860")  # fmt: skip
     add("--alpha", type=float, help="level of abstention, as `predict` takes it")
     add("--resize", action="store_true", help="scale images of another size than the networks know")
     add("--segment", action="store_true", help="cut cells out of a background, as `predict` does")
@@ -57,7 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     predictor = TorchPredictor(open_bundle(arguments.bundle), arguments.device, arguments.alpha)
     reading = Reading(predictor.side, arguments.resize, arguments.segment)
     with tempfile.TemporaryDirectory(prefix="leukocls-serve-") as folder:
-        serve(predictor, reading, arguments.host, arguments.port, Path(folder), block=True)
+        try:
+            serve(predictor, reading, arguments.host, arguments.port, Path(folder), block=True)
+        except Interrupted as stop:
+            if stop.code != CTRL_C:
+                raise
     return 0
 
 

@@ -79,7 +79,7 @@ def run_once(config: DictConfig) -> int:
 
 
 def main() -> None:
-    """The command line. Exits 0, 1 (a job failed), 2 (usage, refusal), 130 or 143 (interrupted)."""
+    """The command line. Exits 0, 1 (a job failed), 2 (usage, refusal), or 128 + a signal."""
     codes: list[int] = []
 
     def task(config: DictConfig) -> None:

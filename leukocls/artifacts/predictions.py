@@ -29,6 +29,8 @@ COLUMNS = {
 # Merged subjects, as the split kept them together. Not part of the digest: versions before 0.2
 # wrote none.
 PERSON = "person"
+# The folder with a file for each epoch of a run that is not over.
+PARTS = ".predictions"
 
 
 def sigmoid(logit: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -116,7 +118,7 @@ def canonical(frame: pd.DataFrame, source: str = "predictions") -> pd.DataFrame:
 
 
 def by_epoch(frame: pd.DataFrame) -> dict[int, pd.DataFrame]:
-    """The rows of each epoch, in order, with the cells in order."""
+    """The rows of each epoch, in order, with the cells in order; at least one row is there."""
     epochs = frame["epoch"].to_numpy()
     order = np.lexsort((_ranks(frame["cell"].array), epochs))
     # Files that a run wrote are in order, and slices of them are no copies.

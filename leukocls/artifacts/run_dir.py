@@ -90,19 +90,26 @@ class RunDir:
                 )
             yield
 
-    def differences(self, record: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-        """Settings and inputs in which `record` differs from this run: key to both values."""
+    def differences(
+        self, record: dict[str, Any], directory: Path | None = None
+    ) -> dict[str, tuple[Any, Any]]:
+        """Settings and inputs in which `record` differs from this run: key to both values.
+
+        Args:
+            directory: of the record's run; None for this one.
+        """
         found = differences(record, {"identity": self.settings, "inputs": self.inputs})
-        if "inputs.split" in found and self._same_sides(record["inputs"]["split"]):
+        recorded = record["inputs"].get("split")
+        if "inputs.split" in found and self._same_sides(directory or self.directory, recorded):
             del found["inputs.split"]
         return found
 
-    def _same_sides(self, recorded: str | None) -> bool:
-        """True if the split.csv here, of digest `recorded`, has the same cells on the same sides.
+    def _same_sides(self, directory: Path, recorded: str | None) -> bool:
+        """True if a split.csv, of digest `recorded`, has the same cells on the same sides.
 
         Versions before 0.2 wrote other groups and digests of pixels for the same split.
         """
-        path = self.directory / "split.csv"
+        path = directory / "split.csv"
         if self.cells is None or not path.is_file() or sha256_file(path) != recorded:
             return False
         columns = ["cell", "subject", "label", "split"]
@@ -137,7 +144,7 @@ class RunDir:
         if force and started < since:
             return RunState.MISSING
         # A run that failed before it wrote anything holds nothing to keep.
-        if status == RunState.FAILED and not (self.directory / "predictions.parquet").is_file():
+        if status == RunState.FAILED and not (self.directory / "checkpoints").is_dir():
             return RunState.MISSING
         if differ:
             keys = [f"{key} ({before} → {now})" for key, (before, now) in differ.items()]
@@ -162,7 +169,7 @@ class RunDir:
         """Empty the directory; write the configuration and a record with status `running`."""
         for name in ("run.json", "predictions.parquet", "metrics.csv", "log.txt"):
             (self.directory / name).unlink(missing_ok=True)
-        for name in ("checkpoints", "wandb"):
+        for name in ("checkpoints", "wandb", predictions.PARTS):
             shutil.rmtree(self.directory / name, ignore_errors=True)
         resolved = OmegaConf.to_container(self.config, resolve=True)
         atomic_write(self.directory / "config.yaml", OmegaConf.to_yaml(starred(resolved)))
@@ -208,7 +215,7 @@ class RunDir:
         gone = [STORED[key] for key, sha256 in found.items() if sha256 == MISSING]
         if gone and (network or STORED["predictions_sha256"] in gone):
             raise DataFault(
-                f"{self.directory}: {', '.join(gone)}: gone, removed while the run was at work;"
+                f"{self.directory}: {', '.join(gone)}: missing, though the run wrote them;"
                 " force=true runs it again"
             )
         return found

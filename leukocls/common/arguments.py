@@ -61,6 +61,6 @@ def whole_number(text: str) -> int:
 
 def png_file(text: str) -> Path:
     """A file name that ends in .png."""
-    if Path(text).suffix.lower() != ".png":
+    if Path(text).suffix.lower() != ".png" or Path(text).is_dir():
         raise argparse.ArgumentTypeError(f"{text}: name a file that ends in .png")
     return Path(text)

@@ -24,10 +24,12 @@ def fork_server(preload: Sequence[str]) -> ForkServerContext:
     """
     context = get_context("forkserver")
     context.set_forkserver_preload(list(preload))
-    # Ctrl-C is for the processes that hold runs; during the imports it would print a traceback.
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # They are for the processes that hold runs, and reach the whole group. SIGTERM ends a child.
+    ignored = [number for number in INTERRUPTS if number != signal.SIGTERM]
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in ignored}
     forkserver.ensure_running()
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
     return context
 
 
@@ -71,6 +73,9 @@ def interruptible(*numbers: int) -> Iterator[None]:
     """
 
     def stop(number: int, frame: Any) -> None:
+        if number not in (signal.SIGINT, signal.SIGTERM):
+            # A closed terminal sends it twice: the second one would break what the first one began.
+            signal.signal(number, signal.SIG_IGN)
         raise Interrupted(128 + number)
 
     ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN

@@ -66,6 +66,7 @@ def contact_sheet(entries: Iterable[Entry], number: int, grid: Grid, heading: st
 
 def _fitted(draw: ImageDraw.ImageDraw, line: str, room: int) -> str:
     """The line without its middle, where it is wider than `room` px."""
+    line = " ".join(line.split())  # the names of files may hold line breaks
     short, kept = line, len(line)
     while draw.textlength(short) > room:
         kept -= 1

@@ -35,6 +35,7 @@ from leukocls.evaluation.scoring import ScoredPart, ScoringOptions, metrics_of, 
 from leukocls.inference import distance
 from leukocls.inference.bundle import DOCUMENT, FORMAT, USE, open_bundle
 from leukocls.inference.model_card import model_card
+from leukocls.inference.onnx_export import require_onnx, write_onnx
 from leukocls.inference.torch_predictor import TorchPredictor
 from leukocls.models.timm_network import TimmNetwork
 from leukocls.models.weights import HUB, LOCAL
@@ -77,6 +78,8 @@ def write_bundle(
         raise LeukoclsError(f"{out}: exists already; name a new folder, or remove it.")
     if len({run.resolve() for run in runs}) < len(runs):
         raise LeukoclsError("RUN: one is named twice, which would count it twice; name each once.")
+    if onnx:
+        require_onnx()  # before the work
     records = [read_record(run) for run in runs]
     weights = [finished_weights(*pair) for pair in zip(runs, records, strict=True)]
     by_run = [scored_parts(run, ScoringOptions()) for run in runs]
@@ -94,18 +97,15 @@ def write_bundle(
             (folder / place).mkdir(parents=True)
             writer = _Writer(run, records[number], weights[number], document["calibration"])
             document["members"].append(writer.write(folder, place))
-        document["distance"] = None
+        document |= {"distance": None, "onnx": None}
         if data:
             references = folder / REFERENCES
             document["distance"] = _distance(runs[0], weights[0], document, data, references)
-        document["onnx"] = None
         if onnx:
             _write_document(folder, document)
             document["onnx"] = {"file": NETWORK, **_onnx(folder)}
         (folder / "README.md").write_text(model_card(document), encoding="utf-8")
         _write_document(folder, document)
-        for name in (*document["files"], DOCUMENT):
-            (folder / name).chmod(0o644)  # safetensors writes files for the owner alone
         shutil.move(folder, out)
     return document
 
@@ -117,12 +117,12 @@ def _write_document(folder: Path, document: dict[str, Any]) -> None:
     document[DIGEST] = record_digest(document)
     text = json.dumps(document, indent=2, allow_nan=False)
     (folder / DOCUMENT).write_text(text, encoding="utf-8")
+    for path in (*files, folder / DOCUMENT):
+        path.chmod(0o644)  # safetensors writes files for the owner alone
 
 
 def _onnx(folder: Path) -> dict[str, Any]:
     """Add the ONNX file to a bundle that is whole but for it, and return how alike they are."""
-    from leukocls.inference.onnx_export import write_onnx
-
     predictor = TorchPredictor(open_bundle(folder), "cpu")
     return write_onnx(predictor, folder / NETWORK)._asdict()
 

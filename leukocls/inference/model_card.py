@@ -15,7 +15,7 @@ def model_card(document: dict[str, Any]) -> str:
     """The card of a bundle, with the metrics in its `model-index`.
 
     Args:
-        document: leukocls.json, still without `files`.
+        document: leukocls.json, in which the digest of the card is still missing.
     """
     first = document["members"][0]
     synthetic = "SYNTHETIC" in document["marks"]

@@ -1,5 +1,6 @@
 """Write the networks of a bundle as one ONNX file, and check that it predicts the same."""
 
+import importlib.util
 import io
 import json
 import warnings
@@ -104,6 +105,17 @@ class _Whole(nn.Module):
         return self.references.distance(pooled(network, maps))
 
 
+def require_onnx() -> None:
+    """Refuse to start where a package for ONNX is missing.
+
+    Raises:
+        LeukoclsError: naming them.
+    """
+    names = ("onnx", "onnxscript", "onnxruntime")
+    if missing := [name for name in names if importlib.util.find_spec(name) is None]:
+        raise LeukoclsError(f"{', '.join(missing)}: not installed. pip install 'leukocls[export]'")
+
+
 def write_onnx(predictor: TorchPredictor, out: Path, places: Sequence[str] = ()) -> Parity:
     """Write the ONNX file of a bundle, after ONNX Runtime computed the same logits as PyTorch.
 
@@ -173,16 +185,9 @@ def _cells(predictor: TorchPredictor, places: Sequence[str]) -> tuple[list[np.nd
 
 def _exported(predictor: TorchPredictor, stored: np.ndarray) -> Any:
     """The ONNX model, whose input `threshold` has the bundle's as its default."""
-    try:
-        # Before the long way to the comparison.
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-        from onnx import numpy_helper
-    except ImportError:
-        raise LeukoclsError(
-            f"{predictor.bundle.place}: onnx, onnxscript or onnxruntime is not installed; pip"
-            " install 'leukocls[export]'."
-        ) from None
+    require_onnx()
+    from onnx import numpy_helper
+
     threshold = np.array(predictor.bundle.threshold)
     example = torch.from_numpy(stored[:2]), torch.from_numpy(threshold)
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), torch.inference_mode():

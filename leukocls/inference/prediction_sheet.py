@@ -22,8 +22,8 @@ def prediction_sheet(
     Args:
         table: of `leukocls.inference.prediction_file.write_predictions`; skipped images are left
             out.
-        images: the same ones.
-        reading: as they were predicted.
+        images: those that the table is of.
+        reading: the options that they were predicted with.
         heading: the first line, before what is shown.
 
     Raises:
@@ -36,7 +36,7 @@ def prediction_sheet(
     entries = (
         Entry(
             [around_cell(read_cell(paths[row["cell"]], reading).pixels)],
-            [f"p(ALL) {row['prob']:.2f}  {row['label']}", row["cell"], _remarks(row)],
+            [f"p(ALL) {row['prob']:.2f}  {row['label']}", row["cell"], ", ".join(remarks(row))],
         )
         for _, row in shown.iterrows()
     )
@@ -44,9 +44,10 @@ def prediction_sheet(
     return contact_sheet(entries, len(shown), GRID, f"{heading}   {amount}")
 
 
-def _remarks(row: pd.Series) -> str:
-    remarks = {
+def remarks(row: pd.Series) -> list[str]:
+    """Reasons to doubt one row of predictions."""
+    about = {
         "no single label": row["abstain"] == "yes",
         f"unlike training {row['distance']:.1f}": row["distance"] > 1,
     }
-    return ", ".join(remark for remark, holds in remarks.items() if holds)
+    return [remark for remark, holds in about.items() if holds]

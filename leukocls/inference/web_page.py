@@ -13,6 +13,7 @@ from leukocls.artifacts.marks import MEANINGS
 from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.data.images import around_cell
 from leukocls.inference.images import SUFFIXES, Cell, Reading, read_cell
+from leukocls.inference.prediction_sheet import remarks
 from leukocls.inference.saliency import Maps, maps
 from leukocls.inference.sheet import overlaid
 from leukocls.inference.torch_predictor import TorchPredictor
@@ -26,7 +27,7 @@ CSS = """
 .leukocls-scroll th, .leukocls-scroll td { padding: .3rem .6rem; text-align: left;
   vertical-align: top; overflow-wrap: anywhere; min-width: 5rem; }
 .leukocls-scroll img { background: #000; max-width: none; }
-.or { color: inherit !important; }
+.or { color: inherit !important; } /* gradio's own is too pale to read */
 """
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("leukocls.inference"),
@@ -36,13 +37,13 @@ _TEMPLATES = jinja2.Environment(
 
 
 def answer(predictor: TorchPredictor, places: Sequence[str], reading: Reading) -> str:
-    """What the networks say about uploaded images, as HTML; the files are removed.
+    """The answer to uploaded images, as HTML; their files are removed.
 
     Args:
         places: of at most MOST files; of more, the first are answered.
     """
     read, skipped = [], []
-    paths = [Path(place) for place in places]
+    paths = [Path(place) for place in dict.fromkeys(places)]
     try:
         for path in paths[:MOST]:
             try:
@@ -91,14 +92,12 @@ def _rows(
 
 
 def _remarks(row: Any, cell: Cell) -> list[str]:
-    remarks = {
-        "no single label at the bundle's level of abstention": row["abstain"] == "yes",
-        f"unlike the training cells (distance {row['distance']:.1f})": row["distance"] > 1,
+    about = {
         "shows more than a cell on black, which the networks never saw": cell.background,
         "cut out of its background": cell.segmented,
         "a JPEG, whose artefacts the networks may never have seen": cell.lossy,
     }
-    return [remark for remark, holds in remarks.items() if holds]
+    return [*remarks(row), *(remark for remark, holds in about.items() if holds)]
 
 
 def page(predictor: TorchPredictor, reading: Reading) -> gradio.Blocks:
@@ -107,11 +106,10 @@ def page(predictor: TorchPredictor, reading: Reading) -> gradio.Blocks:
     about = [f"**{document['use'].capitalize()}.** Networks trained by leukocls, of the bundle"
              f" `{predictor.bundle.place.name}`.",
              *(f"**{mark}**: {MEANINGS[mark]}." for mark in document["marks"])]  # fmt: skip
-    size = (
-        f"{predictor.side} × {predictor.side} pixels, one cell on black" if predictor.side else ""
-    )
-    label = f"Images ({', '.join(sorted(SUFFIXES))}; {size or 'one cell on black'})"
-    with gradio.Blocks(title="leukocls", analytics_enabled=False) as blocks:
+    size = f"{predictor.side} × {predictor.side} pixels, " if predictor.side else ""
+    label = f"Images ({', '.join(sorted(SUFFIXES))}; {size}one cell on black)"
+    # Uploads that nobody asks about are removed as well, after ten minutes.
+    with gradio.Blocks(title="leukocls", analytics_enabled=False, delete_cache=(60, 600)) as blocks:
         gradio.Markdown("\n\n".join(["# leukocls", *about]))
         files = gradio.File(
             file_count="multiple", file_types=sorted(SUFFIXES), type="filepath", label=label
@@ -139,6 +137,9 @@ def serve(
         LeukoclsError: the port is taken.
     """
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    # gradio asks its own page whether it is there, which a proxy would not know.
+    direct = filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1", "localhost", host])
+    os.environ["NO_PROXY"] = ",".join(direct)
     blocks = page(predictor, reading)
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     try:
@@ -148,9 +149,13 @@ def serve(
         )  # fmt: skip
     except OSError as error:
         raise LeukoclsError(
-            f"--port {port}: taken by another program, or not allowed; choose another one."
+            f"--host {host} --port {port}: cannot be listened on; choose a port that no other"
+            " program has, or an address of this machine."
         ) from error
     print(f"{predictor.bundle.document['use'].upper()}\n{blocks.local_url} (Ctrl-C ends it)")
     if block:
-        blocks.block_thread()
+        try:
+            blocks.block_thread()
+        finally:
+            blocks.close(verbose=False)
     return blocks

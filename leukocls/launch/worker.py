@@ -192,8 +192,8 @@ def _worker_main(
     phases: list[Job], log: Path, environment: dict[str, str], gpus: str | None
 ) -> None:
     """The main function of a job's process."""
-    # Ctrl-C and a closed terminal reach the sweep as well, which ends its jobs.
-    for number in (signal.SIGINT, signal.SIGHUP):
+    # Ctrl-C and the like reach the sweep as well, which ends its jobs.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     stream = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(stream, 1)

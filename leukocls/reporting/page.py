@@ -63,8 +63,6 @@ def page(
     """
     comparison, median = document["comparison"], document["median"]
     counts, reference = median["counts"], comparison["reference"]
-    experiment = headline(document)["experiment"]
-    title = reference if reference.startswith(experiment) else f"{experiment}: {reference}"
     differences = differences_table(document)
     holds = {
         "differences": len(differences) > 1,
@@ -73,7 +71,7 @@ def page(
         "learning-curve": bool(document["learning_curve"]),
     }
     return _TEMPLATES.get_template("report.html.j2").render(
-        title=title,
+        title=_title(headline(document)["experiment"], reference),
         heading=heading_text(document),
         marks=" ".join(comparison["marks"]),
         about_marks="; ".join(MEANINGS[mark] for mark in comparison["marks"]),
@@ -111,6 +109,12 @@ def page(
             for one in figures
         },
     )
+
+
+def _title(experiment: str, reference: str) -> str:
+    """The reference arm with its experiment, which its short name may begin with."""
+    named = reference.partition("/")[0].partition(",")[0] == experiment
+    return reference if named else f"{experiment}: {reference}"
 
 
 def _about(persons: dict[str, int] | None) -> str:

@@ -29,9 +29,9 @@ def data_table(document: dict[str, Any]) -> Rows:
 
 
 def arms_table(document: dict[str, Any]) -> Rows:
-    """Each arm with its seeds, the settings that differ from the reference's, and its directory."""
+    """Each arm with its seeds, the settings that differ from the reference's, and its full name."""
     comparison = document["comparison"]
-    rows = [["arm", "runs", "seeds", "settings that differ", "directory"]]
+    rows = [["arm", "runs", "seeds", "settings that differ", "full name"]]
     for arm in comparison["arms"]:
         own = document["settings"].get(arm["name"], {})
         reference = arm["name"] == comparison["reference"]

@@ -1,4 +1,4 @@
-"""How Lightning writes and reads the full state of a run: whole files, with a checksum behind."""
+"""Full states of a run as whole files with a checksum behind, for Lightning."""
 
 import hashlib
 import io
@@ -53,12 +53,13 @@ class ChecksummedIO(TorchCheckpointIO):
                 io.BytesIO(content), map_location=map_location, weights_only=True
             )
         except Exception as error:  # torch raises many kinds
-            raise DataFault(f"{path}: does not read ({type(error).__name__})") from error
+            cause = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            raise DataFault(f"{path}: does not read ({cause})") from error
         return state
 
 
 def _checked(path: Path) -> bytes:
-    """The content of a checkpoint, without the checksum, which holds.
+    """The content of a checkpoint without its checksum, after checking it.
 
     Those of versions before 0.2 have none.
     """

@@ -66,7 +66,7 @@ class Checkpoints:
             path.unlink()
 
     def name_best(self, epoch: int) -> None:
-        """Name `best` by its `epoch` as well: before 0.2 and in a run that is over it is not."""
+        """Give `best` its second name, by `epoch`, if there is none: before 0.2 there was not."""
         if self.best.is_file() and not any(self.folder.glob("selected-*")):
             os.link(self.best, self._selected(epoch))
 

@@ -79,9 +79,10 @@ def _run(inputs: Inputs, run: RunDir, work: Any) -> None:
     else:
         _images(inputs)  # written once, before several processes want it
         results = spawn_ranks(devices, work)
-    Checkpoints(run.directory).discard_others()
     hashes = run.stored_hashes(network=isinstance(inputs, TrainInputs))
     run.end(RunState.DONE, **hashes, **results)
+    # Later than that: until then a run that is resumed may need them.
+    Checkpoints(run.directory).discard_others()
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,13 @@ class _Parts:
     ready: float
 
     def results(self, run: RunDir) -> dict[str, Any]:
-        """The entries that the record gets when the run ends."""
+        """The entries that the record gets when the run ends; empty but for rank 0."""
+        if not self.trainer.is_global_zero:
+            return {}
         prepare, seconds = self.ready - self.started, time.perf_counter() - self.ready
         selected, threshold = self.recorder.selected, self.recorder.threshold
         chosen_on = run.record["selection"]["set"]
+        self.recorder.predictions.join()
         return {
             "device": device_name(self.trainer),
             "selection": run.record["selection"] | {"epoch": self.recorder.selected_epoch},
@@ -116,22 +120,28 @@ def _fit_rank(
     """Train in this process, which is `rank` of several or the only one; rank 0 writes files."""
     parts = _parts(inputs, run, rank)
     trainer, classifier, recorder = parts.trainer, parts.classifier, parts.recorder
-    point = recorder.checkpoints.newest_whole() if resume else None
-    if point:
-        checkpoint, state = point
-        with rank_zero_first():  # it puts the best weights back in their place
-            recorder.reload(epoch_of(checkpoint), state)
-        print(f"resumed after epoch {epoch_of(checkpoint)} from {checkpoint}")
-    else:
-        checkpoint = None
+    checkpoint = _reloaded(recorder) if resume else None
+    if checkpoint is None:
         trainer.validate(classifier, parts.datamodule, verbose=False)
-    if not (point and recorder.exhausted):
+    if not (checkpoint and recorder.exhausted):
         trainer.fit(classifier, parts.datamodule, ckpt_path=checkpoint, weights_only=True)
     if inputs.split.scored_once:
         load_weights(classifier.network, recorder.checkpoints.best, classifier=())
         classifier.score(inputs.split.scored_once)
         trainer.test(classifier, parts.datamodule, verbose=False)
     return parts.results(run)
+
+
+def _reloaded(recorder: Recorder) -> Path | None:
+    """The checkpoint to resume from, whose history the recorder then has; None without any."""
+    found = recorder.checkpoints.newest_whole()
+    if found is None:
+        return None
+    checkpoint, state = found
+    with rank_zero_first():  # it puts the best weights back in their place
+        recorder.reload(epoch_of(checkpoint), state)
+    print(f"resumed after epoch {epoch_of(checkpoint)} from {checkpoint}")
+    return checkpoint
 
 
 def _score_rank(inputs: ScoreInputs, run: RunDir, rank: Rank | None = None) -> dict[str, Any]:

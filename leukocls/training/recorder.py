@@ -13,17 +13,18 @@ from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
 from leukocls.artifacts import predictions
-from leukocls.artifacts.predictions import PERSON, sigmoid
+from leukocls.artifacts.predictions import sigmoid
 from leukocls.common.errors import DataFault
 from leukocls.data.index import Index
 from leukocls.evaluation.history import Row, read_history, split_columns, write_history
 from leukocls.evaluation.metrics import auroc, best_threshold
 from leukocls.evaluation.selection import RULES, best_weighted_f1
 from leukocls.training.checkpoints import Checkpoints
+from leukocls.training.prediction_parts import PredictionParts
 
 
 class Recorder(pl.Callback):
-    """Writes `metrics.csv`, `predictions.parquet` and `checkpoints/` of a run directory.
+    """Writes `metrics.csv`, the predictions of each epoch and `checkpoints/` of a run directory.
 
     Every file is replaced whole, at each `save_every`-th epoch; epoch 0 is the one before training.
     A test, which Lightning's `trainer.test` runs, belongs to the selected epoch.
@@ -56,7 +57,7 @@ class Recorder(pl.Callback):
         self._threshold, self.patience, self.save_every = threshold, patience, save_every
         self.checkpoints = Checkpoints(directory, metadata)
         self.metrics: list[Row] = []
-        self.predictions: list[pd.DataFrame] = []
+        self.predictions = PredictionParts(directory)
         self._scored: dict[str, Tensor] = {}
         self._best: dict[str, Tensor] | None = None
         self._rates: dict[str, float] = {}
@@ -90,12 +91,11 @@ class Recorder(pl.Callback):
 
     @property
     def selected(self) -> pd.DataFrame:
-        """The predictions of the selected epoch."""
-        frame = pd.concat(self.predictions)
-        return frame[frame["epoch"] == self.selected_epoch]
+        """The predictions of the selected epoch; only of rank 0."""
+        return self.predictions.of(self.selected_epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the rows of metrics.csv, which may be damaged by itself."""
+        """The rows of metrics.csv, for the checkpoint: the file may be damaged by itself."""
         return {"metrics": self.metrics}
 
     def reload(self, epoch: int, checkpoint: dict[str, Any]) -> None:
@@ -112,11 +112,8 @@ class Recorder(pl.Callback):
         self.metrics = state["metrics"] if state else read_history(self.directory)
         self.checkpoints.name_best(self.selected_epoch)
         self.metrics = [row for row in self.metrics if row["epoch"] <= epoch]
-        frame = predictions.read(self.directory / "predictions.parquet")
-        if PERSON not in frame:
-            group = self.index.table.set_index("cell")["group"]
-            frame = frame.assign(person=frame["cell"].map(group))
-        self.predictions = [frame[frame["epoch"] <= epoch]]
+        write_history(self.directory, self.metrics)
+        self.predictions.reload(epoch, self.index)
         self.checkpoints.publish_best(self.selected_epoch)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -187,8 +184,6 @@ class Recorder(pl.Callback):
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         row = next(row for row in self.metrics if row["epoch"] == self.selected_epoch)
-        # A resumed run may have scored its tests before.
-        self.predictions = [f[~f["split"].isin(pl_module.scored)] for f in self.predictions]
         self._add_scores(row, pl_module)
         if trainer.is_global_zero:
             self._write()
@@ -214,14 +209,15 @@ class Recorder(pl.Callback):
         if self._best is not None:
             self.checkpoints.save_selected(self._best, self.selected_epoch)
             self._best = None
-        predictions.write(self.directory / "predictions.parquet", pd.concat(self.predictions))
+        self.predictions.save()
         write_history(self.directory, self.metrics)
 
     def _add_scores(self, row: Row, pl_module: Any) -> None:
         """Add what the classifier scored: predictions, and their metrics to `row`."""
         for split in pl_module.scored:
             frame = self._frame(row["epoch"], split, pl_module.scores[split])
-            self.predictions.append(frame)
+            if pl_module.global_rank == 0:
+                self.predictions.add(row["epoch"], frame)
             values, known = dict(pl_module.rows[split]), frame["label"] >= 0
             if known.any():
                 values["auroc"] = auroc(frame.loc[known, "label"], frame.loc[known, "logit"])

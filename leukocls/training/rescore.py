@@ -65,7 +65,7 @@ def rescore(run: RunDir, directory: Path, rule: str, threshold: float | str) -> 
             f"{directory}: early stopping ended it by the mean of its views; rescore_from=null"
             " trains again."
         )
-    if strange := [key for key in run.differences(record) if key not in OWN_KEYS]:
+    if strange := [key for key in run.differences(record, directory) if key not in OWN_KEYS]:
         raise LeukoclsError(f"{directory}: was trained otherwise: {', '.join(strange)} differ.")
     frame = frame.drop(columns=view_columns(frame)[1:]).assign(logit=frame["view_0"])
     frame["prob"] = sigmoid(frame["logit"])

@@ -13,6 +13,7 @@ from conftest import Train, edit_record, only_run, record, small
 from leukocls.common.errors import DataFault
 from leukocls.training.checkpoint_io import ChecksummedIO
 from leukocls.training.checkpoints import Checkpoints
+from leukocls.training.prediction_parts import PredictionParts
 
 KEYS = ("predictions_sha256", "weights_sha256", "last_sha256")
 
@@ -83,21 +84,19 @@ def test_a_run_whose_files_are_removed_is_not_done(
     small_tree: Path, tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = small(small_tree, tmp_path / "outputs")
-    discard = Checkpoints.discard_others
+    join = PredictionParts.join
 
-    def removed(self: Checkpoints) -> None:
-        discard(self)
-        self.best.unlink()
+    def removed(self: PredictionParts) -> None:
+        join(self)
+        (self.whole.parent / "checkpoints/best.safetensors").unlink()
 
-    monkeypatch.setattr(Checkpoints, "discard_others", removed)
+    monkeypatch.setattr(PredictionParts, "join", removed)
     ended = train(*words)
     run = only_run(tmp_path / "outputs")
-    assert (ended.code, "best.safetensors: gone" in ended.err) == (1, True), ended.err
+    assert (ended.code, "best.safetensors: missing" in ended.err) == (1, True), ended.err
     assert record(run)["status"] == "failed"
     monkeypatch.undo()
-    resumed = train(*words)
-    assert (resumed.code, "force=true" in resumed.err) == (1, True), resumed.err
-    again = train(*words, "force=true")
+    again = train(*words)  # its weights have a second name until it is done
     assert (again.code, record(run)["status"]) == (0, "done")
 
 

@@ -20,6 +20,7 @@ from leukocls.artifacts import predictions
 from leukocls.data.store import open_store
 from leukocls.data.verify import checked_index
 from leukocls.training.build import build
+from leukocls.training.checkpoint_io import ChecksummedIO
 from leukocls.training.checkpoints import Checkpoints
 from leukocls.training.recorder import Recorder
 from leukocls.training.trainer import _average
@@ -171,11 +172,19 @@ def test_a_resumed_run_of_the_version_before_gets_its_persons(
     frame.drop(columns="person").to_parquet(run / "predictions.parquet")
     index = checked_index(small_tree, cache=small_tree.parent / "store").only(("train", "prelim"))
     recorder = Recorder(run, index, "best_weighted_f1", "prelim")
-    recorder.reload(1)
-    before = frame[frame["epoch"] <= 1]
+    point = recorder.checkpoints.resume_points()[-1]
+    recorder.reload(1, ChecksummedIO().load_checkpoint(point))
+    for epoch, before in predictions.by_epoch(frame).items():
+        if epoch <= 1:
+            found = recorder.predictions.of(epoch)
+            pd.testing.assert_frame_equal(found, before.reset_index(drop=True), check_dtype=False)
+    assert len(list((run / predictions.PARTS).iterdir())) == 2
+    recorder.predictions.join()
+    kept = frame[frame["epoch"] <= 1].reset_index(drop=True)
     pd.testing.assert_frame_equal(
-        predictions.canonical(recorder.predictions[0]), before, check_dtype=False
+        predictions.read(run / "predictions.parquet"), kept, check_dtype=False
     )
+    assert not (run / predictions.PARTS).exists()
 
 
 def test_accumulated_batches_make_fewer_steps(run) -> None:
