@@ -123,7 +123,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="leukocls-predict-") as folder:
         figures = measured(Path(folder), arguments.images)
     for name, value in figures.items():
-        print(f"{name:30}{value}")
+        print(f"{name:36}{value}")
     if arguments.json:
         document = {
             "command": f"python benchmarks/predict.py --images {arguments.images}",
