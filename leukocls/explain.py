@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from leukocls.common.arguments import png_file
+from leukocls.common.arguments import add_reading_options, png_file
 from leukocls.common.errors import ITEMS_SKIPPED, LeukoclsError, run_verb
 
 # Read when torch is loaded; why: leukocls/train.py.
@@ -25,9 +25,7 @@ def _parser() -> argparse.ArgumentParser:
     add("bundle", type=Path, metavar="BUNDLE", help="the folder that `leukocls.bundle` wrote")
     add("images", nargs="+", metavar="IMAGES", help="files, folders or patterns, as for `predict`")
     add("--out", type=png_file, required=True, metavar="FILE.png", help="the sheet")
-    add("--resize", action="store_true", help="scale images of another size than the networks know")
-    add("--segment", action="store_true", help="cut cells out of a background, as `predict` does")
-    add("--device", help="cpu, cuda, … (default: a GPU if there is one)")
+    add_reading_options(parser)
     return parser
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from leukocls.common.arguments import png_file, whole_number
+from leukocls.common.arguments import add_reading_options, png_file, whole_number
 from leukocls.common.errors import ITEMS_SKIPPED, run_verb
 from leukocls.common.files import atomic_write
 from leukocls.common.tables import aligned
@@ -39,15 +39,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--alpha", type=float, help="abstain where labels are not told apart at this level: of a"
         " new person's cells at most this share, on average, has its own label ruled out (default:"
         " 0.1)")  # fmt: skip
-    add("--resize", action="store_true", help="scale images of another size than the networks know")
-    add("--segment", action="store_true", help="cut the cell in the middle out of images that show"
-        " more than a cell on black")  # fmt: skip
+    add_reading_options(parser)
     add("--group-by", choices=("subject", "folder"), help="also sum up by the subject in C-NMC's"
         " names, or by folder, in FILE with .groups in its name")  # fmt: skip
     add("--sheet", type=png_file, metavar="FILE.png", help="also draw the images by probability,"
         " at most 240 of them")  # fmt: skip
     add("--batch-size", type=whole_number, metavar="N", help="images per step (default: 64)")
-    add("--device", help="cpu, cuda, … (default: a GPU if there is one)")
     return parser
 
 

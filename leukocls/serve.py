@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from leukocls.common.arguments import add_reading_options
 from leukocls.common.errors import LeukoclsError, run_verb
 from leukocls.common.processes import Interrupted
 
@@ -30,9 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--port", type=int, choices=range(1, 65536), default=7860, metavar="N", help="default:"
         " 7860")  # fmt: skip
     add("--alpha", type=float, help="level of abstention, as `predict` takes it")
-    add("--resize", action="store_true", help="scale images of another size than the networks know")
-    add("--segment", action="store_true", help="cut cells out of a background, as `predict` does")
-    add("--device", help="cpu, cuda, … (default: a GPU if there is one)")
+    add_reading_options(parser)
     return parser
 
 
@@ -59,11 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     predictor = TorchPredictor(open_bundle(arguments.bundle), arguments.device, arguments.alpha)
     reading = Reading(predictor.side, arguments.resize, arguments.segment)
     with tempfile.TemporaryDirectory(prefix="leukocls-serve-") as folder:
+        page = serve(predictor, reading, arguments.host, arguments.port, Path(folder))
         try:
-            serve(predictor, reading, arguments.host, arguments.port, Path(folder), block=True)
+            page.block_thread()
         except Interrupted as stop:
             if stop.code != CTRL_C:
                 raise
+        finally:
+            page.close(verbose=False)
     return 0
 
 

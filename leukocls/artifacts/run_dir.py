@@ -177,8 +177,8 @@ class RunDir:
 
     def resume(self, **facts: Any) -> None:
         """Write a record with status `running`; every other file stays, if it is whole."""
-        for folder in (self.directory, self.directory / "checkpoints"):
-            remove_unfinished(folder)
+        for name in ("", "checkpoints", predictions.PARTS):
+            remove_unfinished(self.directory / name)
         self.record = {
             "id": self.id,
             "status": RunState.RUNNING,

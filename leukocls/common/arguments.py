@@ -38,6 +38,15 @@ def add_comparison_options(parser: argparse.ArgumentParser) -> None:
     add("--incomplete", action="store_true", help="take the finished runs if others are missing")
 
 
+def add_reading_options(parser: argparse.ArgumentParser) -> None:
+    """Add how images are made fit for the networks of a bundle, and where these compute."""
+    add = parser.add_argument
+    add("--resize", action="store_true", help="scale images of another size than the networks know")
+    add("--segment", action="store_true", help="cut the cell in the middle out of images that show"
+        " more than a cell on black")  # fmt: skip
+    add("--device", help="cpu, cuda, … (default: a GPU if there is one)")
+
+
 def _seeds(text: str) -> list[int]:
     """Seeds from 24 (0 to 23), 0-23 or 7,42,1337."""
     first, to, last = text.partition("-")

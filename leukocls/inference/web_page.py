@@ -125,16 +125,15 @@ def page(predictor: TorchPredictor, reading: Reading) -> gradio.Blocks:
 
 
 def serve(
-    predictor: TorchPredictor, reading: Reading, host: str, port: int, folder: Path, block: bool
+    predictor: TorchPredictor, reading: Reading, host: str, port: int, folder: Path
 ) -> gradio.Blocks:
-    """Serve the page.
+    """Start to serve the page, on a thread of its own.
 
     Args:
         folder: an empty one, where uploads lie until they are answered.
-        block: whether to serve until the process is interrupted.
 
     Raises:
-        LeukoclsError: the port is taken.
+        LeukoclsError: the port is taken, or the address is none of this machine.
     """
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     # gradio asks its own page whether it is there, which a proxy would not know.
@@ -153,9 +152,4 @@ def serve(
             " program has, or an address of this machine."
         ) from error
     print(f"{predictor.bundle.document['use'].upper()}\n{blocks.local_url} (Ctrl-C ends it)")
-    if block:
-        try:
-            blocks.block_thread()
-        finally:
-            blocks.close(verbose=False)
     return blocks

@@ -8,7 +8,7 @@ from leukocls.artifacts.identity import name_parts
 
 
 class _Parts(NamedTuple):
-    """What an arm's directory is named after; `cut` if overrides may be missing."""
+    """The parts of an arm's directory name; `cut` is true if overrides may be missing."""
 
     experiment: str
     ablation: str

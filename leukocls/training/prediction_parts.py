@@ -10,6 +10,7 @@ import pandas as pd
 
 from leukocls.artifacts import predictions
 from leukocls.artifacts.predictions import PARTS, PERSON
+from leukocls.common.errors import DataFault
 from leukocls.data.index import Index
 
 
@@ -60,17 +61,25 @@ class PredictionParts:
 
         Raises:
             LeukoclsError: damaged predictions.
+            DataFault: predictions of an epoch are missing.
         """
-        if not self.folder.is_dir():  # it was over already, or a version before 0.2 made it
+        if self.whole.is_file():  # it was over already, or a version before 0.2 made it
             frame = predictions.read(self.whole)
             if PERSON not in frame:
                 group = index.table.set_index("cell")["group"]
                 frame = frame.assign(person=frame["cell"].map(group))
             self._unsaved = predictions.by_epoch(frame)
             self.save()
-        for path in self.folder.iterdir():
+            self.whole.unlink()
+        for path in self._parts():
             if path.name > self._part(epoch).name:
                 path.unlink()
+        for number in range(epoch + 1):
+            if not self._part(number).is_file():
+                raise DataFault(
+                    f"{self._part(number)}: the predictions of this epoch are missing; force=true"
+                    " starts the run again"
+                )
 
     def join(self) -> None:
         """Write predictions.parquet from the parts, which are removed.
@@ -80,9 +89,11 @@ class PredictionParts:
             OSError: it cannot be written; the parts are as they were.
         """
         self.save()
-        parts = [predictions.read(path) for path in sorted(self.folder.iterdir())]
-        predictions.write(self.whole, pd.concat(parts))
+        predictions.write(self.whole, pd.concat(map(predictions.read, self._parts())))
         shutil.rmtree(self.folder)
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.folder.glob("epoch*.parquet"))
 
     def _part(self, epoch: int) -> Path:
         return self.folder / f"epoch{epoch:06d}.parquet"

@@ -76,7 +76,7 @@ def test_a_served_page_keeps_nothing(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     reading = Reading(predictor.side)
-    page = web_page.serve(predictor, reading, "127.0.0.1", port, folder, block=False)
+    page = web_page.serve(predictor, reading, "127.0.0.1", port, folder)
     try:
         address = f"http://127.0.0.1:{port}/"
         assert address in capsys.readouterr().out
@@ -85,7 +85,7 @@ def test_a_served_page_keeps_nothing(
         assert uploads[0].name in client.predict(sent, api_name="/predict")[1]
         assert not any(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         with pytest.raises(LeukoclsError, match=f"--port {port}"):
-            web_page.serve(predictor, reading, "127.0.0.1", port, folder, block=False)
+            web_page.serve(predictor, reading, "127.0.0.1", port, folder)
     finally:
         page.close(verbose=False)
 

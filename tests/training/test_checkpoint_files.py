@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,29 @@ def test_a_run_resumes_from_the_checkpoint_before_to_the_same_bits(
     assert [row[:speed] + row[speed + 1 :] for row in after] == [
         row[:speed] + row[speed + 1 :] for row in before
     ]
+
+
+def test_predictions_of_a_killed_run_are_whole_or_missed(
+    run: Path, trained: Path, small_tree: Path, train: Train
+) -> None:
+    """The writer of a part was killed; and then a part is gone."""
+    parts = PredictionParts(run)
+    parts.reload(2, None)  # type: ignore[arg-type]
+    assert not parts.whole.exists()
+    torn = parts.folder / f".{uuid.uuid4().hex}.tmp"
+    torn.write_bytes(b"half a file")
+    edit_record(run, status="interrupted")
+    words = small(small_tree, run.parents[2])
+    lost = parts.folder / "epoch000001.parquet"
+    content = lost.read_bytes()
+    lost.unlink()
+    refused = train(*words)
+    assert (refused.code, lost.name in refused.err) == (1, True), refused.err
+    lost.write_bytes(content)
+    resumed = train(*words)
+    assert resumed.code == 0, resumed.err
+    assert not parts.folder.exists()
+    assert {key: record(run)[key] for key in KEYS} == {key: record(trained)[key] for key in KEYS}
 
 
 def test_a_run_whose_files_are_removed_is_not_done(
