@@ -68,7 +68,7 @@ def draw_pairs(examination: Examination, path: Path, heading: str) -> int:
     def entry(pair: Any) -> Entry:
         who = f"{pair.first_subject or pair.first_part} = {pair.second_subject or pair.second_part}"
         files = (pair.first, pair.second)
-        lines = [f"{who}   {pair.similarity:.2f}", *(Path(file).name for file in files)]
+        lines = [f"{who}, {pair.similarity:.2f}", *(Path(file).name for file in files)]
         return Entry([tight(file) for file in files], lines)
 
     entries = map(entry, shown.itertuples())

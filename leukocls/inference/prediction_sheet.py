@@ -36,7 +36,7 @@ def prediction_sheet(
     entries = (
         Entry(
             [around_cell(read_cell(paths[row["cell"]], reading).pixels)],
-            [f"p(ALL) {row['prob']:.2f}  {row['label']}", row["cell"], ", ".join(remarks(row))],
+            [f"p(ALL) {row['prob']:.2f}, {row['label']}", row["cell"], ", ".join(remarks(row))],
         )
         for _, row in shown.iterrows()
     )
