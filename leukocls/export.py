@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     predictor = TorchPredictor(open_bundle(arguments.bundle), "cpu")
     parity = write_onnx(predictor, arguments.out, arguments.compare_on)
     print(f"on {parity.number} {parity.images} the logits of ONNX Runtime and PyTorch differ by"
-          f" {parity.difference:.1g} at most")  # fmt: skip
+          f" {parity.difference:.1g} at most"
+          f" ({parity.rounding:.1g}: rounding by PyTorch)")  # fmt: skip
     print(f"{predictor.bundle.document['use']}\n{arguments.out}")
     return 0
 

@@ -14,6 +14,8 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
+from faults import fault_points
+
 import leukocls.training
 from leukocls.common.processes import fork_server
 
@@ -152,6 +154,7 @@ def _run(
     os.environ.update(environment)
     # The jobs of a sweep are forked from the server that this process was forked from.
     _use(address)
+    fault_points.arm()
     sys.argv[:] = [module, *arguments]
     sys.path.insert(0, cwd)
     sys.modules.pop(module, None)

@@ -14,7 +14,7 @@ NEUTRAL = {
     "resume", "checkpoint",
     "data.root", "data.layout", "data.cache", "data.partial", "data.outside", "data.workers",
     "data.residence",
-    "save_every", "trainer.enable_progress_bar",
+    "save_every", "save_minutes", "trainer.enable_progress_bar",
 }  # fmt: skip
 # Weights to start from: identified by their digest among the inputs, not by their path.
 BY_CONTENT = {"continue_from", "model.weights"}

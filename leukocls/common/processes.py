@@ -14,6 +14,7 @@ from typing import Any
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 LOST = 255  # exit code that multiprocessing reports when the fork server is gone
 GRACE_S = 30.0  # seconds between SIGTERM and SIGKILL: time for a run to write its record
+HOLD_S = 20.0  # seconds that a held signal waits at most: less than GRACE_S and SLURM's KillWait
 
 
 def fork_server(preload: Sequence[str]) -> ForkServerContext:
@@ -86,3 +87,72 @@ def interruptible(*numbers: int) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class HeldSignal:
+    """The first signal of `hold_signals`, until it is passed on.
+
+    Attributes:
+        number: of the signal; None while there is none.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._handlers: dict[int, Any] = {}
+
+    def listen(self) -> None:
+        """Take the signals, from whoever took them since the last call."""
+        for number in self._handlers:
+            signal.signal(number, self._arrived)
+
+    def wait_longer(self) -> None:
+        """Wait past HOLD_S: what the signal waited for has begun."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def pass_on(self) -> None:
+        """Call the handler that was there before, which may raise; nothing if no signal waits."""
+        number, self.number = self.number, None
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if number is not None:
+            self._handlers[number](number, None)
+
+    def _arrived(self, number: int, frame: Any) -> None:
+        if number == signal.SIGALRM:
+            self.pass_on()
+        elif self.number is None:
+            self.number = number
+            signal.setitimer(signal.ITIMER_REAL, HOLD_S)
+            # Not print: this may have interrupted one.
+            name = signal.Signals(number).name
+            os.write(2, f"{name}: ends after this step; a second one ends at once\n".encode())
+        # A closed terminal and SLURM may send theirs twice.
+        elif number in (signal.SIGINT, signal.SIGTERM) or number != self.number:
+            self.number = number
+            self.pass_on()
+
+
+@contextmanager
+def hold_signals() -> Iterator[HeldSignal]:
+    """Hold back a signal that would interrupt the body, until the body passes it on.
+
+    It is passed on without that after HOLD_S, and as soon as a second one arrives. Signals without
+    a handler are left as they are, and so are all of them outside the main thread.
+    """
+    held = HeldSignal()
+    before = {number: signal.getsignal(number) for number in (*INTERRUPTS, signal.SIGUSR2)}
+    held._handlers = {number: handler for number, handler in before.items() if callable(handler)}
+    if threading.current_thread() is not threading.main_thread():
+        held._handlers = {}
+    alarm: Any = signal.SIG_DFL
+    try:
+        if held._handlers:
+            alarm = signal.signal(signal.SIGALRM, held._arrived)
+        held.listen()
+        yield held
+        held.pass_on()
+    finally:
+        for number, handler in held._handlers.items():
+            signal.signal(number, handler)
+        if held._handlers:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, alarm)

@@ -63,7 +63,7 @@ class Batches(Sampler[np.ndarray]):
     row gets one empty batch. Of several groups of rows, the smaller ones are oversampled to the
     size of the largest: each row as often as fits, the rest drawn without replacement.
 
-    The epoch is asked for when a pass begins; see `_Loader`.
+    Epoch and first batch are asked for when a pass begins; see `_Loader`.
     """
 
     def __init__(
@@ -74,10 +74,10 @@ class Batches(Sampler[np.ndarray]):
         shuffle_seed: int | None = None,
         rank: int = 0,
         ranks: int = 1,
-        epoch: Callable[[], int] = lambda: 0,
+        start: Callable[[], tuple[int, int]] = lambda: (0, 0),
     ) -> None:
         self.groups, self.cells, self.size, self.seed = groups, cells, size, shuffle_seed
-        self.rank, self.ranks, self.epoch = rank, ranks, epoch
+        self.rank, self.ranks, self.start = rank, ranks, start
         self.most = max(len(rows) for rows in groups)
 
     def __len__(self) -> int:
@@ -89,13 +89,15 @@ class Batches(Sampler[np.ndarray]):
 
     def __iter__(self) -> Iterator[np.ndarray]:
         (positions, *_) = self.groups
+        first = 0
         if self.seed is not None:
-            random = generator(self.seed, self.epoch(), ORDER_STREAM)
+            epoch, first = self.start()
+            random = generator(self.seed, epoch, ORDER_STREAM)
             parts = [part for rows in self.groups for part in self._oversampled(rows, random)]
             positions = random.permutation(np.concatenate(parts))
         positions = positions[self.rank :: self.ranks]
-        for start in range(0, len(self) * self.size, self.size):
-            yield positions[start : start + self.size]
+        for batch in range(first, len(self)):
+            yield positions[batch * self.size : (batch + 1) * self.size]
 
     def _oversampled(self, rows: np.ndarray, random: np.random.Generator) -> Iterator[np.ndarray]:
         copies, rest = divmod(self.most, len(rows))
@@ -236,9 +238,13 @@ class CellDataModule(pl.LightningDataModule):
         assert self.trainer is not None
         rank, ranks = self.trainer.global_rank, self.trainer.world_size
         trainer, cells = self.trainer, len(self.index.table)
-        batches = Batches(
-            groups, cells, size, shuffle_seed, rank, ranks, lambda: trainer.current_epoch
-        )
+
+        def start() -> tuple[int, int]:
+            # A run that stopped within an epoch resumes there.
+            done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+            return trainer.current_epoch, done
+
+        batches = Batches(groups, cells, size, shuffle_seed, rank, ranks, start)
         return _Loader(
             self._cells(),
             sampler=batches,

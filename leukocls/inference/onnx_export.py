@@ -1,10 +1,11 @@
 """Write the networks of a bundle as one ONNX file, and check that it predicts the same."""
 
+import copy
 import importlib.util
 import io
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,7 +39,9 @@ from leukocls.synthetic.render import render
 from leukocls.synthetic.spec import SyntheticSpec
 
 OPSET = 20  # the first whose GridSample takes the modes of PyTorch's
-TOLERANCE = 1e-4  # of the logit: a larger difference is no rounding
+TOLERANCE = 1e-4  # of the logit, if the network does not round more than that by itself:
+# Networks that were fitted for a few hundred steps can: 1.5e-3 was seen on genuine cells.
+ROUNDINGS = 3  # times PyTorch's own rounding error
 DRAWN = 16  # synthetic cells, where no images are named
 AT_ONCE = 4  # images that are compared at a time, with all their views
 THRESHOLD = "threshold"
@@ -51,11 +54,15 @@ class Parity(NamedTuple):
         images: what was compared, in words.
         number: of images.
         difference: the largest, of the logit.
+        rounding: the largest between PyTorch's own logits in single and in double precision.
+        error: the largest between ONNX Runtime's and PyTorch's in double precision.
     """
 
     images: str
     number: int
     difference: float
+    rounding: float
+    error: float
 
 
 class _Whole(nn.Module):
@@ -130,7 +137,8 @@ def write_onnx(predictor: TorchPredictor, out: Path, places: Sequence[str] = ())
 
     Raises:
         LeukoclsError: networks that see different crops or sizes; a network that ONNX cannot hold;
-            logits that differ by more than TOLERANCE; onnx or onnxruntime is not installed.
+            logits further from those in double precision than TOLERANCE and than ROUNDINGS times
+            PyTorch's; onnx or onnxruntime is not installed.
         DataFault: an image that cannot be read.
     """
     described, members = predictor.bundle, predictor.members
@@ -142,14 +150,15 @@ def write_onnx(predictor: TorchPredictor, out: Path, places: Sequence[str] = ())
     cells, kind = _cells(predictor, places)
     stored = np.stack([seen(cell, members[0].crop, members[0].size) for cell in cells])
     model = _exported(predictor, stored)
-    difference = _difference(predictor, model.SerializeToString(), cells, stored)
-    if not difference <= TOLERANCE:
+    logits = _logits(predictor, model.SerializeToString(), cells, stored)
+    parity = Parity(kind, len(cells), *_differences(*logits))
+    allowed = max(TOLERANCE, ROUNDINGS * parity.rounding)
+    if not parity.error <= allowed:
         raise LeukoclsError(
-            f"{described.place}: as ONNX its logits differ by up to {difference:.2g} on"
-            f" {len(cells)} {kind}, and rounding explains no more than {TOLERANCE:g}; nothing was"
+            f"{described.place}: as ONNX its logits differ by up to {parity.error:.2g} on"
+            f" {len(cells)} {kind}, and rounding explains no more than {allowed:.2g}; nothing was"
             " written."
         )
-    parity = Parity(kind, len(cells), difference)
     for key, value in _about(described.document, members[0], parity).items():
         model.metadata_props.add(key=key, value=value)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -210,13 +219,22 @@ def _exported(predictor: TorchPredictor, stored: np.ndarray) -> Any:
     return model
 
 
-def _difference(
+def _logits(
     predictor: TorchPredictor, content: bytes, cells: list[np.ndarray], stored: np.ndarray
-) -> float:
-    """Largest difference of the logits between ONNX Runtime and PyTorch."""
-    session, differences = session_of(content), []
+) -> tuple[np.ndarray, ...]:
+    """Logits of ONNX Runtime, of PyTorch, and of PyTorch in double precision on the same views."""
+    session, exact = session_of(content), copy.copy(predictor)
+    exact.networks = [copy.deepcopy(network).double() for network in predictor.networks]
+    exact.references = None
+    found = []
     for start in range(0, len(cells), AT_ONCE):
         some = slice(start, start + AT_ONCE)
-        (found,) = session.run([LOGIT], {IMAGES: stored[some]})
-        differences.append(np.abs(found - predictor.scores(cells[some]).logit).max())
-    return float(np.max(differences))  # NaN if one is
+        (onnx,) = session.run([LOGIT], {IMAGES: stored[some]})
+        found.append((onnx, predictor.scores(cells[some]).logit, exact.scores(cells[some]).logit))
+    return tuple(np.concatenate(logits) for logits in zip(*found, strict=True))
+
+
+def _differences(onnx: np.ndarray, single: np.ndarray, double: np.ndarray) -> Iterator[float]:
+    """The numbers of a Parity from logits; NaN where one is."""
+    for one, other in ((onnx, single), (single, double), (onnx, double)):
+        yield float(np.abs(one - other).max())

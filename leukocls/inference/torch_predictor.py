@@ -72,9 +72,10 @@ class TorchPredictor(Predictor):
     def _views(self, network: nn.Module, member: Member, stored: np.ndarray) -> np.ndarray:
         """Logits of each view, float64 [n, V]."""
         images = to_images(torch.from_numpy(stored).to(self.device))
-        logits = []
+        logits, dtype = [], next(network.parameters()).dtype
         for view in image_views(images, member.views):
-            output: Any = network(view.contiguous(memory_format=torch.channels_last))
+            view = view.to(dtype).contiguous(memory_format=torch.channels_last)
+            output: Any = network(view)
             logits.append(to_logit(output[0] if isinstance(output, tuple) else output))
         return torch.stack(logits, 1).double().cpu().numpy()
 

@@ -264,6 +264,8 @@ def no_such_setting(key: str) -> str:
     if is_secret(key):
         return str(_secret(key))
     near = RENAMED.get(key) or _nearest(key)
+    if near == key:  # a setting of another recipe's augmentation or network
+        return f"{key}: the chosen recipe does not name it. Write +{key}=VALUE."
     advice = f"Did you mean {near}?" if near else "`leukocls train --cfg job` lists all settings."
     return f"{key}: there is no such setting. {advice}"
 

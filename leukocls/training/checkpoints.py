@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import sys
 import uuid
 from pathlib import Path
@@ -16,6 +17,7 @@ from leukocls.common.files import atomic_write
 from leukocls.training.checkpoint_io import ChecksummedIO
 
 KEPT = 2  # resume points; the older one serves when the newer one is damaged
+POINT = re.compile(r"resume-epoch(\d+)(?:-batch(\d+))?\.ckpt")
 
 State = dict[str, Tensor]
 
@@ -82,15 +84,19 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         atomic_write(path, save(state, self._metadata))
 
-    def save_resume_point(self, trainer: pl.Trainer, epoch: int) -> None:
+    def save_resume_point(self, trainer: pl.Trainer, epoch: int, batches: int = 0) -> None:
         """Write the full state after `epoch`, and remove all but the KEPT newest.
 
         Every rank calls this; rank 0 writes.
 
+        Args:
+            batches: of the next epoch that are done as well.
+
         Raises:
             OSError: it cannot be written; the older ones are as they were.
         """
-        trainer.save_checkpoint(self.folder / f"resume-epoch{epoch:04d}.ckpt")
+        within = f"-batch{batches:06d}" if batches else ""
+        trainer.save_checkpoint(self.folder / f"resume-epoch{epoch:04d}{within}.ckpt")
         if not trainer.is_global_zero:
             return
         for old in self.resume_points()[KEPT:]:
@@ -99,7 +105,8 @@ class Checkpoints:
 
     def resume_points(self) -> list[Path]:
         """Checkpoints of full state, newest first."""
-        return sorted(self.folder.glob("resume-*.ckpt"), reverse=True)
+        points = [path for path in self.folder.glob("resume-*.ckpt") if POINT.fullmatch(path.name)]
+        return sorted(points, key=progress_of, reverse=True)
 
     def newest_whole(self) -> tuple[Path, dict[str, Any]] | None:
         """The newest checkpoint that reads, and its content; None if there is no checkpoint.
@@ -123,6 +130,8 @@ class Checkpoints:
         return None
 
 
-def epoch_of(resume_point: Path) -> int:
-    """The last epoch that a resume point holds."""
-    return int(resume_point.stem.removeprefix("resume-epoch"))
+def progress_of(resume_point: Path) -> tuple[int, int]:
+    """Whole epochs that a resume point holds, and batches of the next one."""
+    found = POINT.fullmatch(resume_point.name)
+    assert found
+    return int(found[1]), int(found[2] or 0)

@@ -61,6 +61,7 @@ class CellClassifier(pl.LightningModule):
         self.loss, self.views, self.seed = loss, views, seed
         self.proposes_box = getattr(network, "proposes_box", False)
         self.train_loss = MeanMetric()
+        self.train_loss.persistent(True)  # for checkpoints within an epoch
         self.score(scored)
 
     def score(self, scored: list[str]) -> None:

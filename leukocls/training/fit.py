@@ -16,6 +16,7 @@ from leukocls.artifacts.lineage import as_metadata
 from leukocls.artifacts.record import RunState
 from leukocls.artifacts.run_dir import RunDir
 from leukocls.common.files import atomic_write
+from leukocls.common.processes import hold_signals
 from leukocls.data.datamodule import CellDataModule
 from leukocls.data.store import boxes, open_store, stored_side
 from leukocls.data.summary import image_notes
@@ -24,12 +25,13 @@ from leukocls.evaluation.cell_metrics import by_split
 from leukocls.models.frozen import FrozenFeatures
 from leukocls.models.weights import load_weights
 from leukocls.training.build import build, untrained
-from leukocls.training.checkpoints import Checkpoints, epoch_of
+from leukocls.training.checkpoints import Checkpoints, progress_of
 from leukocls.training.classifier import CellClassifier
 from leukocls.training.ddp import Rank, rank_zero_first, spawn_ranks
 from leukocls.training.feature_cache import cached_features
 from leukocls.training.inputs import Inputs, ScoreInputs, TrainInputs
 from leukocls.training.losses import CellLoss
+from leukocls.training.mid_epoch import MidEpochSaves
 from leukocls.training.optim import configure
 from leukocls.training.recorder import Recorder
 from leukocls.training.trainer import device_name, make_trainer
@@ -124,7 +126,13 @@ def _fit_rank(
     if checkpoint is None:
         trainer.validate(classifier, parts.datamodule, verbose=False)
     if not (checkpoint and recorder.exhausted):
-        trainer.fit(classifier, parts.datamodule, ckpt_path=checkpoint, weights_only=True)
+        with hold_signals() as held:
+            # Several devices would have to agree on the step.
+            if rank is None:
+                minutes = inputs.config.save_minutes
+                callbacks: Any = getattr(trainer, "callbacks")  # noqa: B009 (Lightning hides it)
+                callbacks.append(MidEpochSaves(recorder, minutes, held))
+            trainer.fit(classifier, parts.datamodule, ckpt_path=checkpoint, weights_only=True)
     if inputs.split.scored_once:
         load_weights(classifier.network, recorder.checkpoints.best, classifier=())
         classifier.score(inputs.split.scored_once)
@@ -138,9 +146,11 @@ def _reloaded(recorder: Recorder) -> Path | None:
     if found is None:
         return None
     checkpoint, state = found
+    epoch, batches = progress_of(checkpoint)
     with rank_zero_first():  # it puts the best weights back in their place
-        recorder.reload(epoch_of(checkpoint), state)
-    print(f"resumed after epoch {epoch_of(checkpoint)} from {checkpoint}")
+        recorder.reload(epoch, state)
+    within = f" and {batches} batches of the next" if batches else ""
+    print(f"resumed after epoch {epoch}{within} from {checkpoint}")
     return checkpoint
 
 

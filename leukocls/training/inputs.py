@@ -285,6 +285,9 @@ def _check_numbers(config: DictConfig) -> None:
         absent = value is None and name == "patience"
         if not absent and not (isinstance(value, int) and value >= 1):
             raise LeukoclsError(f"{name}={value}: choose a whole number of at least 1.")
+    minutes = config.save_minutes
+    if minutes is not None and not (isinstance(minutes, int | float) and minutes > 0):
+        raise LeukoclsError(f"save_minutes={minutes}: choose more than 0, or null.")
     view_weights(config.views)  # raises on a number of views that is out of range
 
 

@@ -19,11 +19,13 @@ class EpochBar(pl.Callback):
     def __init__(self) -> None:
         self._bar: Any = None
 
-    def _open(self, trainer: pl.Trainer, description: str, total: int | float) -> None:
+    def _open(
+        self, trainer: pl.Trainer, description: str, total: int | float, done: int = 0
+    ) -> None:
         self._close()
         self._bar = tqdm(
             total=total, desc=description, bar_format=self.FORMAT, dynamic_ncols=True, leave=False,
-            disable=not trainer.is_global_zero,
+            initial=done, disable=not trainer.is_global_zero,
         )  # fmt: skip
 
     def _close(self) -> None:
@@ -31,9 +33,17 @@ class EpochBar(pl.Callback):
             self._bar.close()
             self._bar = None
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        # A run that resumes within an epoch does not start the epoch.
+        if trainer.fit_loop.restarted_mid_epoch:
+            self._open_epoch(trainer, trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._open_epoch(trainer)
+
+    def _open_epoch(self, trainer: pl.Trainer, done: int = 0) -> None:
         epoch = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
-        self._open(trainer, epoch, trainer.num_training_batches)
+        self._open(trainer, epoch, trainer.num_training_batches, done)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, n: int

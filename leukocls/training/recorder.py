@@ -26,8 +26,8 @@ from leukocls.training.prediction_parts import PredictionParts
 class Recorder(pl.Callback):
     """Writes `metrics.csv`, the predictions of each epoch and `checkpoints/` of a run directory.
 
-    Every file is replaced whole, at each `save_every`-th epoch; epoch 0 is the one before training.
-    A test, which Lightning's `trainer.test` runs, belongs to the selected epoch.
+    Every file is replaced whole, at each `save_every`-th epoch and whenever `save` is called; epoch
+    0 is the one before training. A test, which `trainer.test` runs, belongs to the selected epoch.
 
     Args:
         directory: the run directory.
@@ -39,6 +39,9 @@ class Recorder(pl.Callback):
             to the end.
         save_every: epochs between two checkpoints; the last epoch is always one.
         metadata: stored in the header of the weights files.
+
+    Attributes:
+        saved_at, saved_progress: monotonic time of the last `save`, and its epoch and batches.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Recorder(pl.Callback):
         self._norms: list[Tensor] = []
         self._losses: list[Tensor] = []
         self._clock, self._seconds, self._images = 0.0, 0.0, 0
+        self.saved_at, self.saved_progress = time.monotonic(), (-1, 0)
 
     @property
     def selected_epoch(self) -> int:
@@ -95,8 +99,26 @@ class Recorder(pl.Callback):
         return self.predictions.of(self.selected_epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows of metrics.csv, for the checkpoint: the file may be damaged by itself."""
-        return {"metrics": self.metrics}
+        """The rows of metrics.csv, a file that may be damaged by itself, and sums of an epoch."""
+        of_epoch = {
+            "rates": self._rates,
+            "norms": torch.stack(self._norms).cpu() if self._norms else torch.empty(0),
+            "losses": torch.stack(self._losses).cpu() if self._losses else torch.empty(0),
+            "images": self._images,
+            "seconds": time.perf_counter() - self._clock,
+        }
+        return {"metrics": self.metrics, "epoch": of_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the sums of an epoch that a checkpoint was saved in; see `reload`."""
+        if of_epoch := state_dict.get("epoch"):
+            self._rates, self._images = of_epoch["rates"], of_epoch["images"]
+            self._norms, self._losses = list(of_epoch["norms"]), list(of_epoch["losses"])
+            self._clock = time.perf_counter() - of_epoch["seconds"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        # Where they were, for their mean is taken there.
+        self._norms = [norm.to(pl_module.device) for norm in self._norms]
 
     def reload(self, epoch: int, checkpoint: dict[str, Any]) -> None:
         """Read back what a stopped run had recorded, up to and including `epoch`.
@@ -176,9 +198,8 @@ class Recorder(pl.Callback):
             return
         if self.selected_epoch == row["epoch"]:
             self._best = self._scored
-        if not fitting or self._due(trainer):
-            self._write()
         if not fitting:
+            self._write()
             self.checkpoints.publish_best(self.selected_epoch)
         tqdm.write(_line(row, pl_module.scored, self.selected_epoch))
 
@@ -191,18 +212,31 @@ class Recorder(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         # After the evaluation, so that a resumed run continues with the next epoch.
-        if not self._due(trainer):
-            return
-        if trainer.is_global_zero:
-            self.checkpoints.save_last(self._scored)
-        self.checkpoints.save_resume_point(trainer, trainer.current_epoch + 1)
-        if trainer.is_global_zero:
-            self.checkpoints.publish_best(self.selected_epoch)
-
-    def _due(self, trainer: pl.Trainer) -> bool:
         epoch = trainer.current_epoch + 1
         last = epoch == trainer.max_epochs or trainer.should_stop
-        return last or epoch % self.save_every == 0
+        if last or epoch % self.save_every == 0:
+            self.save(trainer, epoch)
+
+    def save(self, trainer: pl.Trainer, epoch: int, batches: int = 0) -> None:
+        """Write what is recorded, and a full state from which the run resumes.
+
+        Every rank calls this; rank 0 writes.
+
+        Args:
+            epoch: the last one that was evaluated.
+            batches: of the next epoch that are done as well.
+
+        Raises:
+            OSError: it cannot be written; older files are as they were.
+        """
+        if trainer.is_global_zero:
+            self._write()
+            if not batches:
+                self.checkpoints.save_last(self._scored)
+        self.checkpoints.save_resume_point(trainer, epoch, batches)
+        if trainer.is_global_zero:
+            self.checkpoints.publish_best(self.selected_epoch)
+        self.saved_at, self.saved_progress = time.monotonic(), (epoch, batches)
 
     def _write(self) -> None:
         """Write the best weights, predictions and metrics together: all are of one epoch."""

@@ -26,6 +26,7 @@ QUIET = (
     ".*in eval mode at the start of training.*",
     ".*find_unused_parameters=True was specified.*",
     ".*Using `DistributedSampler` with the dataloaders.*",  # our own sampler repeats no cell
+    ".*your dataloader is not resumable.*",  # our own sampler starts where the run stopped
 )
 # Gradients are added up in an order that a resumed run repeats: without the search for unused
 # parameters the first step of every process decides the order anew.

@@ -54,7 +54,8 @@ def feed(
     split = Split("challenge", rows, "prelim")
     module = CellDataModule(index, store, split, augment, seed=seed, **(FEEDING | feeding))
     module.boxes = None if boxes is None else torch.from_numpy(boxes)
-    loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=-1))
+    progress = SimpleNamespace(current=SimpleNamespace(ready=0))
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=-1, batch_progress=progress))
     module.trainer = SimpleNamespace(
         training=True, current_epoch=0, global_rank=rank, world_size=ranks, fit_loop=loop
     )

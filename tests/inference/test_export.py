@@ -118,6 +118,8 @@ def test_the_graph_alone_says_what_predict_says(bundled: Path, images: list[str]
     parity = json.loads(metadata["parity"])
     assert (parity["number"], parity["images"]) == (onnx_export.DRAWN, "SYNTHETIC cells")
     assert 0 <= parity["difference"] <= onnx_export.TOLERANCE
+    assert 0 < parity["rounding"] <= onnx_export.TOLERANCE
+    assert 0 <= parity["error"] <= parity["difference"] + parity["rounding"]
     assert "diagnosis" in metadata["use"]
     # The bundle was made with it, and says so.
     assert opened.document["onnx"] == {"file": "network.onnx", **parity}
@@ -175,6 +177,21 @@ def test_what_computes_something_else_is_not_written(
     with pytest.raises(LeukoclsError, match="nothing was written"):
         export.main(words)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("rounding", "written"), [(0.0, False), (2e-4, True)])
+def test_a_network_that_rounds_coarsely_may_differ_more(
+    rounding: float, written: bool, bundled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = np.zeros(16)
+    logits = exact + 5e-4, exact + rounding, exact
+    monkeypatch.setattr(onnx_export, "_logits", lambda *_: logits)
+    words = [str(bundled / "bundle"), "--out", str(tmp_path / "network.onnx")]
+    if written:
+        assert export.main(words) == 0
+    else:
+        with pytest.raises(LeukoclsError, match=r"explains no more than 0\.0001"):
+            export.main(words)
 
 
 def test_what_has_no_single_input_is_refused(bundled: Path, tmp_path: Path) -> None:

@@ -124,10 +124,10 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(
     metrics = pd.read_csv(source / "metrics.csv").drop(columns="images_per_s")
     save, last = Checkpoints.save_resume_point, int(metrics["epoch"].max())
 
-    def ended_before_the_last(self: Checkpoints, trainer: object, epoch: int) -> None:
+    def ended_before_the_last(self: Checkpoints, trainer: object, epoch: int, n: int) -> None:
         if epoch == last:
             raise RuntimeError("pulled the plug")
-        save(self, trainer, epoch)
+        save(self, trainer, epoch, n)
 
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save_resume_point", ended_before_the_last)

@@ -29,10 +29,10 @@ def stopped(small_tree: Path, tmp_path: Path, train: Train):
     with pytest.MonkeyPatch.context() as patch:
         save = Checkpoints.save_resume_point
 
-        def pull_the_plug(self: Checkpoints, trainer: object, epoch: int) -> None:
+        def pull_the_plug(self: Checkpoints, trainer: object, epoch: int, n: int) -> None:
             if epoch == 3:
                 raise RuntimeError("pulled the plug")
-            save(self, trainer, epoch)
+            save(self, trainer, epoch, n)
 
         patch.setattr(Checkpoints, "save_resume_point", pull_the_plug)
         assert train(*command(small_tree, outputs)).code == 1

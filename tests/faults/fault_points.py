@@ -1,0 +1,76 @@
+"""Faults inside a run that the tests start: LEUKOCLS_TESTS_FAULT=POINT:NUMBER:FAULT.
+
+The process meets FAULT when it comes to POINT for the NUMBER-th time: the name of a signal, which
+it sends to itself, or a key of FAULTS.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+VARIABLE = "LEUKOCLS_TESTS_FAULT"
+# Module, owner within it ("" for the module itself) and name of what is called at each point.
+POINTS = {
+    "step": ("leukocls.training.classifier", "CellClassifier", "training_step"),
+    "after step": ("leukocls.training.recorder", "Recorder", "on_train_batch_end"),
+    "scoring": ("leukocls.training.classifier", "CellClassifier", "validation_step"),
+    "save": ("leukocls.training.recorder", "Recorder", "save"),
+    "joining": ("leukocls.training.prediction_parts", "PredictionParts", "join"),
+    # In the middle of writing any file: its content is there, under a temporary name.
+    "file": ("os", "", "fsync"),
+    "rename": ("os", "", "replace"),
+}
+Fault = Callable[[Any], Any]
+
+
+def _out_of_memory(_: Any) -> None:
+    import torch
+
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def _no_memory(_: Any) -> None:
+    raise MemoryError
+
+
+def _kill_a_worker(_: Any) -> None:
+    import psutil
+
+    processes = psutil.Process().children(recursive=True)
+    # Those that hold batches, and not the servers that they are forked from.
+    (worker, *_) = [one for one in processes if "forkserver" not in " ".join(one.cmdline())]
+    worker.kill()
+
+
+FAULTS: dict[str, Fault] = {
+    "out of memory": _out_of_memory,
+    "no memory": _no_memory,
+    "kill a worker": _kill_a_worker,
+}
+
+
+def arm() -> None:
+    """Prepare this process for the fault that the environment names, if it names one."""
+    if not (wanted := os.environ.get(VARIABLE)):
+        return
+    point, number, name = wanted.split(":")
+    module, owner, attribute = POINTS[point]
+    holder: Any = import_module(module)
+    holder = getattr(holder, owner) if owner else holder
+    before, calls = getattr(holder, attribute), 0
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == int(number):
+            print(f"fault: {wanted}", file=sys.stderr)
+            if name in FAULTS:
+                FAULTS[name](arguments)
+            else:
+                os.kill(os.getpid(), getattr(signal, name))
+        return before(*arguments, **options)
+
+    setattr(holder, attribute, counted)

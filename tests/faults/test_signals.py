@@ -1,0 +1,122 @@
+"""Signals end a run at its next step, saved; a second one ends it at once, and nothing is torn."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import only_run, record, small, train_here
+from fault_bench import (
+    EVERYTHING,
+    Start,
+    assert_nothing_is_left_over,
+    assert_nothing_is_torn,
+    result,
+    run_with,
+)
+
+from leukocls.common.processes import Interrupted, hold_signals, interruptible
+
+# Saved at signals alone.
+WORDS = [*EVERYTHING, "save_every=5", "save_minutes=null"]
+
+
+@pytest.fixture
+def whole(small_tree: Path, once: Callable[..., Path]) -> dict:
+    """What a run that nothing interrupts ends with."""
+
+    def make(folder: Path) -> None:
+        train_here(*small(small_tree, folder / "outputs"), *WORDS)
+
+    return result(once("whole-signals", make) / "outputs")
+
+
+@pytest.mark.parametrize(
+    ("fault", "resumes"),
+    [
+        # The second batch of a step of two; then the last one of an epoch, which is scored first.
+        ("step:3:SIGTERM", "resumed after epoch 0 and 4 batches of the next from"),
+        ("step:7:SIGINT", "resumed after epoch 1 from"),
+        ("scoring:2:SIGUSR1", "resumed after epoch 1 from"),
+        ("save:1:SIGHUP", "resumed after epoch 2 from"),  # the run's only one
+        ("joining:1:SIGTERM", "resumed after epoch 2 from"),
+    ],
+)
+def test_a_signalled_run_is_saved_and_resumes_to_the_same_bits(
+    fault: str, resumes: str, whole: dict, small_tree: Path, tmp_path: Path, command: Start
+) -> None:
+    outputs, number = tmp_path / "outputs", getattr(signal, fault.rpartition(":")[2])
+    words = [*small(small_tree, outputs), *WORDS]
+    stopped = run_with(command, words, fault)
+    assert stopped.wait() == 128 + number, stopped.err
+    assert record(only_run(outputs))["status"] == "interrupted"
+    assert not list(outputs.rglob(".*.tmp"))
+    assert_nothing_is_torn(outputs)
+    ended = run_with(command, words)
+    assert ended.wait() == 0, ended.err
+    assert resumes in ended.out
+    assert result(outputs) == whole
+    assert_nothing_is_left_over(outputs)
+
+
+def test_before_training_a_signal_ends_a_run_at_once(
+    small_tree: Path, tmp_path: Path, command: Start
+) -> None:
+    outputs = tmp_path / "outputs"
+    stopped = run_with(command, [*small(small_tree, outputs), *WORDS], "scoring:1:SIGTERM")
+    assert stopped.wait() == 143, stopped.err
+    assert record(only_run(outputs))["status"] == "interrupted"
+    assert "ends after this step" not in stopped.err
+
+
+@pytest.mark.parametrize("again", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_acts_at_once(again: int) -> None:
+    def send() -> None:
+        with interruptible(signal.SIGTERM, signal.SIGINT), hold_signals() as held:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert held.number == signal.SIGTERM
+            os.kill(os.getpid(), again)
+            time.sleep(5)
+
+    with pytest.raises(Interrupted) as stop:
+        send()
+    assert stop.value.code == 128 + again
+
+
+def test_a_held_signal_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leukocls.common.processes.HOLD_S", 0.1)
+
+    def send() -> None:
+        with interruptible(signal.SIGTERM), hold_signals():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    with pytest.raises(Interrupted) as stop:
+        send()
+    assert stop.value.code == 143
+
+
+def test_a_closed_terminal_counts_once() -> None:
+    def send() -> None:
+        with interruptible(signal.SIGHUP), hold_signals() as held:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGHUP)
+            held.wait_longer()
+            assert held.number == signal.SIGHUP
+
+    with pytest.raises(Interrupted) as stop:
+        send()
+    assert stop.value.code == 129
+
+
+def test_what_nobody_handles_is_not_held() -> None:
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        with hold_signals() as held:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert held.number is None
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
