@@ -6,8 +6,10 @@ import os
 import shutil
 import socket
 import sys
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,6 +28,9 @@ from leukocls.common.terminal import printable
 from leukocls.data.splits import read_split
 
 MISSING = "missing"  # in place of a digest
+# Space that a run gives back to write its last record on a disk that is full.
+RESERVE, RESERVED = ".reserve", 1 << 17
+FULL = (errno.ENOSPC, errno.EDQUOT)
 # The files whose digests a finished run records.
 STORED = {
     "predictions_sha256": "predictions.parquet",
@@ -179,6 +184,7 @@ class RunDir:
         """Write a record with status `running`; every other file stays, if it is whole."""
         for name in ("", "checkpoints", predictions.PARTS):
             remove_unfinished(self.directory / name)
+        atomic_write(self.directory / RESERVE, os.urandom(RESERVED))
         self.record = {
             "id": self.id,
             "status": RunState.RUNNING,
@@ -187,6 +193,7 @@ class RunDir:
             "started": now(),
             "finished": None,
             "error": None,
+            "traceback": None,
             "config_hash": self.hash,
             "identity": starred(self.settings),
             "inputs": self.inputs,
@@ -200,7 +207,21 @@ class RunDir:
         """Write the last record, with status `done`, `failed` or `interrupted`."""
         told = without_secrets(error) if error else None
         self.record |= {"status": state, "finished": now(), "error": told, **facts}
-        write_record(self.directory, self.record)
+        reserve = self.directory / RESERVE
+        try:
+            write_record(self.directory, self.record)
+        except OSError as full:
+            if full.errno not in FULL:
+                raise
+            reserve.unlink(missing_ok=True)
+            write_record(self.directory, self.record)
+        reserve.unlink(missing_ok=True)
+
+    def fail(self, error: BaseException) -> None:
+        """Write the last record of a run that an error ended, with its traceback."""
+        lines = traceback.format_exception(error)
+        cause = f"{type(error).__name__}: {error}"
+        self.end(RunState.FAILED, cause, traceback=without_secrets("".join(lines)))
 
     def stored_hashes(self, network: bool) -> dict[str, str]:
         """sha256 of the predictions' values and of the weights files.
@@ -276,16 +297,17 @@ def finished_weights(directory: Path, record: dict[str, Any]) -> Path:
 class _Tee:
     """A stream that also writes a log: no secrets, empty lines, or what a progress bar draws."""
 
-    def __init__(self, stream: TextIO, log: TextIO) -> None:
+    def __init__(self, stream: TextIO, log: FileIO) -> None:
         self.stream, self.log, self.in_line = stream, log, False
 
     def write(self, text: str) -> int:
         if not text.startswith("\r"):
             for line in printable(without_secrets(text)).splitlines(keepends=True):
                 if line.strip() or self.in_line:
-                    self.log.write(line)
+                    # What does not fit on a full disk is on the stream all the same.
+                    with suppress(OSError):
+                        self.log.write(line.encode())
                 self.in_line = not line.endswith("\n")
-            self.log.flush()
         return self.stream.write(text)
 
     def __getattr__(self, name: str) -> Any:
@@ -296,8 +318,8 @@ class _Tee:
 def logged_to(path: Path) -> Iterator[None]:
     """Append everything that is printed, but empty lines, to the file `path` as well."""
     stdout, stderr = sys.stdout, sys.stderr
-    with open(path, "a", encoding="utf-8") as log:
-        log.write(f"# {now()}\n")
+    with open(path, "ab", buffering=0) as log:
+        log.write(f"# {now()}\n".encode())
         sys.stdout, sys.stderr = _Tee(stdout, log), _Tee(stderr, log)
         try:
             yield

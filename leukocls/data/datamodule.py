@@ -17,6 +17,7 @@ from leukocls.data.augment import Augmentation, Transforms, mask_boxes
 from leukocls.data.index import Index
 from leukocls.data.random import ORDER_STREAM, generator
 from leukocls.data.splits import Split
+from leukocls.data.store import check_length
 from leukocls.data.warp import to_images
 
 RESIDENCES = ("mmap", "ram", "device")
@@ -40,6 +41,8 @@ class Cells(Dataset):
         row = position % len(self.label)
         numbers = {"position": position, "row": row, "label": self.label[row]}
         if self.images is not None:
+            if isinstance(self.images, np.memmap):
+                check_length(self.images)
             numbers["image"] = self.images[row]
         return {name: torch.from_numpy(value) for name, value in numbers.items()}
 

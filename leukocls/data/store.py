@@ -8,6 +8,7 @@ import hashlib
 import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,19 @@ def _checked(path: Path, shape: tuple[int, ...]) -> np.memmap:
     if len(changed := np.flatnonzero(present != written)):
         raise fault(f"{len(changed)} of its {shape[0]} images have changed since they were packed")
     return images
+
+
+def check_length(store: np.memmap) -> None:
+    """Compare the file's length with that of the map: to read past its end would kill the process.
+
+    Raises:
+        DataFault: the file was cut short. One that was removed is still there for its readers.
+    """
+    path, length = Path(str(store.filename)), store.offset + store.nbytes
+    with suppress(FileNotFoundError):
+        if (found := path.stat().st_size) < length:
+            cause = f"was cut short while it was in use, from {length} to {found} bytes"
+            raise DataFault(Fault(path, cause, "remove it, and the next run packs it again"))
 
 
 def _pack(index: Index, path: Path, crop: int | str, size: int) -> None:

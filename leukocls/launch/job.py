@@ -32,6 +32,16 @@ if TYPE_CHECKING:
 
 # Keys that may be set when a checkpoint is scored, besides those that change no result.
 SCORING = {"score", "experiment", "data", "trainer"}
+# What to do about errors of PyTorch and Python, by words in them.
+SMALLER = "choose a smaller data.batch_size or data.eval_batch_size"
+ADVICE = {
+    "more than 1 value per channel": "BatchNorm needs a data.batch_size of 2 and more",
+    "out of memory": SMALLER,
+    "not enough memory": SMALLER,
+    "MemoryError": SMALLER,
+    "DataLoader worker": "a process that reads images ended (out of memory?); data.workers=0 needs"
+    " none",
+}
 FIXED_BY_TRAINING = {"data.crop", "data.size", "data.n_subjects", "data.n_cells"}
 
 
@@ -247,7 +257,7 @@ def _execute(job: Job, inputs: TrainInputs | ScoreInputs, run: RunDir, resume: b
             run.end(RunState.INTERRUPTED, str(stop))
             raise
         except Exception as error:
-            run.end(RunState.FAILED, f"{type(error).__name__}: {error}")
+            run.fail(error)
             raise
         print_result(run.directory)
 
@@ -287,9 +297,8 @@ def message_of(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         advice = "Choose another outputs= or data.cache=, or make room there."
         return f"{error.filename}: {error.strerror}. {advice}"
-    hint = "LEUKOCLS_TRACEBACK=1 shows where"
-    if "more than 1 value per channel" in str(error):
-        hint = "BatchNorm needs a data.batch_size of 2 and more; " + hint
-    if "out of memory" in str(error):
-        hint = "choose a smaller data.batch_size or data.eval_batch_size; " + hint
-    return f"{type(error).__name__}: {error} ({hint})"
+    text, hint = str(error) or "no more is known", "LEUKOCLS_TRACEBACK=1 shows where"
+    for sign, advice in ADVICE.items():
+        if sign in f"{type(error).__name__}: {text}":
+            hint = f"{advice}; {hint}"
+    return f"{type(error).__name__}: {text} ({hint})"

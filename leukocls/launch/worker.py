@@ -154,12 +154,20 @@ class Worker:
         if self.process.exitcode == LOST:
             with suppress(ProcessLookupError):  # it may have outlived the fork server
                 os.kill(pid, signal.SIGKILL)
-        if self.process.exitcode != 0 or self.job.state() != RunState.DONE:
+        if not self._is_done():
             self.job.error = self._cause()
             state = RunState.INTERRUPTED if self.stopped else RunState.FAILED
             for phase in self.job.phases:
                 with suppress(OSError):  # a full disk; the sweep's table shows it all the same
                     mark_ended(phase.directory, pid, state, self.job.error)
+
+    def _is_done(self) -> bool:
+        """True if the process finished its job."""
+        if self.job.state() != RunState.DONE:
+            return False
+        if self.process.exitcode == LOST:  # with the fork server: the record says who wrote it
+            return bool(read_record(self.job.directory).get("pid") == self.process.ident)
+        return self.process.exitcode == 0
 
     def _cause(self) -> str:
         """Why the job failed."""

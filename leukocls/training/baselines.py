@@ -293,5 +293,5 @@ def _recorded(run: RunDir) -> Iterator[None]:
         run.end(RunState.INTERRUPTED, str(stop))
         raise
     except Exception as error:
-        run.end(RunState.FAILED, f"{type(error).__name__}: {error}")
+        run.fail(error)
         raise

@@ -228,7 +228,10 @@ class Recorder(pl.Callback):
 
         Raises:
             OSError: it cannot be written; older files are as they were.
+            DataFault: within an epoch, a loss that is not finite.
         """
+        if batches:
+            self._refuse_infinite_loss(trainer)
         if trainer.is_global_zero:
             self._write()
             if not batches:

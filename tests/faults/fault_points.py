@@ -4,6 +4,7 @@ The process meets FAULT when it comes to POINT for the NUMBER-th time: the name 
 it sends to itself, or a key of FAULTS.
 """
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -37,12 +38,7 @@ def _no_memory(_: Any) -> None:
 
 
 def _kill_a_worker(_: Any) -> None:
-    import psutil
-
-    processes = psutil.Process().children(recursive=True)
-    # Those that hold batches, and not the servers that they are forked from.
-    (worker, *_) = [one for one in processes if "forkserver" not in " ".join(one.cmdline())]
-    worker.kill()
+    multiprocessing.active_children()[0].kill()
 
 
 FAULTS: dict[str, Fault] = {

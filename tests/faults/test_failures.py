@@ -1,0 +1,185 @@
+"""What ends a run from within is told apart, recorded, and leaves the best weights as they were."""
+
+import os
+import resource
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import Train, edit_record, only_run, record, small
+from fault_bench import EVERYTHING, Start, assert_nothing_is_torn, run_with
+
+from leukocls.artifacts.record import RunState
+from leukocls.artifacts.run_dir import RESERVE
+from leukocls.common.errors import DataFault
+from leukocls.common.files import sha256_file
+from leukocls.common.processes import LOST
+from leukocls.data.datamodule import Cells
+from leukocls.launch.worker import SweepJob, Worker
+from leukocls.training.checkpoint_io import ChecksummedIO
+
+# Epoch 1 is saved; what fails is in epoch 2.
+WORDS = [*EVERYTHING, "save_minutes=null"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "more", "told"),
+    [
+        ("step:9:out of memory", [], "choose a smaller data.batch_size"),
+        ("step:9:no memory", [], "MemoryError: no more is known (choose a smaller"),
+        ("after step:9:kill a worker", ["data.workers=2"], "data.workers=0 needs none"),
+    ],
+)
+def test_a_failure_says_what_it_was_and_leaves_the_best_weights(
+    fault: str, more: list[str], told: str, small_tree: Path, tmp_path: Path, command: Start
+) -> None:
+    outputs = tmp_path / "outputs"
+    words = [*small(small_tree, outputs), *WORDS, *more]
+    failed = run_with(command, words, fault)
+    assert (failed.wait(), told in failed.err) == (1, True), failed.err
+    run = only_run(outputs)
+    found = record(run)
+    assert found["status"] == "failed"
+    assert found["error"].partition(":")[0] in found["traceback"]
+    assert 'File "' in found["traceback"]
+    assert_nothing_is_torn(outputs)
+    best = sha256_file(run / "checkpoints/best.safetensors")
+    assert best in {sha256_file(path) for path in run.glob("checkpoints/selected-*")}
+    ended = run_with(command, words)
+    assert ended.wait() == 0, ended.err
+    assert record(run)["traceback"] is None
+
+
+def test_no_weights_are_saved_within_an_epoch_whose_loss_is_infinite(
+    small_tree: Path, tmp_path: Path, train: Train
+) -> None:
+    outputs = tmp_path / "outputs"
+    ended = train(*small(small_tree, outputs), *EVERYTHING, "loss.pos_weight=1e38")
+    assert (ended.code, "in batch 1 of epoch 1" in ended.err) == (1, True), ended.err
+    assert not list(outputs.rglob("resume-*.ckpt"))
+    assert record(only_run(outputs))["status"] == "failed"
+
+
+def test_an_image_that_vanishes_is_named_while_it_is_needed_and_not_missed_later(
+    small_tree: Path, tmp_path: Path, train: Train, command: Start
+) -> None:
+    tree = tmp_path / "tree"
+    shutil.copytree(small_tree, tree)
+    outputs, gone = tmp_path / "outputs", sorted(tree.rglob("UID_*.bmp"))[3]
+    words = [*small(tree, outputs), f"data.cache={tmp_path / 'store'}"]
+    content = gone.read_bytes()
+    # Packed already: a run does not look at it again.
+    running = command("train", *words, "trainer.max_epochs=8")
+    assert running.until(lambda: list(outputs.rglob("resume-*.ckpt"))), running.err
+    gone.unlink()
+    assert running.wait() == 0, running.err
+    shutil.rmtree(tmp_path / "store")
+    refused = train(*words, "trainer.max_epochs=9")
+    assert (refused.code, gone.parent.name in refused.err) == (1, True), refused.err
+    gone.write_bytes(content)
+    assert train(*words, "trainer.max_epochs=1").code == 0
+
+
+def test_a_store_that_is_cut_short_in_use_is_an_error_and_not_a_dead_process(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "store.npy"
+    np.save(path, np.zeros((8, 64, 64, 3), np.uint8))
+    cells = Cells(np.load(path, mmap_mode="r"), np.zeros(8, np.int64))
+    assert cells[np.arange(8)]["image"].shape == (8, 64, 64, 3)
+    os.truncate(path, 1000)
+    with pytest.raises(DataFault, match=f"{path}: was cut short.*packs it again"):
+        cells[np.arange(8)]
+    path.unlink()
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A small file system, for whoever may mount one."""
+    at = tmp_path / "disk"
+    at.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(at)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a file system is not allowed here")
+    yield at
+    subprocess.run(["umount", "-l", str(at)], check=True)
+
+
+def test_a_full_disk_ends_a_run_loudly_and_room_lets_it_go_on(
+    tiny_disk: Path, small_tree: Path, tmp_path: Path, command: Start
+) -> None:
+    """Filled to the last byte after the first checkpoint."""
+    outputs = tiny_disk / "outputs"
+    words = [*small(small_tree, outputs), "trainer.max_epochs=8"]
+    process = command("train", *words)
+    assert process.until(lambda: list(outputs.rglob("resume-*.ckpt"))), process.err
+    filler = tiny_disk / "filler"
+    with open(filler, "wb", buffering=0) as stream, suppress(OSError):
+        while stream.write(bytes(4096)):
+            pass
+    assert process.wait() == 1, process.err
+    assert "No space left on device" in process.err
+    assert "make room there" in process.err
+    found = record(only_run(outputs))
+    assert (found["status"], "No space left" in found["error"]) == ("failed", True)
+    assert_nothing_is_torn(outputs)
+    filler.unlink()
+    ended = run_with(command, words)
+    assert ended.wait() == 0, ended.err
+    assert "resumed after epoch" in ended.out
+    assert not list(outputs.rglob(RESERVE))
+
+
+def test_a_limit_on_the_size_of_files_is_loud(
+    small_tree: Path, tmp_path: Path, command: Start
+) -> None:
+    """As a quota is, where no file system can be mounted: after the first checkpoint."""
+    outputs = tmp_path / "outputs"
+    words = [*small(small_tree, outputs), "trainer.max_epochs=8"]
+    process = command("train", *words)
+    assert process.until(lambda: list(outputs.rglob("resume-*.ckpt"))), process.err
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (150_000, 150_000))
+    assert process.wait() == 1, process.err
+    assert "File too large" in process.err
+    assert record(only_run(outputs))["status"] == "failed"
+    assert_nothing_is_torn(outputs)
+    ended = run_with(command, words)
+    assert ended.wait() == 0, ended.err
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become an ordinary user")
+def test_a_folder_that_became_read_only_is_loud_for_an_ordinary_user() -> None:
+    """Root may write everywhere."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, path = Path(name), Path(name) / "resume-epoch0001.ckpt"
+        ChecksummedIO().save_checkpoint({"epoch": 1}, path)
+        folder.chmod(0o555)
+        if not (child := os.fork()):
+            os.setuid(65534)
+            try:
+                ChecksummedIO().save_checkpoint({"epoch": 2}, path)
+            except PermissionError as error:
+                os._exit(3 if str(path) in str(error) else 4)
+            os._exit(5)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+        assert ChecksummedIO().load_checkpoint(path) == {"epoch": 1}
+        assert os.listdir(folder) == [path.name]
+
+
+def test_a_job_that_was_done_before_the_fork_server_died_is_done(
+    trained: Path, tmp_path: Path
+) -> None:
+    run, nobody = tmp_path / "seed_000", 2**22 + 1  # larger than any process's number
+    shutil.copytree(trained, run)
+    for writer, state in ((nobody, RunState.DONE), (nobody + 1, RunState.REFUSED)):
+        edit_record(run, pid=writer)
+        job = SweepJob([SimpleNamespace(directory=run, overrides=[])])  # type: ignore[list-item]
+        process = SimpleNamespace(ident=nobody, exitcode=LOST)
+        Worker(job, process, run / "log.txt", 0, 0.0).settle()  # type: ignore[arg-type]
+        assert job.state() == state
