@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 .PHONY: help env demo test test-fast lint doctor verify ablation paper bench bench-genuine \
-  wandb-sync clean
+  wandb-sync soak clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -90,6 +90,10 @@ bench: env ## time data and augmentation against Pillow and Kornia, into benchma
 bench-genuine: env ## baselines, probes, networks on genuine folds 0 and 1 (DATA=) [EPOCHS= QUICK=1]
 	$(PY) benchmarks/genuine.py "$(or $(DATA),$(LEUKOCLS_DATA))" $(if $(EPOCHS),--epochs $(EPOCHS)) \
 	  $(if $(QUICK),--quick,--json benchmarks/results/genuine-cpu.json)
+
+# About a dozen kills a minute on two cores.
+soak: env ## kill runs at random moments, resume them and compare the bits [KILLS=200]
+	OMP_NUM_THREADS=1 $(PY) benchmarks/soak.py --kills $(or $(KILLS),200) --json benchmarks/results/soak-cpu.json
 
 clean: ## remove the environment and caches; outputs/ stays
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist
