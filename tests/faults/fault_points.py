@@ -15,6 +15,8 @@ from typing import Any
 VARIABLE = "LEUKOCLS_TESTS_FAULT"
 # Module, owner within it ("" for the module itself) and name of what is called at each point.
 POINTS = {
+    "planning": ("leukocls.launch.plan", "", "planned"),
+    "packing": ("os", "", "posix_fallocate"),
     "step": ("leukocls.training.classifier", "CellClassifier", "training_step"),
     "after step": ("leukocls.training.recorder", "Recorder", "on_train_batch_end"),
     "scoring": ("leukocls.training.classifier", "CellClassifier", "validation_step"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import only_run, record, small, train_here
 from fault_bench import (
+    DIGESTS,
     EVERYTHING,
     Start,
     assert_nothing_is_left_over,
@@ -61,14 +62,53 @@ def test_a_signalled_run_is_saved_and_resumes_to_the_same_bits(
     assert_nothing_is_left_over(outputs)
 
 
-def test_before_training_a_signal_ends_a_run_at_once(
-    small_tree: Path, tmp_path: Path, command: Start
+@pytest.mark.parametrize(
+    ("fault", "more"),
+    [
+        ("planning:1:SIGTERM", ["plan=true"]),
+        ("planning:1:SIGINT", ["plan=true", "seed=0,1", "-m"]),
+        ("packing:1:SIGTERM", []),
+        ("packing:1:SIGUSR1", ["plan=false"]),
+        ("scoring:1:SIGHUP", []),
+    ],
+)
+def test_before_training_a_signal_ends_a_command_at_once(
+    fault: str, more: list[str], small_tree: Path, tmp_path: Path, command: Start
 ) -> None:
-    outputs = tmp_path / "outputs"
-    stopped = run_with(command, [*small(small_tree, outputs), *WORDS], "scoring:1:SIGTERM")
-    assert stopped.wait() == 143, stopped.err
-    assert record(only_run(outputs))["status"] == "interrupted"
+    outputs, number = tmp_path / "outputs", getattr(signal, fault.rpartition(":")[2])
+    stores = tmp_path / "stores"
+    words = [*small(small_tree, outputs), f"data.cache={stores}", *WORDS, *more]
+    stopped = run_with(command, words, fault)
+    assert stopped.wait() == 128 + number, stopped.err
     assert "ends after this step" not in stopped.err
+    assert f"interrupted (exit code {128 + number})" in stopped.err
+    states = [record(path.parent)["status"] for path in outputs.rglob("run.json")]
+    assert states == ([] if "planning" in fault else ["interrupted"])
+    assert not [*outputs.rglob(".*.tmp"), *stores.rglob(".*.tmp")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signalled_sweep_saves_its_jobs_and_resumes_them(
+    number: int, trained_once: Callable[..., Path], small_tree: Path, tmp_path: Path, command: Start
+) -> None:
+    outputs, longer = tmp_path / "outputs", "trainer.max_epochs=8"
+    whole = trained_once(longer)
+    words = [*small(small_tree, outputs), longer, "seed=0,1", "jobs=2", "-m"]
+    sweep = command("train", *words)
+    assert sweep.until(lambda: len(list(outputs.rglob("resume-epoch0001.ckpt"))) == 2), sweep.err
+    sweep.send_signal(number)
+    assert sweep.wait() == 128 + number, sweep.err
+    runs = sorted(path.parent for path in outputs.rglob("run.json"))
+    assert [record(run)["status"] for run in runs] == ["interrupted"] * 2
+    assert not list(outputs.rglob(".*.tmp"))
+    for run in runs:
+        with pytest.raises(ProcessLookupError):
+            os.kill(record(run)["pid"], 0)
+    again = command("train", *words)
+    assert again.wait() == 0, again.err
+    for key in DIGESTS:
+        assert record(runs[0])[key] == record(whole)[key]
+    assert all("resumed after epoch" in (run / "log.txt").read_text() for run in runs)
 
 
 @pytest.mark.parametrize("again", [signal.SIGTERM, signal.SIGINT])
