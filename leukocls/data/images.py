@@ -73,6 +73,8 @@ def read_with_form(path: Path, side: int | None = None) -> tuple[np.ndarray, str
     except UnidentifiedImageError as error:  # whose text would repeat the path
         raise _fault(path, "does not decode (no image of a known format)") from error
     except Exception as error:  # Pillow's readers raise many kinds of errors on damaged files
+        if isinstance(error, OSError) and error.errno:  # the system's, as of a missing permission
+            raise _fault(path, f"cannot be read ({error.strerror})") from error
         raise _fault(path, f"does not decode ({error})") from error
 
 

@@ -297,6 +297,17 @@ def test_8_bit_rgb_is_not_converted(tmp_path):
     assert read_with_form(tmp_path / "a.png")[1] == ""
 
 
+def test_what_the_system_refuses_is_no_damage(tmp_path, monkeypatch):
+    """Root may read everything, so that the refusal is made up."""
+
+    def refused(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Image, "open", refused)
+    with pytest.raises(DataFault, match=r"cannot be read \(Permission denied\)"):
+        read_image(tmp_path / "cell.png")
+
+
 def test_a_missing_file_and_a_folder_are_faults(tmp_path):
     assert "No such file" in fault(tmp_path / "a.png").cause
     assert "No such file" in fault(tmp_path / "a.bmp", 450).cause
