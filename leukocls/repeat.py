@@ -81,7 +81,7 @@ def _config(run: Path, record: dict[str, Any], arguments: argparse.Namespace) ->
             f"{run}: scores what another run has trained; repeat the run that trained it."
         )
     config: Any = OmegaConf.load(run / "config.yaml")
-    config.logger = {"name": "csv"}
+    config.logger, config.save_minutes = {"name": "csv"}, None
     if arguments.data:
         config.data.root = str(arguments.data)
     if arguments.threads:

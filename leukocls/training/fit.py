@@ -126,13 +126,16 @@ def _fit_rank(
     if checkpoint is None:
         trainer.validate(classifier, parts.datamodule, verbose=False)
     if not (checkpoint and recorder.exhausted):
-        with hold_signals() as held:
-            # Several devices would have to agree on the step.
-            if rank is None:
-                minutes = inputs.config.save_minutes
+        train = partial(
+            trainer.fit, classifier, parts.datamodule, ckpt_path=checkpoint, weights_only=True
+        )
+        if rank:  # several devices would have to agree on the step
+            train()
+        else:
+            with hold_signals() as held:
                 callbacks: Any = getattr(trainer, "callbacks")  # noqa: B009 (Lightning hides it)
-                callbacks.append(MidEpochSaves(recorder, minutes, held))
-            trainer.fit(classifier, parts.datamodule, ckpt_path=checkpoint, weights_only=True)
+                callbacks.append(MidEpochSaves(recorder, inputs.config.save_minutes, held))
+                train()
     if inputs.split.scored_once:
         load_weights(classifier.network, recorder.checkpoints.best, classifier=())
         classifier.score(inputs.split.scored_once)

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,6 +56,9 @@ def test_a_signalled_run_is_saved_and_resumes_to_the_same_bits(
     assert record(only_run(outputs))["status"] == "interrupted"
     assert not list(outputs.rglob(".*.tmp"))
     assert_nothing_is_torn(outputs)
+    # What a killed process would have left.
+    (only_run(outputs) / f".{uuid.uuid4().hex}.tmp").write_bytes(b"half a file")
+    (only_run(outputs) / "checkpoints" / f".{uuid.uuid4().hex}.tmp").write_bytes(b"half a file")
     ended = run_with(command, words)
     assert ended.wait() == 0, ended.err
     assert resumes in ended.out

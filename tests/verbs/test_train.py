@@ -3,11 +3,8 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +13,6 @@ import pytest
 from conftest import CANARY, ROOT, Train, edit_record, hydra_of, only_run, record, small
 from hydra import compose, initialize_config_dir
 from sklearn import metrics as oracle
-from warm import Command
 
 from leukocls import evaluate
 from leukocls.artifacts import predictions
@@ -216,40 +212,6 @@ def test_one_failed_job_leaves_the_others(small_tree: Path, tmp_path: Path, trai
     assert "data.batch_size=0: choose at least 1" in swept.err
     assert "1 of 2 runs done" in swept.out
     assert record(only_run(outputs))["status"] == "done"
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
-def test_terminated_run_resumes_to_the_same_bits(
-    number: int,
-    trained_once: Callable[..., Path],
-    small_tree: Path,
-    tmp_path: Path,
-    train: Train,
-    command: Callable[..., Command],
-) -> None:
-    outputs = tmp_path / "outputs"
-    longer = "trainer.max_epochs=8"  # the signal has to come before the end
-    whole = trained_once(longer)
-    words = [*small(small_tree, outputs), longer]
-    process = command("train", *words)
-    assert process.until(lambda: list(outputs.rglob("resume-epoch0001.ckpt"))), process.err
-    process.send_signal(number)
-    assert process.wait() == 128 + number, process.err
-    run = only_run(outputs)
-    assert record(run)["status"] == "interrupted"
-    torn = [at / f".{uuid.uuid4().hex}.tmp" for at in (run, run / "checkpoints")]
-    for path in torn:
-        path.write_bytes(b"half a file")
-    resumed = train(*words)
-    assert "resumed after epoch" in resumed.out
-    assert resumed.code == 0
-    assert not any(path.exists() for path in torn)
-    assert record(run)["predictions_sha256"] == record(whole)["predictions_sha256"]
-    assert record(run)["weights_sha256"] == record(whole)["weights_sha256"]
-    columns = [c for c in pd.read_csv(run / "metrics.csv") if c != "images_per_s"]
-    pd.testing.assert_frame_equal(
-        pd.read_csv(run / "metrics.csv")[columns], pd.read_csv(whole / "metrics.csv")[columns]
-    )
 
 
 def test_locked_directory_is_refused(small_tree: Path, tmp_path: Path, train: Train) -> None:
