@@ -22,7 +22,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -104,14 +103,6 @@ def faults(random: np.random.Generator, seconds: float) -> Iterator[str | float]
             yield f"{point}:{random.integers(1, POINTS[point] + 1)}:SIGKILL"
 
 
-def end_leftovers() -> None:
-    """End what killed runs leave behind: their workers' parent is the server of this process."""
-    parent = getattr(forkserver, "_forkserver")._forkserver_pid  # noqa: B009
-    found = subprocess.run(["pgrep", "-P", str(parent)], capture_output=True, text=True)
-    for pid in found.stdout.split():
-        os.kill(int(pid), 9)
-
-
 def soak(folder: Path, kills: int, seed: int) -> dict[str, Any]:
     """Rounds until there were so many kills. Raises AssertionError: something differs."""
     bench, random = Bench(folder), np.random.default_rng(seed)
@@ -131,7 +122,6 @@ def soak(folder: Path, kills: int, seed: int) -> dict[str, Any]:
         assert ended.wait() == 0, f"round {rounds}: {ended.err}"
         assert result(outputs) == wanted, f"round {rounds}, {kind}: other bits"
         assert_nothing_is_left_over(outputs)
-        end_leftovers()
     return {"kills": sum(count.values()), "rounds": rounds, "by": dict(sorted(count.items()))}
 
 

@@ -314,7 +314,6 @@ def test_predict_is_timed_beside_its_network(
 def test_soak_kills_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two kills, and the bits of the whole run."""
     module = benchmark("soak")
-    monkeypatch.setattr(module, "end_leftovers", lambda: None)  # the server is the tests' own
     monkeypatch.setattr(module, "KINDS", {"workers": module.KINDS["workers"]})
     found = module.soak(tmp_path, 2, seed=1)
     assert 2 <= found["kills"] <= 2 + module.MOST

@@ -1,5 +1,6 @@
 """LightningDataModule: batches of cells from the store, augmented on the device."""
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from leukocls.common.errors import LeukoclsError
-from leukocls.common.processes import fork_server
+from leukocls.common.processes import end_with_parent, fork_server
 from leukocls.data.augment import Augmentation, Transforms, mask_boxes
 from leukocls.data.index import Index
 from leukocls.data.random import ORDER_STREAM, generator
@@ -108,6 +109,14 @@ class Batches(Sampler[np.ndarray]):
             yield rows + copy * self.cells
         if rest:
             yield random.choice(rows, rest, replace=False) + copies * self.cells
+
+
+def _end_with_the_run(worker: int) -> None:
+    """Let a worker end when the run's process is killed.
+
+    PyTorch's look at their parent, which is the fork server, and that waits for them.
+    """
+    end_with_parent(signal.SIGKILL)
 
 
 class _Loader(DataLoader):
@@ -253,6 +262,7 @@ class CellDataModule(pl.LightningDataModule):
             sampler=batches,
             batch_size=None,
             num_workers=self.workers,
+            worker_init_fn=_end_with_the_run,
             # Not fork: a worker would inherit the state of CUDA.
             multiprocessing_context=fork_server(WORKER_MODULES) if self.workers else None,
             persistent_workers=bool(self.workers),

@@ -43,10 +43,17 @@ def _kill_a_worker(_: Any) -> None:
     multiprocessing.active_children()[0].kill()
 
 
+def _die_and_name_the_workers(_: Any) -> None:
+    workers = [str(worker.pid) for worker in multiprocessing.active_children()]
+    print(f"workers: {' '.join(workers)}", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 FAULTS: dict[str, Fault] = {
     "out of memory": _out_of_memory,
     "no memory": _no_memory,
     "kill a worker": _kill_a_worker,
+    "die and name the workers": _die_and_name_the_workers,
 }
 
 

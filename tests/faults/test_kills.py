@@ -1,5 +1,7 @@
 """A run that is killed anywhere and started again ends with the bits of one that was not."""
 
+import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +38,20 @@ def whole(small_tree: Path, once: Callable[..., Path]) -> Callable[[str], dict]:
         return result(once(f"whole-{kind}", make) / "outputs")
 
     return of
+
+
+def test_the_workers_of_a_killed_run_end(small_tree: Path, tmp_path: Path, command: Start) -> None:
+    words = [*words_of("workers", small_tree, tmp_path / "outputs"), "save_minutes=null"]
+    killed = run_with(command, words, "after step:9:die and name the workers")
+    assert killed.wait() == -9, killed.err
+    named = re.search(r"workers: (.+)", killed.err)
+    assert named
+    workers = [Path("/proc", pid) for pid in named[1].split()]
+    assert len(workers) == 4  # of training and of evaluation
+    deadline = time.monotonic() + 30
+    while any(map(Path.exists, workers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(Path.exists, workers))
 
 
 @pytest.mark.parametrize(
