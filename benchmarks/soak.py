@@ -15,6 +15,7 @@ SYNTHETIC. The temporary folder of the runs' processes is on another file system
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,13 +31,14 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "faults")]
 
-from conftest import small  # noqa: E402
 from fault_bench import (  # noqa: E402
-    EVERYTHING,
+    ELSEWHERE,
+    KINDS,
     assert_nothing_is_left_over,
     assert_nothing_is_torn,
     result,
     run_with,
+    words_of,
 )
 from warm import Command, share  # noqa: E402
 
@@ -48,11 +50,6 @@ CELLS = SyntheticSpec(
     train_subjects_all=6, train_subjects_hem=5, prelim_subjects_all=3, prelim_subjects_hem=3,
     cells_per_subject=5, final_cells=5,
 )  # fmt: skip
-KINDS = {
-    "plain": [],
-    "workers": ["data.workers=2"],
-    "phases": ["experiment=georgiev_vgg16", "last_phase=stage_2"],
-}
 # Times that a run comes to each point, about.
 POINTS = {"step": 14, "after step": 14, "scoring": 3, "save": 8, "file": 40, "rename": 20}
 MOST = 4  # kills of one run
@@ -64,10 +61,6 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.folder, self.tree, self.started = folder, folder / "tree", 0
         write_tree(self.tree, CELLS, progress=False)
-        self.elsewhere = {"TMPDIR": "/dev/shm"} if Path("/dev/shm").is_dir() else {}
-
-    def words(self, kind: str, outputs: Path) -> list[str]:
-        return [*small(self.tree, outputs), *KINDS[kind], *EVERYTHING, "save_every=3"]
 
     def start(self, verb: str, *words: object, **places: Any) -> Command:
         """As the tests' fixture `command`."""
@@ -79,18 +72,22 @@ class Bench:
     def whole(self, kind: str) -> tuple[dict[str, Any], float]:
         """What a run ends with that is not killed, and the seconds that it takes."""
         outputs, start = self.folder / f"whole-{kind}", time.monotonic()
-        ended = run_with(self.start, [*self.words(kind, outputs), "save_minutes=null"])
+        words = [*words_of(kind, self.tree, outputs), "save_minutes=null"]
+        ended = run_with(self.start, words)
         assert ended.wait() == 0, ended.err
         return result(outputs), time.monotonic() - start
 
     def killed(self, words: list[str], fault: str | float) -> bool:
         """Kill a run at a point, or after seconds; False if it ended before that."""
         if isinstance(fault, str):
-            return run_with(self.start, words, fault, **self.elsewhere).wait() != 0
-        process = self.start("train", *words, env=os.environ | self.elsewhere)
-        process.until(lambda: False, fault)
-        process.kill()
-        return process.wait() != 0
+            process = run_with(self.start, words, fault, **ELSEWHERE)
+        else:
+            process = self.start("train", *words, env=os.environ | ELSEWHERE)
+            process.until(lambda: False, fault)
+            process.kill()
+        code = process.wait()
+        assert code in (0, -signal.SIGKILL), process.err
+        return code != 0
 
 
 def faults(random: np.random.Generator, seconds: float) -> Iterator[str | float]:
@@ -112,13 +109,13 @@ def soak(folder: Path, kills: int, seed: int) -> dict[str, Any]:
     while sum(count.values()) < kills:
         kind = list(KINDS)[rounds % len(KINDS)]
         outputs, rounds = folder / f"round-{rounds}", rounds + 1
-        words, (wanted, seconds) = bench.words(kind, outputs), whole[kind]
+        words, (wanted, seconds) = words_of(kind, bench.tree, outputs), whole[kind]
         for fault in faults(random, seconds):
             if bench.killed(words, fault):
                 count["random time" if isinstance(fault, float) else fault.split(":")[0]] += 1
             assert_nothing_is_torn(outputs)
             print(f"round {rounds}, {kind}, {fault}: {sum(count.values())}", file=sys.stderr)
-        ended = run_with(bench.start, words, **bench.elsewhere)
+        ended = run_with(bench.start, words, **ELSEWHERE)
         assert ended.wait() == 0, f"round {rounds}: {ended.err}"
         assert result(outputs) == wanted, f"round {rounds}, {kind}: other bits"
         assert_nothing_is_left_over(outputs)
@@ -148,8 +145,6 @@ def main() -> None:
         "commit": commit(),
         "versions": versions(),
         **found,
-        "other bits": 0,
-        "torn files": 0,
     }
     text = json.dumps(document, indent=2)
     print(text)

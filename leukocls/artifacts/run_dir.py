@@ -21,7 +21,7 @@ from leukocls.artifacts import predictions
 from leukocls.artifacts.environment import git_state, versions
 from leukocls.artifacts.identity import config_hash, differences, settings_of
 from leukocls.artifacts.record import RunState, now, read_record, write_record
-from leukocls.common.errors import DataFault, LeukoclsError
+from leukocls.common.errors import DataFault, LeukoclsError, own_text
 from leukocls.common.files import atomic_write, remove_unfinished, sha256_file
 from leukocls.common.secrets import starred, without_secrets
 from leukocls.common.terminal import printable
@@ -182,8 +182,7 @@ class RunDir:
 
     def resume(self, **facts: Any) -> None:
         """Write a record with status `running`; every other file stays, if it is whole."""
-        for name in ("", "checkpoints", predictions.PARTS):
-            remove_unfinished(self.directory / name)
+        self.tidy()
         atomic_write(self.directory / RESERVE, os.urandom(RESERVED))
         self.record = {
             "id": self.id,
@@ -207,20 +206,25 @@ class RunDir:
         """Write the last record, with status `done`, `failed` or `interrupted`."""
         told = without_secrets(error) if error else None
         self.record |= {"status": state, "finished": now(), "error": told, **facts}
-        reserve = self.directory / RESERVE
         try:
             write_record(self.directory, self.record)
         except OSError as full:
             if full.errno not in FULL:
                 raise
-            reserve.unlink(missing_ok=True)
+            self.tidy()
             write_record(self.directory, self.record)
-        reserve.unlink(missing_ok=True)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove what only a run that is not over needs, and what killed processes have left."""
+        (self.directory / RESERVE).unlink(missing_ok=True)
+        for name in ("", "checkpoints", predictions.PARTS):
+            remove_unfinished(self.directory / name)
 
     def fail(self, error: BaseException) -> None:
         """Write the last record of a run that an error ended, with its traceback."""
         lines = traceback.format_exception(error)
-        cause = f"{type(error).__name__}: {error}"
+        cause = f"{type(error).__name__}: {own_text(error)}"
         self.end(RunState.FAILED, cause, traceback=without_secrets("".join(lines)))
 
     def stored_hashes(self, network: bool) -> dict[str, str]:

@@ -25,6 +25,14 @@ class DataFault(LeukoclsError):
     exit_code = 1
 
 
+def own_text(error: BaseException) -> str:
+    """The text of an error; of one in a worker of a loader, without PyTorch's traceback before."""
+    text = str(error)
+    if "in DataLoader worker process" in text:
+        return text.rpartition(f"{type(error).__name__}: ")[2].strip()
+    return text
+
+
 class Fault(NamedTuple):
     """One fault in the data. As text: `path: cause; remedy`."""
 

@@ -2,10 +2,11 @@
 
 import os
 import signal
+import stat
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import forkserver, get_context, parent_process
 from multiprocessing.context import ForkServerContext
 from typing import Any
@@ -74,6 +75,8 @@ def interruptible(*numbers: int) -> Iterator[None]:
     """
 
     def stop(number: int, frame: Any) -> None:
+        if number == signal.SIGHUP:
+            leave_terminal()
         if number not in (signal.SIGINT, signal.SIGTERM):
             # A closed terminal sends it twice: the second one would break what the first one began.
             signal.signal(number, signal.SIG_IGN)
@@ -94,65 +97,86 @@ class HeldSignal:
 
     Attributes:
         number: of the signal; None while there is none.
+        passed: the signal whose handler was called and raised; None while there is none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, handlers: dict[int, Any]) -> None:
         self.number: int | None = None
-        self._handlers: dict[int, Any] = {}
+        self.passed: int | None = None
+        self._handlers = handlers
 
     def listen(self) -> None:
-        """Take the signals, from whoever took them since the last call."""
+        """Install the handlers again; Lightning replaces them."""
         for number in self._handlers:
             signal.signal(number, self._arrived)
 
-    def wait_longer(self) -> None:
-        """Wait past HOLD_S: what the signal waited for has begun."""
+    def stop_timer(self) -> None:
+        """Let a signal wait for longer than HOLD_S, as while a run is saved."""
         signal.setitimer(signal.ITIMER_REAL, 0)
 
     def pass_on(self) -> None:
         """Call the handler that was there before, which may raise; nothing if no signal waits."""
         number, self.number = self.number, None
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        self.stop_timer()
         if number is not None:
+            self.passed = number
             self._handlers[number](number, None)
+            self.passed = None
 
     def _arrived(self, number: int, frame: Any) -> None:
+        asked = number in (signal.SIGINT, signal.SIGTERM)
         if number == signal.SIGALRM:
             self.pass_on()
+        elif self.passed is not None:
+            if asked:  # others may be sent twice, and would break what the first one began
+                self._handlers[number](number, frame)
         elif self.number is None:
             self.number = number
             signal.setitimer(signal.ITIMER_REAL, HOLD_S)
-            # Not print: this may have interrupted one.
+            if number == signal.SIGHUP:
+                leave_terminal()
+            # Not print, which this may have interrupted; nobody may be there to read it.
             name = signal.Signals(number).name
-            os.write(2, f"{name}: ends after this step; a second one ends at once\n".encode())
-        # A closed terminal and SLURM may send theirs twice.
-        elif number in (signal.SIGINT, signal.SIGTERM) or number != self.number:
+            with suppress(OSError):
+                os.write(2, f"{name}: ends after this step; a second one ends at once\n".encode())
+        elif asked and self.number in (signal.SIGINT, signal.SIGTERM):
             self.number = number
             self.pass_on()
+        elif number == signal.SIGUSR2:  # a cluster takes the job back, whatever else it sends
+            self.number = number
 
 
 @contextmanager
 def hold_signals() -> Iterator[HeldSignal]:
     """Hold back a signal that would interrupt the body, until the body passes it on.
 
-    It is passed on without that after HOLD_S, and as soon as a second one arrives. Signals without
-    a handler are left as they are, and so are all of them outside the main thread.
+    It is passed on without that after HOLD_S, at a second SIGINT or SIGTERM, and when the body
+    ends. Signals without a handler are left as they are, and so are all of them outside the main
+    thread.
     """
-    held = HeldSignal()
     before = {number: signal.getsignal(number) for number in (*INTERRUPTS, signal.SIGUSR2)}
-    held._handlers = {number: handler for number, handler in before.items() if callable(handler)}
+    handlers: dict[int, Any] = {n: handler for n, handler in before.items() if callable(handler)}
     if threading.current_thread() is not threading.main_thread():
-        held._handlers = {}
-    alarm: Any = signal.SIG_DFL
+        handlers = {}
+    held = HeldSignal(handlers)
+    if handlers:
+        alarm = signal.signal(signal.SIGALRM, held._arrived)
     try:
-        if held._handlers:
-            alarm = signal.signal(signal.SIGALRM, held._arrived)
         held.listen()
         yield held
-        held.pass_on()
     finally:
-        for number, handler in held._handlers.items():
-            signal.signal(number, handler)
-        if held._handlers:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in handlers.items():
+            repeated = number == held.passed and number not in (signal.SIGINT, signal.SIGTERM)
+            signal.signal(number, signal.SIG_IGN if repeated else handler)
+        if handlers:
+            held.stop_timer()
             signal.signal(signal.SIGALRM, alarm)
+    held.pass_on()
+
+
+def leave_terminal() -> None:
+    """Print nowhere instead of to a closed terminal, where printing is an error."""
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)

@@ -39,9 +39,9 @@ from leukocls.synthetic.render import render
 from leukocls.synthetic.spec import SyntheticSpec
 
 OPSET = 20  # the first whose GridSample takes the modes of PyTorch's
-TOLERANCE = 1e-4  # of the logit, if the network does not round more than that by itself:
-# Networks that were fitted for a few hundred steps can: 1.5e-3 was seen on genuine cells.
-ROUNDINGS = 3  # times PyTorch's own rounding error
+TOLERANCE = 1e-4  # of the logit
+# Times PyTorch's own rounding, where that is coarse: 1.5e-3 was seen on genuine cells.
+ROUNDINGS = 3
 DRAWN = 16  # synthetic cells, where no images are named
 AT_ONCE = 4  # images that are compared at a time, with all their views
 THRESHOLD = "threshold"

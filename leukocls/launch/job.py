@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from leukocls.artifacts.identity import IN_PATH, arm_name, is_neutral, key_of
 from leukocls.artifacts.record import RunState, read_record
 from leukocls.artifacts.run_dir import RunDir, RunLocked, logged_to, run_weights
-from leukocls.common.errors import DataFault, LeukoclsError
+from leukocls.common.errors import DataFault, LeukoclsError, own_text
 from leukocls.common.files import sha256_file
 from leukocls.common.processes import Interrupted
 from leukocls.common.terminal import printable
@@ -37,10 +37,10 @@ SMALLER = "choose a smaller data.batch_size or data.eval_batch_size"
 ADVICE = {
     "more than 1 value per channel": "BatchNorm needs a data.batch_size of 2 and more",
     "out of memory": SMALLER,
-    "not enough memory": SMALLER,
+    "can't allocate memory": SMALLER,
     "MemoryError": SMALLER,
-    "DataLoader worker": "a process that reads images ended (out of memory?); data.workers=0 needs"
-    " none",
+    "DataLoader worker (pid": "a process that reads images ended (out of memory?);"
+    " data.workers=0 needs none",
 }
 FIXED_BY_TRAINING = {"data.crop", "data.size", "data.n_subjects", "data.n_cells"}
 
@@ -194,6 +194,7 @@ def run_job(job: Job) -> None:
         LeukoclsError: a refusal, before anything is written, or a fault; the record says `failed`.
     """
     # Torch and Lightning are imported here, so that mistakes in the command are reported at once.
+    from leukocls.training.checkpoints import Checkpoints
     from leukocls.training.fit import check_recipe
     from leukocls.training.inputs import inputs_of
 
@@ -204,6 +205,8 @@ def run_job(job: Job) -> None:
     with run.locked():
         state = run.state(config.force, job.since)
         if state == RunState.DONE:
+            run.tidy()
+            Checkpoints(run.directory).discard_others()
             print(f"{run.directory}: done already, nothing to do (force=true runs it again)")
             print_result(run.directory)
             return
@@ -290,14 +293,14 @@ def message_of(error: Exception) -> str:
         if isinstance(error, ConfigCompositionException) and unknown and not is_free(unknown):
             return no_such_setting(unknown)
         # Hydra's search path does not help somebody who mistyped a name.
-        message = re.split(r"\nConfig search path|\nSee https", str(error))[0].strip()
+        message = re.split(r"\nConfig search path|\nSee https", own_text(error))[0].strip()
         if isinstance(error, OverrideParseException):
             message += "\nQuote a value with a comma, an equals sign or a space: 'key=\"value\"'"
         return message
     if isinstance(error, OSError) and error.filename is not None:
         advice = "Choose another outputs= or data.cache=, or make room there."
         return f"{error.filename}: {error.strerror}. {advice}"
-    text, hint = str(error) or "no more is known", "LEUKOCLS_TRACEBACK=1 shows where"
+    text, hint = own_text(error) or "no more is known", "LEUKOCLS_TRACEBACK=1 shows where"
     for sign, advice in ADVICE.items():
         if sign in f"{type(error).__name__}: {text}":
             hint = f"{advice}; {hint}"

@@ -106,8 +106,10 @@ class RegionNetwork(FastaiNetwork):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         features = self.feature_maps(images)
         pooled = concat_pool(features)
-        # In single precision even under autocast: bfloat16 is too coarse for edges.
-        box = 2 * (self.box_head(pooled).float().sigmoid() - 0.5)
+        box = self.box_head(pooled)
+        if box.dtype.itemsize < torch.float32.itemsize:
+            box = box.float()  # even under autocast: bfloat16 is too coarse for edges
+        box = 2 * (box.sigmoid() - 0.5)
         if self.attention:
             pooled = torch.cat([pooled, concat_pool(region_grid(features, box))], 1)
         return self.head(pooled), box

@@ -72,6 +72,15 @@ class Checkpoints:
         if self.best.is_file() and not any(self.folder.glob("selected-*")):
             os.link(self.best, self._selected(epoch))
 
+    def discard_after(self, point: Path) -> None:
+        """Remove what a run that resumes from `point` does not know: damaged points, weights."""
+        later = [path for path in self.resume_points() if progress_of(path) > progress_of(point)]
+        weights = self._selected(progress_of(point)[0])
+        later += [path for path in self.folder.glob("selected-*") if path > weights]
+        for path in later:
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+                path.unlink()
+
     def discard_others(self) -> None:
         """Remove the weights of selected epochs but for `best`, once the run is over."""
         for path in self.folder.glob("selected-*"):

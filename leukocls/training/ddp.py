@@ -191,6 +191,7 @@ def _rank_main(
             traceback.print_exc(file=sys.__stderr__)
         if not isinstance(error, LeukoclsError | OSError):
             error = RuntimeError(f"rank {rank.rank}: {type(error).__name__}: {error}")
+        error.add_note(traceback.format_exc())  # which does not pass through a pipe by itself
         send("failed", error)
         sys.exit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # this process is ending already

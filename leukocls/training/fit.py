@@ -151,7 +151,7 @@ def _reloaded(recorder: Recorder) -> Path | None:
     checkpoint, state = found
     epoch, batches = progress_of(checkpoint)
     with rank_zero_first():  # it puts the best weights back in their place
-        recorder.reload(epoch, state)
+        recorder.reload(checkpoint, state)
     within = f" and {batches} batches of the next" if batches else ""
     print(f"resumed after epoch {epoch}{within} from {checkpoint}")
     return checkpoint

@@ -1,4 +1,4 @@
-"""Saves between two steps: what is lost when a long epoch is cut short."""
+"""Saves checkpoints within an epoch."""
 
 import time
 from typing import Any
@@ -13,8 +13,8 @@ class MidEpochSaves(pl.Callback):
     """Saves a run within an epoch, `minutes` after it was saved last or when a signal ends it.
 
     It has to be the last of the callbacks: what the others do after a step is then saved with it.
-    A checkpoint holds no gradients, so that it waits for the optimiser's next step; and the last
-    step of an epoch waits for its evaluation, which Lightning leaves out of a resumed run.
+    A checkpoint holds no gradients, so a save waits for the optimiser's next step; after the last
+    step of an epoch it waits for the evaluation, which Lightning leaves out of a resumed run.
 
     Args:
         recorder: writes the files.
@@ -44,7 +44,7 @@ class MidEpochSaves(pl.Callback):
         asked = self.held.number is not None
         waited = time.monotonic() - self.recorder.saved_at
         if asked or (self.minutes is not None and waited >= 60 * self.minutes):
-            self.held.wait_longer()
+            self.held.stop_timer()
             if self.recorder.saved_progress != (epoch, batches):
                 self.recorder.save(trainer, epoch, batches)
         if asked:

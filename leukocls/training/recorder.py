@@ -19,7 +19,7 @@ from leukocls.data.index import Index
 from leukocls.evaluation.history import Row, read_history, split_columns, write_history
 from leukocls.evaluation.metrics import auroc, best_threshold
 from leukocls.evaluation.selection import RULES, best_weighted_f1
-from leukocls.training.checkpoints import Checkpoints
+from leukocls.training.checkpoints import Checkpoints, progress_of
 from leukocls.training.prediction_parts import PredictionParts
 
 
@@ -117,18 +117,20 @@ class Recorder(pl.Callback):
             self._clock = time.perf_counter() - of_epoch["seconds"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        # Where they were, for their mean is taken there.
+        # Back on the device, where those that follow are.
         self._norms = [norm.to(pl_module.device) for norm in self._norms]
+        self._losses = [loss.to(pl_module.device) for loss in self._losses]
 
-    def reload(self, epoch: int, checkpoint: dict[str, Any]) -> None:
-        """Read back what a stopped run had recorded, up to and including `epoch`.
+    def reload(self, point: Path, checkpoint: dict[str, Any]) -> None:
+        """Read back what a stopped run had recorded until a resume point; remove what came later.
 
         Args:
-            checkpoint: the full state after that epoch.
+            checkpoint: the point's full state.
 
         Raises:
-            DataFault: the weights of the epoch selected among them are gone.
+            DataFault: the weights of the epoch selected until then are gone.
         """
+        epoch, _ = progress_of(point)
         state = checkpoint["callbacks"].get(self.state_key)
         # Checkpoints of versions before 0.2 do not have them.
         self.metrics = state["metrics"] if state else read_history(self.directory)
@@ -137,6 +139,7 @@ class Recorder(pl.Callback):
         write_history(self.directory, self.metrics)
         self.predictions.reload(epoch, self.index)
         self.checkpoints.publish_best(self.selected_epoch)
+        self.checkpoints.discard_after(point)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         # Before the step: Lightning advances the schedule before it evaluates.

@@ -36,6 +36,8 @@ DDP = "ddp_find_unused_parameters_true"
 REFUSED = {
     "check_val_every_n_epoch": "every epoch is scored once",
     "val_check_interval": "every epoch is scored once",
+    "min_epochs": "use trainer.max_epochs, or patience",
+    "min_steps": "use trainer.max_epochs, or patience",
     "max_steps": "use trainer.max_epochs or trainer.limit_train_batches",
     "max_time": "a stopped run resumes; use trainer.max_epochs",
     "num_nodes": "a run uses one machine; trainer.devices takes several of its devices",

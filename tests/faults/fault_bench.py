@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from conftest import Command, record
+from conftest import Command, record, small
 from faults.fault_points import VARIABLE
 from safetensors.torch import load_file
 
 from leukocls.artifacts.predictions import PARTS
 from leukocls.artifacts.record import read_record
+from leukocls.artifacts.run_dir import RESERVE
 from leukocls.training.checkpoint_io import ChecksummedIO
 
 # Everything that a resumed run could get wrong: dropout, mixup, an average of the weights, steps
@@ -22,9 +23,21 @@ EVERYTHING = [
     "trainer.accumulate_grad_batches=2", "ema=0.9", "+augment.mixup=0.4", "sampler=balanced",
     "+model.options.drop_rate=0.3", "data.batch_size=8", "save_minutes=1e-9",
 ]  # fmt: skip
+KINDS = {
+    "plain": [],
+    "workers": ["data.workers=2"],
+    "phases": ["experiment=georgiev_vgg16", "last_phase=stage_2"],
+}
+# Another file system than the run's, where the machine has one.
+ELSEWHERE = {"TMPDIR": "/dev/shm"} if Path("/dev/shm").is_dir() else {}
 DIGESTS = ("predictions_sha256", "weights_sha256", "last_sha256")
 SPEED = "images_per_s"
 Start = Callable[..., Command]
+
+
+def words_of(kind: str, tree: Path, outputs: Path) -> list[str]:
+    """The command line of a run that is killed."""
+    return [*small(tree, outputs), *KINDS[kind], *EVERYTHING, "save_every=3"]
 
 
 def run_with(start: Start, words: list[str], fault: str = "", **environment: str) -> Command:
@@ -69,6 +82,6 @@ def assert_nothing_is_torn(outputs: Path) -> None:
 
 
 def assert_nothing_is_left_over(outputs: Path) -> None:
-    """No temporary file, and no part of a finished run's predictions."""
-    assert not list(outputs.rglob(".*.tmp"))
-    assert not list(outputs.rglob(PARTS))
+    """Of finished runs: no temporary file, part of predictions, or weights of older epochs."""
+    for name in (".*.tmp", PARTS, RESERVE, "selected-*"):
+        assert not list(outputs.rglob(name))

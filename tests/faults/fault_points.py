@@ -22,7 +22,7 @@ POINTS = {
     "scoring": ("leukocls.training.classifier", "CellClassifier", "validation_step"),
     "save": ("leukocls.training.recorder", "Recorder", "save"),
     "joining": ("leukocls.training.prediction_parts", "PredictionParts", "join"),
-    # In the middle of writing any file: its content is there, under a temporary name.
+    # Twice for each file: its content is there under a temporary name, or the file was renamed.
     "file": ("os", "", "fsync"),
     "rename": ("os", "", "replace"),
 }

@@ -12,17 +12,21 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from conftest import Train, edit_record, only_run, record, small
 from fault_bench import EVERYTHING, Start, assert_nothing_is_torn, run_with
+from torch.utils.data import DataLoader
 
 from leukocls.artifacts.record import RunState
 from leukocls.artifacts.run_dir import RESERVE
 from leukocls.common.errors import DataFault
 from leukocls.common.files import sha256_file
-from leukocls.common.processes import LOST
-from leukocls.data.datamodule import Cells
+from leukocls.common.processes import LOST, fork_server
+from leukocls.data.datamodule import WORKER_MODULES, Cells
+from leukocls.launch.job import message_of
 from leukocls.launch.worker import SweepJob, Worker
 from leukocls.training.checkpoint_io import ChecksummedIO
+from leukocls.training.recorder import Recorder
 
 # Epoch 1 is saved; what fails is in epoch 2.
 WORDS = [*EVERYTHING, "save_minutes=null"]
@@ -84,6 +88,32 @@ def test_an_image_that_vanishes_is_named_while_it_is_needed_and_not_missed_later
     assert (refused.code, gone.parent.name in refused.err) == (1, True), refused.err
     gone.write_bytes(content)
     assert train(*words, "trainer.max_epochs=1").code == 0
+
+
+def test_sums_of_an_epoch_come_back_to_the_device(tmp_path: Path) -> None:
+    """As on a GPU, where what was restored and what follows would not go together."""
+    recorder = Recorder(tmp_path, None, "last", "prelim")  # type: ignore[arg-type]
+    of_epoch = {"norms": torch.ones(2), "losses": torch.ones(2), "rates": {}, "images": 2}
+    recorder.load_state_dict({"metrics": [], "epoch": {**of_epoch, "seconds": 1.0}})
+    recorder.on_train_start(None, SimpleNamespace(device=torch.device("meta")))  # type: ignore[arg-type]
+    kept = [*recorder._norms, *recorder._losses]
+    assert [one.device.type for one in kept] == ["meta"] * 4
+
+
+def test_an_error_in_a_worker_is_as_clear_as_one_in_the_run(tmp_path: Path) -> None:
+    path = tmp_path / "store.npy"
+    np.save(path, np.zeros((8, 64, 64, 3), np.uint8))
+    cells = Cells(np.load(path, mmap_mode="r"), np.zeros(8, np.int64))
+    loader = DataLoader(
+        cells, sampler=[*np.arange(8)[:, None]], batch_size=None, num_workers=1,
+        multiprocessing_context=fork_server(WORKER_MODULES),
+    )  # fmt: skip
+    batches = iter(loader)
+    next(batches)  # two more are read ahead
+    os.truncate(path, 1000)
+    with pytest.raises(DataFault) as error:
+        list(batches)
+    assert message_of(error.value).startswith(f"{path}: was cut short")
 
 
 def test_a_store_that_is_cut_short_in_use_is_an_error_and_not_a_dead_process(
@@ -161,12 +191,14 @@ def test_a_folder_that_became_read_only_is_loud_for_an_ordinary_user() -> None:
         ChecksummedIO().save_checkpoint({"epoch": 1}, path)
         folder.chmod(0o555)
         if not (child := os.fork()):
-            os.setuid(65534)
+            code = 5
             try:
+                os.setuid(65534)
                 ChecksummedIO().save_checkpoint({"epoch": 2}, path)
             except PermissionError as error:
-                os._exit(3 if str(path) in str(error) else 4)
-            os._exit(5)
+                code = 3 if str(path) in str(error) else 4
+            finally:
+                os._exit(code)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
         assert ChecksummedIO().load_checkpoint(path) == {"epoch": 1}
         assert os.listdir(folder) == [path.name]

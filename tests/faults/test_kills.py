@@ -6,22 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import small, train_here
+from conftest import train_here
 from fault_bench import (
-    EVERYTHING,
+    ELSEWHERE,
     Start,
     assert_nothing_is_left_over,
     assert_nothing_is_torn,
     result,
     run_with,
+    words_of,
 )
-
-PHASES = ["experiment=georgiev_vgg16", "last_phase=stage_2"]
-KINDS = {"plain": [], "workers": ["data.workers=2"], "phases": PHASES}
-
-
-def words_of(kind: str, tree: Path, outputs: Path) -> list[str]:
-    return [*small(tree, outputs), *KINDS[kind], *EVERYTHING, "save_every=3"]
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +51,7 @@ def test_the_workers_of_a_killed_run_end(small_tree: Path, tmp_path: Path, comma
 @pytest.mark.parametrize(
     ("kind", "faults"),
     [
-        ("plain", ["step:3", "scoring:2"]),  # within the first step of two batches; epoch 0
+        ("plain", ["step:4", "scoring:2"]),  # between two batches of a step; of epoch 2
         ("plain", ["after step:6", "file:9"]),
         ("workers", ["step:6", "save:3"]),
         ("workers", ["scoring:2", "rename:9"]),
@@ -69,13 +63,11 @@ def test_a_killed_run_resumes_to_the_same_bits(
 ) -> None:
     outputs = tmp_path / "outputs"
     words = words_of(kind, small_tree, outputs)
-    # Another file system than the run's, where the machine has one.
-    elsewhere = {"TMPDIR": "/dev/shm"} if Path("/dev/shm").is_dir() else {}
     for fault in faults:
-        killed = run_with(command, words, f"{fault}:SIGKILL", **elsewhere)
+        killed = run_with(command, words, f"{fault}:SIGKILL", **ELSEWHERE)
         assert killed.wait() == -9, killed.err
         assert_nothing_is_torn(outputs)
-    ended = run_with(command, words, **elsewhere)
+    ended = run_with(command, words, **ELSEWHERE)
     assert ended.wait() == 0, ended.err
     assert result(outputs) == whole(kind)
     assert_nothing_is_left_over(outputs)

@@ -173,7 +173,7 @@ def test_a_resumed_run_of_the_version_before_gets_its_persons(
     index = checked_index(small_tree, cache=small_tree.parent / "store").only(("train", "prelim"))
     recorder = Recorder(run, index, "best_weighted_f1", "prelim")
     point = recorder.checkpoints.resume_points()[-1]
-    recorder.reload(1, ChecksummedIO().load_checkpoint(point))
+    recorder.reload(point, ChecksummedIO().load_checkpoint(point))
     for epoch, before in predictions.by_epoch(frame).items():
         if epoch <= 1:
             found = recorder.predictions.of(epoch)

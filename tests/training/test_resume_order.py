@@ -64,7 +64,8 @@ def test_weights_chosen_after_the_last_resume_point_are_not_those_of_the_point(
     recorder = Recorder(run, None, "best_weighted_f1", "prelim")  # type: ignore[arg-type]
     checkpoint, state = recorder.checkpoints.newest_whole()
     assert checkpoint.name == "resume-epoch0002.ckpt"
-    recorder.reload(2, state)
+    recorder.reload(checkpoint, state)
+    assert not forged.exists()
     selected = run / "checkpoints" / f"selected-epoch{recorder.selected_epoch:04d}.safetensors"
     assert recorder.selected_epoch <= 2
     assert recorder.checkpoints.best.read_bytes() == selected.read_bytes()
