@@ -15,14 +15,14 @@ import pytest
 import torch
 from conftest import Train, edit_record, only_run, record, small
 from fault_bench import EVERYTHING, Start, assert_nothing_is_torn, run_with
-from torch.utils.data import DataLoader
+from torch._utils import ExceptionWrapper
 
 from leukocls.artifacts.record import RunState
 from leukocls.artifacts.run_dir import RESERVE
 from leukocls.common.errors import DataFault
 from leukocls.common.files import sha256_file
-from leukocls.common.processes import LOST, fork_server
-from leukocls.data.datamodule import WORKER_MODULES, Cells
+from leukocls.common.processes import LOST
+from leukocls.data.datamodule import Cells
 from leukocls.launch.job import message_of
 from leukocls.launch.worker import SweepJob, Worker
 from leukocls.training.checkpoint_io import ChecksummedIO
@@ -100,20 +100,15 @@ def test_sums_of_an_epoch_come_back_to_the_device(tmp_path: Path) -> None:
     assert [one.device.type for one in kept] == ["meta"] * 4
 
 
-def test_an_error_in_a_worker_is_as_clear_as_one_in_the_run(tmp_path: Path) -> None:
-    path = tmp_path / "store.npy"
-    np.save(path, np.zeros((8, 64, 64, 3), np.uint8))
-    cells = Cells(np.load(path, mmap_mode="r"), np.zeros(8, np.int64))
-    loader = DataLoader(
-        cells, sampler=[*np.arange(8)[:, None]], batch_size=None, num_workers=1,
-        multiprocessing_context=fork_server(WORKER_MODULES),
-    )  # fmt: skip
-    batches = iter(loader)
-    next(batches)  # two more are read ahead
-    os.truncate(path, 1000)
-    with pytest.raises(DataFault) as error:
-        list(batches)
-    assert message_of(error.value).startswith(f"{path}: was cut short")
+def test_an_error_in_a_worker_is_as_clear_as_one_in_the_run() -> None:
+    """As PyTorch hands it to the run: with the worker's traceback before it."""
+    try:
+        raise DataFault("store.npy: was cut short")
+    except DataFault:
+        wrapper = ExceptionWrapper(where="in DataLoader worker process 0")
+    with pytest.raises(DataFault, match="Traceback") as error:
+        wrapper.reraise()
+    assert message_of(error.value) == "store.npy: was cut short"
 
 
 def test_a_store_that_is_cut_short_in_use_is_an_error_and_not_a_dead_process(
