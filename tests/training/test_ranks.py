@@ -1,10 +1,12 @@
 """Several devices in one run, on as many CPU processes."""
 
 import os
+import re
 import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from functools import partial
 from multiprocessing import active_children, get_context
@@ -276,8 +278,11 @@ def fail_on_rank_1(error: Exception, place: Rank) -> None:
     ],
 )
 def test_what_fails_on_one_ends_all(error: Exception, kind: type, words: str) -> None:
-    with pytest.raises(kind, match=words):
+    with pytest.raises(kind) as raised:
         spawn_ranks(2, partial(fail_on_rank_1, error))
+    assert re.search(words, str(raised.value))
+    if not isinstance(error, SystemExit):  # where it failed, which run.json's traceback then shows
+        assert "in fail_on_rank_1" in "".join(traceback.format_exception(raised.value))
     assert not of_ranks()
 
 
