@@ -312,11 +312,11 @@ def test_predict_is_timed_beside_its_network(
 
 
 def test_soak_kills_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two kills, and the bits of the whole run."""
+    """A kill, and the bits of the whole run."""
     module = benchmark("soak")
     monkeypatch.setattr(module, "KINDS", {"workers": module.KINDS["workers"]})
-    found = module.soak(tmp_path, 2, seed=1)
-    assert 2 <= found["kills"] <= 2 + module.MOST
+    found = module.soak(tmp_path, 1, seed=1)
+    assert 1 <= found["kills"] <= module.MOST
     assert sum(found["by"].values()) == found["kills"]
 
 

@@ -35,10 +35,6 @@ def _out_of_memory(_: Any) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
-def _no_memory(_: Any) -> None:
-    raise MemoryError
-
-
 def _kill_a_worker(_: Any) -> None:
     multiprocessing.active_children()[0].kill()
 
@@ -51,7 +47,6 @@ def _die_and_name_the_workers(_: Any) -> None:
 
 FAULTS: dict[str, Fault] = {
     "out of memory": _out_of_memory,
-    "no memory": _no_memory,
     "kill a worker": _kill_a_worker,
     "die and name the workers": _die_and_name_the_workers,
 }

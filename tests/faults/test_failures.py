@@ -36,7 +36,6 @@ WORDS = [*EVERYTHING, "save_minutes=null"]
     ("fault", "more", "told"),
     [
         ("step:9:out of memory", [], "choose a smaller data.batch_size"),
-        ("step:9:no memory", [], "MemoryError: no more is known (choose a smaller"),
         ("after step:9:kill a worker", ["data.workers=2"], "data.workers=0 needs none"),
     ],
 )
@@ -98,6 +97,17 @@ def test_sums_of_an_epoch_come_back_to_the_device(tmp_path: Path) -> None:
     recorder.on_train_start(None, SimpleNamespace(device=torch.device("meta")))  # type: ignore[arg-type]
     kept = [*recorder._norms, *recorder._losses]
     assert [one.device.type for one in kept] == ["meta"] * 4
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_too_little_memory_has_a_remedy(error: Exception) -> None:
+    assert "(choose a smaller data.batch_size" in message_of(error)
 
 
 def test_an_error_in_a_worker_is_as_clear_as_one_in_the_run() -> None:

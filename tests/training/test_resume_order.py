@@ -1,7 +1,9 @@
 """A resumed run continues with the order, the weights and the losses of the run that stopped."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -21,11 +23,22 @@ def command(tree: Path, outputs: Path, *more: str) -> list[str]:
 
 
 @pytest.fixture
-def stopped(small_tree: Path, tmp_path: Path, train: Train):
-    """The records of a whole run, and of one that stopped after epoch 2 with its files."""
-    whole = tmp_path / "whole" / "outputs"
-    assert train(*command(small_tree, whole)).code == 0
-    outputs = tmp_path / "stopped" / "outputs"
+def stopped(
+    small_tree: Path, tmp_path: Path, train: Train, trained_once: Callable[..., Path],
+    once: Callable[..., Path],
+) -> tuple[dict[str, Any], Path]:  # fmt: skip
+    """The record of a whole run, and the outputs of one that stopped after epoch 2."""
+
+    def make(folder: Path) -> None:
+        stop(train, small_tree, folder / "outputs")
+
+    outputs = tmp_path / "outputs"
+    shutil.copytree(once("stopped-after-2", make) / "outputs", outputs)
+    return record(trained_once("trainer.max_epochs=4", "threads=1")), outputs
+
+
+def stop(train: Train, tree: Path, outputs: Path) -> None:
+    """Start a run, and end it when it saves epoch 3."""
     with pytest.MonkeyPatch.context() as patch:
         save = Checkpoints.save_resume_point
 
@@ -35,10 +48,8 @@ def stopped(small_tree: Path, tmp_path: Path, train: Train):
             save(self, trainer, epoch, n)
 
         patch.setattr(Checkpoints, "save_resume_point", pull_the_plug)
-        assert train(*command(small_tree, outputs)).code == 1
-    run = only_run(outputs)
-    edit_record(run, status="interrupted")
-    return record(only_run(whole)), outputs
+        assert train(*command(tree, outputs)).code == 1
+    edit_record(only_run(outputs), status="interrupted")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
