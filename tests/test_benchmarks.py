@@ -320,6 +320,22 @@ def test_soak_kills_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert sum(found["by"].values()) == found["kills"]
 
 
+def test_epochs_are_timed_by_their_number(
+    tmp_path: Path, small_spec: SyntheticSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process, less its memory."""
+    module = benchmark("epochs")
+
+    def trained(words: list[str], outputs: Path) -> dict[str, float]:
+        train_here(*words, "model.backbone=test_resnet", "threads=1", f"outputs={outputs}")
+        return {"seconds": record(only_run(outputs))["timing"]["run_s"], "peak MiB": 1}
+
+    monkeypatch.setattr(module, "trained", trained)
+    found = module.measured(tmp_path, small_spec, module.RECIPE, [1, 2])
+    assert list(found) == [1, 2]
+    assert found[2]["seconds an epoch"] == round(found[2]["seconds"] / 3, 4)
+
+
 def test_recorded_results_name_what_they_were_measured_with() -> None:
     results = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
     assert len(results) >= 4
