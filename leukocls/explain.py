@@ -63,9 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise LeukoclsError("none of the images can be read; see above.")
     table = predictor.predict(cells).assign(cell=names)
     images, drawn = maps(predictor, cells, (table["label"] == "ALL").to_numpy())
-    document = predictor.bundle.document
     stream = io.BytesIO()
-    sheet(images, drawn, table, document["marks"], document["use"]).savefig(stream, dpi=120)
+    sheet(images, drawn, table, predictor.bundle.heading).savefig(stream, dpi=120)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(arguments.out, stream.getvalue())
     print(arguments.out)

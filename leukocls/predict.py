@@ -78,10 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_table(place, of_groups)
         print(_of_groups(of_groups, place))
     if arguments.sheet:
-        document = predictor.bundle.document
-        heading = " ".join([*document["marks"], document["use"].upper()])
+        picture = prediction_sheet(written.table, images, reading, predictor.bundle.heading)
         arguments.sheet.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(arguments.sheet, prediction_sheet(written.table, images, reading, heading))
+        atomic_write(arguments.sheet, picture)
         print(arguments.sheet)
     return code
 

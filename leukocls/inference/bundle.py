@@ -80,6 +80,13 @@ class Described:
         return float(self.document["threshold"]["logit"])
 
     @property
+    def heading(self) -> str:
+        """A line above pictures of predictions: marks, which cells are called ALL, the use."""
+        above = self.document["threshold"]["calibrated"]
+        marks, use = " ".join(self.document["marks"]), self.document["use"].upper()
+        return " · ".join(filter(None, [marks, f"called ALL above p(ALL) {above:.3g}", use]))
+
+    @property
     def calibration(self) -> tuple[float, float]:
         """Intercept and slope of the logit of the calibrated probability; 0 and 1 without one."""
         found = self.document["calibration"]

@@ -1,7 +1,6 @@
 """Images beside the maps of what a network looks at in them: a sheet, and pictures for a report."""
 
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +24,14 @@ COLOURS, OPACITY = "inferno", 0.55  # of a map over its image
 _ABOUT = {CAM: "speaks for the call", "region": "inside the proposed box"}
 
 
-def sheet(
-    images: np.ndarray, maps: Maps, table: pd.DataFrame, marks: Sequence[str], use: str
-) -> Canvas:
+def sheet(images: np.ndarray, maps: Maps, table: pd.DataFrame, heading: str) -> Canvas:
     """The drawn sheet: a row for each image, with one picture for each map over it.
 
     Args:
         images: uint8 [n, S, S, 3].
         maps: of `leukocls.inference.saliency.maps`.
         table: of `Predictor.predict`, one row for each image.
-        marks: of the bundle.
-        use: what it may be used for.
+        heading: of the bundle.
     """
     columns = ["image", *maps]
     with mpl.rc_context(style()):
@@ -56,7 +52,7 @@ def sheet(
                     about = _ABOUT.get(name, "")
                     one.set_title(f"{name}\n{about}" if about else f"{name}\n", fontsize=8)
             axes[0].set_ylabel(_label(of), fontsize=7, rotation=0, ha="right", va="center")
-        drawn.suptitle(" ".join([*marks, f"({use})"]), fontsize=9)
+        drawn.suptitle(heading, fontsize=9)
     return drawn
 
 
