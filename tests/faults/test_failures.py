@@ -196,15 +196,19 @@ def test_a_folder_that_became_read_only_is_loud_for_an_ordinary_user() -> None:
         ChecksummedIO().save_checkpoint({"epoch": 1}, path)
         folder.chmod(0o555)
         if not (child := os.fork()):
-            code = 5
+            code = 6
             try:
                 os.setuid(65534)
+                code = 5
                 ChecksummedIO().save_checkpoint({"epoch": 2}, path)
             except PermissionError as error:
-                code = 3 if str(path) in str(error) else 4
+                code = 3 if str(path) in str(error) else code
             finally:
                 os._exit(code)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code == 6:
+            pytest.skip("this root may not become an ordinary user")
+        assert code == 3
         assert ChecksummedIO().load_checkpoint(path) == {"epoch": 1}
         assert os.listdir(folder) == [path.name]
 
