@@ -140,7 +140,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     at = tmp_path / "disk"
     at.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(at)]
-    if subprocess.run(mount, capture_output=True).returncode:
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a file system is not allowed here")
     yield at
     subprocess.run(["umount", "-l", str(at)], check=True)
