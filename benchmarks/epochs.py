@@ -16,6 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import command
+
 from leukocls.artifacts.environment import versions
 from leukocls.artifacts.record import read_record, run_directories
 from leukocls.common.files import atomic_write
@@ -30,15 +32,9 @@ RECIPE = [
 
 def trained(words: list[str], outputs: Path) -> dict[str, float]:
     """Train one run in a process of its own; its seconds without start and end, and its memory."""
-    command = [sys.executable, "-m", "leukocls.train", *words, f"outputs={outputs}"]
-    quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
-    process = os.posix_spawn(sys.executable, command, os.environ, file_actions=quiet)
-    _, status, used = os.wait4(process, 0)
-    if status:
-        raise SystemExit(f"{' '.join(command)}: ended with {os.waitstatus_to_exitcode(status)}")
+    _, peak = command.measured("leukocls.train", *words, f"outputs={outputs}")
     (run,) = run_directories(outputs)
-    seconds = read_record(run)["timing"]["run_s"]
-    return {"seconds": seconds, "peak MiB": round(used.ru_maxrss / 1024)}
+    return {"seconds": read_record(run)["timing"]["run_s"], "peak MiB": round(peak)}
 
 
 def measured(folder: Path, spec: SyntheticSpec, recipe: list[str], epochs: list[int]) -> Any:

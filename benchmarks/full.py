@@ -12,8 +12,9 @@ import json
 import os
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+import command
 
 from leukocls.artifacts.environment import versions
 from leukocls.common.files import atomic_write
@@ -23,17 +24,8 @@ SMALL = ["--cells-per-subject", "9", "--final-cells", "125"]
 
 def measured(path: Path, *words: str) -> dict[str, float]:
     """Wall seconds and peak resident memory in MiB of `python -m <words>`, with PYTHONPATH=path."""
-    started = time.perf_counter()
-    process = os.posix_spawn(
-        sys.executable, [sys.executable, "-m", *words],
-        os.environ | {"PYTHONPATH": str(path)},
-        file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)],
-    )  # fmt: skip
-    _, status, used = os.wait4(process, 0)
-    if status:
-        raise SystemExit(f"{' '.join(words)}: ended with {os.waitstatus_to_exitcode(status)}")
-    seconds = time.perf_counter() - started
-    return {"seconds": round(seconds, 1), "peak_mib": round(used.ru_maxrss / 1024)}
+    seconds, peak = command.measured(*words, PYTHONPATH=str(path))
+    return {"seconds": round(seconds, 1), "peak_mib": round(peak)}
 
 
 def steps(folder: Path, name: str, options: list[str]) -> dict[str, dict[str, float]]:

@@ -13,13 +13,13 @@ process, ROUNDS times, on CHUNK images each.
 import argparse
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import command
 import numpy as np
 import torch
 
@@ -44,17 +44,6 @@ SMALL = SyntheticSpec(
 )  # fmt: skip
 FULL = SyntheticSpec(scale="full")
 ROUNDS, CHUNK = 10, 3 * BATCH
-
-
-def verb(name: str, *words: object) -> tuple[float, float]:
-    """Run a command; its seconds, and its peak memory in MiB."""
-    start = time.perf_counter()
-    command = [sys.executable, "-m", f"leukocls.{name}", *map(str, words)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{' '.join(command)}: ended with {os.waitstatus_to_exitcode(status)}")
-    return time.perf_counter() - start, used.ru_maxrss / 1024
 
 
 def in_turns(predictor: TorchPredictor, images: list[Found], folder: Path) -> tuple[float, float]:
@@ -85,9 +74,9 @@ def measured(folder: Path, number: int, spec: SyntheticSpec = FULL) -> dict[str,
     """The figures, from files below `folder`."""
     write_tree(folder / "small", SMALL, progress=False)
     words = [f"data.root={folder / 'small'}", f"outputs={folder / 'out'}", "data=cnmc"]
-    verb("train", *RECIPE, *words, f"data.cache={folder / 'store'}")
+    command.measured("leukocls.train", *RECIPE, *words, f"data.cache={folder / 'store'}")
     (run,) = (folder / "out").rglob("run.json")
-    verb("bundle", run.parent, "--out", folder / "bundle")
+    command.measured("leukocls.bundle", run.parent, "--out", folder / "bundle")
     write_tree(folder / "full", spec)
     images = sorted((folder / "full").rglob("*.bmp"))[:number]
     (folder / "all").mkdir()
@@ -99,8 +88,9 @@ def measured(folder: Path, number: int, spec: SyntheticSpec = FULL) -> dict[str,
         (few / image.name).symlink_to(image.resolve())
     predictor = TorchPredictor(open_bundle(folder / "bundle"), "cpu")
     rate, bare = in_turns(predictor, find_images([folder / "all"]), folder / "turns")
-    first, small = verb("predict", folder / "bundle", few, "--out", folder / "few.csv")
-    seconds, large = verb("predict", folder / "bundle", folder / "all", "--out", folder / "all.csv")
+    predict = partial(command.measured, "leukocls.predict", folder / "bundle")
+    first, small = predict(few, "--out", folder / "few.csv")
+    seconds, large = predict(folder / "all", "--out", folder / "all.csv")
     # What a command takes to start is in both, and no part of its rate.
     whole = (len(images) - number // 10) / (seconds - first)
     return {

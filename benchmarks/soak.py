@@ -31,6 +31,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "faults")]
 
+from conftest import SMALL_SPEC  # noqa: E402
 from fault_bench import (  # noqa: E402
     ELSEWHERE,
     KINDS,
@@ -44,12 +45,8 @@ from warm import Command, share  # noqa: E402
 
 from leukocls.artifacts.environment import versions  # noqa: E402
 from leukocls.common.files import atomic_write  # noqa: E402
-from leukocls.synthetic.tree import SyntheticSpec, write_tree  # noqa: E402
+from leukocls.synthetic.tree import write_tree  # noqa: E402
 
-CELLS = SyntheticSpec(
-    train_subjects_all=6, train_subjects_hem=5, prelim_subjects_all=3, prelim_subjects_hem=3,
-    cells_per_subject=5, final_cells=5,
-)  # fmt: skip
 # Times that a run comes to each point, about.
 POINTS = {"step": 14, "after step": 14, "scoring": 3, "save": 8, "file": 40, "rename": 20}
 MOST = 4  # kills of one run
@@ -60,7 +57,7 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.tree, self.started = folder, folder / "tree", 0
-        write_tree(self.tree, CELLS, progress=False)
+        write_tree(self.tree, SMALL_SPEC, progress=False)
 
     def start(self, verb: str, *words: object, **places: Any) -> Command:
         """As the tests' fixture `command`."""
@@ -70,7 +67,7 @@ class Bench:
         return Command(f"leukocls.{verb}", [*map(str, words)], folder, **places)
 
     def whole(self, kind: str) -> tuple[dict[str, Any], float]:
-        """What a run ends with that is not killed, and the seconds that it takes."""
+        """Result of an uninterrupted run, and its seconds."""
         outputs, start = self.folder / f"whole-{kind}", time.monotonic()
         words = [*words_of(kind, self.tree, outputs), "save_minutes=null"]
         ended = run_with(self.start, words)

@@ -136,10 +136,7 @@ def sample_root() -> Path:
 @pytest.fixture(scope="session")
 def small_spec() -> SyntheticSpec:
     """About eighty synthetic cells."""
-    return SyntheticSpec(
-        train_subjects_all=6, train_subjects_hem=5, prelim_subjects_all=3, prelim_subjects_hem=3,
-        cells_per_subject=5, final_cells=5,
-    )  # fmt: skip
+    return SMALL_SPEC
 
 
 @pytest.fixture(scope="session")
@@ -244,6 +241,10 @@ def copied(folder: Path) -> Path:
     return folder
 
 
+SMALL_SPEC = SyntheticSpec(
+    train_subjects_all=6, train_subjects_hem=5, prelim_subjects_all=3, prelim_subjects_hem=3,
+    cells_per_subject=5, final_cells=5,
+)  # fmt: skip
 TINY = ["model=timm", "model.backbone=test_resnet", "model.pretrained=false"]
 
 

@@ -25,6 +25,9 @@ from leukocls.evaluation.person_counts import Persons, icc
 from leukocls.models.weights import weights_file
 from leukocls.synthetic.tree import SyntheticSpec
 
+# At the end: what they import of each other hides nothing.
+sys.path.append(str(ROOT / "benchmarks"))
+
 
 def benchmark(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
@@ -48,6 +51,13 @@ def test_benchmark_times_its_four_pairs(
     assert len(result["pairs"]) == 4
     assert all(pair["ratio"] > 0 for pair in result["pairs"].values())
     assert result["versions"]["torch"]
+
+
+def test_memory_is_that_of_the_command_and_not_of_this_process() -> None:
+    held = bytearray(600 << 20)
+    _, peak = benchmark("command").measured("this")
+    assert 5 < peak < 300
+    del held
 
 
 def test_full_times_every_step(tmp_path: Path) -> None:
@@ -294,16 +304,16 @@ def test_predict_is_timed_beside_its_network(
 ) -> None:
     module, seconds = benchmark("predict"), iter([0.0, 0.0, 1.0, 3.0])
 
-    def verb(name: str, *words: object) -> tuple[float, float]:
+    def measured(name: str, *words: object) -> tuple[float, float]:
         """The command in this process, and made-up seconds and MiB."""
         given = [str(word) for word in words]
-        if name == "train":
+        if name == "leukocls.train":
             train_here(*given, *TINY)
         else:
-            assert importlib.import_module(f"leukocls.{name}").main(given) == 0
+            assert importlib.import_module(name).main(given) == 0
         return next(seconds), 100.0
 
-    monkeypatch.setattr(module, "verb", verb)
+    monkeypatch.setattr(module.command, "measured", measured)
     monkeypatch.setattr(module, "RECIPE", [*module.RECIPE, "views=2", "threads=1"])
     found = module.measured(tmp_path, 30, module.SMALL)
     assert (found["images"], found["views"], found["predict images per s"]) == (30, 2, 13.5)

@@ -216,7 +216,7 @@ class RunDir:
         self.tidy()
 
     def tidy(self) -> None:
-        """Remove what only a run that is not over needs, and what killed processes have left."""
+        """Remove the reserve of disk space, and the temporary files of killed processes."""
         (self.directory / RESERVE).unlink(missing_ok=True)
         for name in ("", "checkpoints", predictions.PARTS):
             remove_unfinished(self.directory / name)

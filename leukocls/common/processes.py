@@ -111,7 +111,7 @@ class HeldSignal:
             signal.signal(number, self._arrived)
 
     def stop_timer(self) -> None:
-        """Let a signal wait for longer than HOLD_S, as while a run is saved."""
+        """Stop the timer of HOLD_S: a save may take longer."""
         signal.setitimer(signal.ITIMER_REAL, 0)
 
     def pass_on(self) -> None:
@@ -175,7 +175,7 @@ def hold_signals() -> Iterator[HeldSignal]:
 
 
 def leave_terminal() -> None:
-    """Print nowhere instead of to a closed terminal, where printing is an error."""
+    """Redirect output from a closed terminal, where printing is an error, to /dev/null."""
     for descriptor in (1, 2):
         with suppress(OSError):
             if stat.S_ISCHR(os.fstat(descriptor).st_mode):

@@ -112,7 +112,7 @@ class Batches(Sampler[np.ndarray]):
 
 
 def _end_with_the_run(worker: int) -> None:
-    """Let a worker end when the run's process is killed.
+    """End this worker when the run's process has ended, killed or not.
 
     PyTorch's look at their parent, which is the fork server, and that waits for them.
     """

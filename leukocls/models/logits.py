@@ -16,6 +16,10 @@ def to_logit(output: Tensor) -> Tensor:
             f"model: the network's output has shape {tuple(output.shape)}; it must be [B, 1] (logit"
             " of ALL) or [B, 2] (HEM, ALL)."
         )
-    if output.dtype.itemsize < torch.float32.itemsize:
-        output = output.float()
+    output = at_least_single(output)
     return output[:, 0] if output.shape[1] == 1 else output[:, 1] - output[:, 0]
+
+
+def at_least_single(values: Tensor) -> Tensor:
+    """The values in single precision if theirs is lower, as under autocast; else unchanged."""
+    return values.float() if values.dtype.itemsize < torch.float32.itemsize else values

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from leukocls.common.errors import LeukoclsError
+from leukocls.models.logits import at_least_single
 from leukocls.models.timm_network import TimmNetwork
 
 
@@ -106,10 +107,8 @@ class RegionNetwork(FastaiNetwork):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         features = self.feature_maps(images)
         pooled = concat_pool(features)
-        box = self.box_head(pooled)
-        if box.dtype.itemsize < torch.float32.itemsize:
-            box = box.float()  # even under autocast: bfloat16 is too coarse for edges
-        box = 2 * (box.sigmoid() - 0.5)
+        # Also under autocast: bfloat16 is too coarse for edges.
+        box = 2 * (at_least_single(self.box_head(pooled)).sigmoid() - 0.5)
         if self.attention:
             pooled = torch.cat([pooled, concat_pool(region_grid(features, box))], 1)
         return self.head(pooled), box

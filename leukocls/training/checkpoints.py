@@ -73,7 +73,7 @@ class Checkpoints:
             os.link(self.best, self._selected(epoch))
 
     def discard_after(self, point: Path) -> None:
-        """Remove what a run that resumes from `point` does not know: damaged points, weights."""
+        """Remove resume points newer than `point`, and selected weights of later epochs."""
         later = [path for path in self.resume_points() if progress_of(path) > progress_of(point)]
         weights = self._selected(progress_of(point)[0])
         later += [path for path in self.folder.glob("selected-*") if path > weights]

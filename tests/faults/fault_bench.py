@@ -82,6 +82,6 @@ def assert_nothing_is_torn(outputs: Path) -> None:
 
 
 def assert_nothing_is_left_over(outputs: Path) -> None:
-    """Of finished runs: no temporary file, part of predictions, or weights of older epochs."""
+    """Check that finished runs have no temporary file, part of predictions or older weights."""
     for name in (".*.tmp", PARTS, RESERVE, "selected-*"):
         assert not list(outputs.rglob(name))

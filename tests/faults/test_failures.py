@@ -1,4 +1,4 @@
-"""What ends a run from within is told apart, recorded, and leaves the best weights as they were."""
+"""Failures within a run: their messages and records, and best weights that stay as they were."""
 
 import os
 import resource

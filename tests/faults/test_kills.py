@@ -20,7 +20,7 @@ from fault_bench import (
 
 @pytest.fixture(scope="session")
 def whole(small_tree: Path, once: Callable[..., Path]) -> Callable[[str], dict]:
-    """`whole(kind)`: what a run that nothing interrupts ends with."""
+    """`whole(kind)`: the result of an uninterrupted run."""
 
     def of(kind: str) -> dict:
         kind = "plain" if kind == "workers" else kind

@@ -28,7 +28,7 @@ WORDS = [*EVERYTHING, "save_every=5", "save_minutes=null"]
 
 @pytest.fixture
 def whole(small_tree: Path, once: Callable[..., Path]) -> dict:
-    """What a run that nothing interrupts ends with."""
+    """The result of an uninterrupted run."""
 
     def make(folder: Path) -> None:
         train_here(*small(small_tree, folder / "outputs"), *WORDS)
@@ -103,6 +103,7 @@ def test_a_signalled_sweep_saves_its_jobs_and_resumes_them(
     assert sweep.until(lambda: len(saved()) == 2), sweep.err
     sweep.send_signal(number)
     assert sweep.wait() == 128 + number, sweep.err
+    assert f"error: interrupted (exit code {128 + number})" in sweep.err
     runs = sorted(path.parent for path in outputs.rglob("run.json"))
     assert [record(run)["status"] for run in runs] == ["interrupted"] * 2
     assert not list(outputs.rglob(".*.tmp"))

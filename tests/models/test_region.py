@@ -1,5 +1,6 @@
 """The networks of Marzahl et al. 2019: pooling against torchvision, heads by hand, boxes learnt."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -423,6 +424,20 @@ def test_the_grid_keeps_its_precision_under_autocast():
     assert found.dtype == torch.float32
     # Positions in bfloat16 are wrong by 1e-2.
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_region_exports_for_any_number_of_images():
+    net = lively("region")
+    batch = torch.export.Dim("batch", min=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(net, (images(2),), dynamic_shapes=({0: batch},))
+        module = program.run_decompositions().module()
+    with torch.no_grad():
+        for count in (1, 5):
+            for found, expected in zip(module(images(count)), net(images(count)), strict=True):
+                torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("option", OPTIONS)

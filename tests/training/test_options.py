@@ -109,6 +109,7 @@ FROZEN = ["model=frozen_vgg16", "model.backbone=test_resnet", "optim.lr=1e-2"]
     "more",
     [
         [],
+        ["ema=0.9"],
         ["save_every=2", "trainer.max_epochs=3"],
         ALL_AT_ONCE,
         FROZEN,
