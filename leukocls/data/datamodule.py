@@ -124,10 +124,18 @@ class _Loader(DataLoader):
 
     Lightning calls `iter()` before it has restored the epoch of a resumed run, and workers would
     then read ahead in the order of epoch 0.
+
+    Raises:
+        RuntimeError: a worker has ended.
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        yield from super().__iter__()
+        try:
+            yield from super().__iter__()
+        except (ConnectionError, EOFError) as error:
+            # A worker that ended while it sent a batch; PyTorch says so only of one that it
+            # already knows to have ended.
+            raise RuntimeError("DataLoader worker (pid not known) exited unexpectedly") from error
 
 
 class CellDataModule(pl.LightningDataModule):

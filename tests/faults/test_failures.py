@@ -16,13 +16,14 @@ import torch
 from conftest import Train, edit_record, only_run, record, small
 from fault_bench import EVERYTHING, Start, assert_nothing_is_torn, run_with
 from torch._utils import ExceptionWrapper
+from torch.utils.data import DataLoader
 
 from leukocls.artifacts.record import RunState
 from leukocls.artifacts.run_dir import RESERVE
 from leukocls.common.errors import DataFault
 from leukocls.common.files import sha256_file
 from leukocls.common.processes import LOST
-from leukocls.data.datamodule import Cells
+from leukocls.data.datamodule import Cells, _Loader
 from leukocls.launch.job import message_of
 from leukocls.launch.worker import SweepJob, Worker
 from leukocls.training.checkpoint_io import ChecksummedIO
@@ -119,6 +120,24 @@ def test_an_error_in_a_worker_is_as_clear_as_one_in_the_run() -> None:
     with pytest.raises(DataFault, match="Traceback") as error:
         wrapper.reraise()
     assert message_of(error.value) == "store.npy: was cut short"
+
+
+@pytest.mark.parametrize("seen", [ConnectionResetError, ConnectionRefusedError, EOFError])
+def test_a_worker_that_ends_while_it_sends_a_batch_is_told_as_any_other(
+    seen: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connection may end before PyTorch sees that its process has."""
+
+    def ends(_: DataLoader) -> Iterator[int]:
+        yield 1
+        raise seen(104, "Connection reset by peer")
+
+    monkeypatch.setattr(DataLoader, "__iter__", ends)
+    batches = iter(_Loader([1, 2]))
+    assert next(batches) == 1
+    with pytest.raises(RuntimeError) as error:
+        next(batches)
+    assert "data.workers=0 needs none" in message_of(error.value)
 
 
 def test_a_store_that_is_cut_short_in_use_is_an_error_and_not_a_dead_process(
