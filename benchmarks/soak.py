@@ -126,6 +126,8 @@ def commit() -> str:
 
 
 def main() -> None:
+    if not __debug__:
+        sys.exit("benchmarks/soak.py checks by assertions: start it without -O.")
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
