@@ -55,8 +55,8 @@ def _checked(compose: Any) -> Any:
     @wraps(compose)
     def compose_and_check(*args: Any, overrides: list[str], **options: Any) -> DictConfig:
         config = compose(*args, overrides=overrides, **{**options, "with_log_configuration": False})
-        check_hydra(config.hydra, overrides)
         check_secrets(OmegaConf.masked_copy(config, [k for k in config if k != "hydra"]), overrides)
+        check_hydra(config.hydra, overrides)
         return config
 
     return compose_and_check

@@ -29,7 +29,9 @@ FREE = {"model.options", "optim.lr", "phases"}
 NUMBER_OR_WORD = {"views", "threshold", "trainer.devices", "data.crop"}
 # Names of version 0.1.
 RENAMED = {"link": "last_phase", "chain": "phases", "view_0_of": "rescore_from"}
-RESOLVER = re.compile(r"\$\{\s*([\w.]+)\s*:\s*([^}]*)")
+# Other keys by name, and variables of the environment that are leukocls's own. Not what a resolver
+# makes: `oc.create` makes objects of text, and those Hydra builds.
+INTERPOLATION = re.compile(r"\$\{\s*(?:\.*[\w.]+|oc\.env\s*:\s*LEUKOCLS_\w+\s*(?:,[^${}]*)?)\s*\}")
 # What Hydra itself instantiates or acts on, as conf/train.yaml fixes it.
 NO_LOGGING = {"version": 1, "root": None, "disable_existing_loggers": False}
 FIXED = {
@@ -72,6 +74,7 @@ def check_hydra(node: DictConfig, overrides: Sequence[str]) -> None:
         LeukoclsError: naming the setting.
     """
     held: Any = OmegaConf.to_container(node, resolve=False)
+    _check_interpolations(held, "hydra")
     for path, value in FIXED.items():
         found = held
         for part in path.split("."):
@@ -111,17 +114,22 @@ def check_secrets(config: DictConfig, overrides: Sequence[str]) -> None:
         if without_secrets(override) != override:
             raise _secret(key, "its value holds")
     container = OmegaConf.to_container(config, resolve=False)
+    _check_interpolations(container, "")
     for key, value in _leaves(container):
-        if not isinstance(value, str):
-            continue
-        for name, argument in RESOLVER.findall(value):
-            if name != "oc.env" or not argument.startswith("LEUKOCLS_"):
-                raise LeukoclsError(
-                    f"{key}: ${{{name}:…}} is not available in a configuration. Let the shell"
-                    f' insert the value: {key}="$NAME"'
-                )
-        if without_secrets(value) != value:
+        if isinstance(value, str) and without_secrets(value) != value:
             raise _secret(key, "its value holds")
+
+
+def _check_interpolations(container: Any, path: str) -> None:
+    """Refuse a `${…}` that would read the environment or make objects, nested or escaped too."""
+    for key, value in _leaves(container, path):
+        if not isinstance(value, str) or value in FIXED.values():
+            continue
+        if "${" in INTERPOLATION.sub("", value):
+            raise LeukoclsError(
+                f"{key}: only ${{KEY}} and ${{oc.env:LEUKOCLS_NAME}} are available in a"
+                f' configuration. Let the shell insert other values: {key}="$NAME"'
+            )
 
 
 def _secret(key: str, which: str = "this is") -> LeukoclsError:

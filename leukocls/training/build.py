@@ -31,11 +31,11 @@ def build(config: Any) -> Any:
     """Instantiate `config["_target_"]`, which must be in ALLOWED or a network of leukocls.models.
 
     Raises:
-        LeukoclsError: naming the target that is refused.
+        LeukoclsError: naming the target that is refused, or a `${…}` that `instantiate` would make
+            another object of.
     """
     config = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
-    for target in _targets(config):
-        check_target(target)
+    _check(config)
     try:
         return instantiate(config, _convert_="all")
     except InstantiationException as error:
@@ -99,13 +99,20 @@ def check_target(target: str) -> None:
         )
 
 
-def _targets(node: Any) -> list[str]:
+def _check(node: Any) -> None:
+    """Refuse a target that is not allowed, and text that would become one, at any depth."""
     if isinstance(node, dict):
-        own = [str(node["_target_"])] if "_target_" in node else []
-        return own + [t for value in node.values() for t in _targets(value)]
-    if isinstance(node, list):
-        return [t for value in node for t in _targets(value)]
-    return []
+        if "_target_" in node:
+            check_target(str(node["_target_"]))
+        for value in node.values():
+            _check(value)
+    elif isinstance(node, list):
+        for value in node:
+            _check(value)
+    elif isinstance(node, str) and "${" in node:
+        raise LeukoclsError(
+            f"{node}: not allowed in an option; write the value that it stands for."
+        )
 
 
 def _is_network(target: str) -> bool:

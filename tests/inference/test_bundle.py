@@ -293,6 +293,17 @@ def test_a_hostile_network_is_not_built(target: str, copy: Path) -> None:
         leukocls.load_bundle(copy)
 
 
+def test_text_in_a_bundle_that_becomes_an_object_is_not_built(copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "attack.pickle").write_bytes(pickle.dumps(Payload()))
+    call = f"_target_:pandas.read_pickle,_args_:['{tmp_path}/attack.pickle']"
+    document = json.loads((copy / DOCUMENT).read_text(encoding="utf-8"))
+    document["members"][0]["network"]["options"] = f"${{oc.create:{{{call}}}}}"
+    (copy / DOCUMENT).write_text(signed(document))
+    with pytest.raises(LeukoclsError, match=r"oc\.create.*not allowed"):
+        leukocls.load_bundle(copy)
+    assert not Path("executed").exists()
+
+
 @pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd"])
 def test_files_lie_inside(name: str, copy: Path) -> None:
     document = json.loads((copy / DOCUMENT).read_text(encoding="utf-8"))

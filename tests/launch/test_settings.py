@@ -144,6 +144,7 @@ class Attack:
 
 
 CALL = "{_target_: pandas.read_pickle, filepath_or_buffer: PLACE/attack.pickle}"
+SPELT = "{_target_:pandas.read_pickle,filepath_or_buffer:PLACE/attack.pickle}"
 HANDLER = (
     "{handlers: {f: {class: logging.FileHandler, filename: PLACE/ran}}, root: {handlers: [f]}}"
 )
@@ -158,6 +159,8 @@ HANDLER = (
         f"hydra_logging: {HANDLER}",
         f"launcher: {{x: {CALL}}}",
         f"sweeper: {{params: {CALL}}}",
+        f'launcher: {{x: "${{oc.create:{SPELT}}}"}}',
+        f'sweeper: {{params: {{x: "\\\\${{oc.create:{SPELT}}}"}}}}',
         "sweeper: {_target_: builtins.print}",
         "launcher: {_target_: builtins.print}",
         "job: {env_set: {PYTHONPATH: /nowhere}}",
@@ -219,9 +222,11 @@ def test_a_secret_on_the_command_line_reaches_nothing(
         assert path.is_dir() or CANARY.encode() not in path.read_bytes(), path
 
 
-@pytest.mark.parametrize(
-    "value", ["${oc.env:HF_TOKEN}", "x/${oc.decode:'1'}", "${ oc.env : HOME }"]
-)
+@pytest.mark.parametrize("value", [
+    "${oc.env:HF_TOKEN}", "x/${oc.decode:'1'}", "${ oc.env : HOME }",
+    "x/${oc.${split_scheme}:HOME}", "${oc.env:LEUKOCLS_NONE,${oc.env:HF_TOKEN}}",
+    "\\\\${oc.create:{a:1}}", "${.${seed}}",
+])  # fmt: skip
 def test_a_configuration_does_not_read_the_environment(
     value: str, tmp_path: Path, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,22 @@ def test_a_target_that_an_interpolation_spells_is_refused():
     config = OmegaConf.create({"_target_": "${name}", "name": "os.system"})
     with pytest.raises(LeukoclsError, match=r"_target_=os\.system: not allowed"):
         build(config)
+
+
+@pytest.mark.parametrize("text", [
+    "${oc.create:{_target_:os.system,command:'true'}}",
+    "${oc.env:HOME}",
+    "${oc.${name}:{_target_:os.system,command:'true'}}",
+])  # fmt: skip
+@pytest.mark.parametrize("options", [{"act_layer": "TEXT"}, {"layers": [1, ["TEXT"]]}])
+def test_text_that_becomes_an_object_later_is_refused(text, options):
+    """Hydra resolves what it is given once more, after the targets were checked."""
+    hidden = json.loads(json.dumps(options).replace("TEXT", text))
+    network = {"_target_": "leukocls.models.timm_network.TimmNetwork", "backbone": "test_resnet"}
+    escaped = OmegaConf.create({**network, "name": "create", "options": {"x": "\\" + text}})
+    for config in ({**network, "options": hidden}, escaped):
+        with pytest.raises(LeukoclsError, match="not allowed in an option"):
+            build(config)
 
 
 @pytest.mark.parametrize("option", options("augment"))
