@@ -124,12 +124,14 @@ def _print_result(predictor: "Predictor", written: "Written", out: Path) -> int:
         far = (table["distance"] > 1).sum()
         print(f"{far} of them are farther from the training cells than 95 % of the held-out cells"
               " are; about 5 % would be expected")  # fmt: skip
-    for number, cause in (
-        (written.background, "show more than a cell on black, which the networks never saw; take"
+    for name, cause in (
+        ("background", "show more than a cell on black, which the networks never saw; take"
          " --segment, or do not believe these rows"),
-        (written.lossy, "are JPEGs, whose artefacts the networks may never have seen"),
+        ("lossy", "are JPEGs, whose artefacts the networks may never have seen"),
+        ("converted", "were grey, of 16 bits or with alpha, and were made 8-bit RGB; do not believe"
+         " these rows if the network was trained on colour"),
     ):  # fmt: skip
-        if number:
+        if number := written.notes[name]:
             print(f"warning: {number} images {cause}", file=sys.stderr)
     for reason in skipped["reason"].head(SHOWN):
         print(f"skipped: {reason}", file=sys.stderr)

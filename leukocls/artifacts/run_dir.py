@@ -1,7 +1,6 @@
 """A run directory: its lock, its record and its log. The status `done` is written last."""
 
 import errno
-import fcntl
 import os
 import shutil
 import socket
@@ -22,7 +21,7 @@ from leukocls.artifacts.environment import git_state, versions
 from leukocls.artifacts.identity import config_hash, differences, settings_of
 from leukocls.artifacts.record import RunState, now, read_record, write_record
 from leukocls.common.errors import DataFault, LeukoclsError, own_text
-from leukocls.common.files import atomic_write, remove_unfinished, sha256_file
+from leukocls.common.files import atomic_write, lock, remove_unfinished, sha256_file
 from leukocls.common.secrets import starred, without_secrets
 from leukocls.common.terminal import printable
 from leukocls.data.splits import read_split
@@ -78,21 +77,12 @@ class RunDir:
         self.directory.mkdir(parents=True, exist_ok=True)
         with open(self.directory / ".lock", "w") as stream:
             try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(stream, self.directory)
             except BlockingIOError as error:
                 raise RunLocked(
                     f"{self.directory}: another process is writing this run. Wait for it, or"
                     " choose another seed."
                 ) from error
-            except OSError as error:
-                # Some network file systems have no locks.
-                if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-                    raise
-                print(
-                    f"warning: {self.directory}: this file system has no locks ({error.strerror});"
-                    " nothing keeps a second command from writing the same run",
-                    file=sys.stderr,
-                )
             yield
 
     def differences(

@@ -1,13 +1,16 @@
 """Atomic writes, file digests, and parallel work on many files."""
 
+import errno
+import fcntl
 import hashlib
 import os
+import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import IO, Any, BinaryIO, TypeVar
 
 from tqdm import tqdm
 
@@ -58,6 +61,29 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
     """
     with atomic_stream(path) as stream:
         stream.write(data.encode() if isinstance(data, str) else data)
+
+
+def lock(stream: IO[Any], place: Path) -> None:
+    """Hold an open file against every other process until it is closed.
+
+    On a file system without locks, as some network file systems are, a warning takes their place.
+
+    Args:
+        place: what is written meanwhile, for the warning.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        print(
+            f"warning: {place}: this file system has no locks ({error.strerror}); nothing keeps a"
+            " second command from writing there meanwhile",
+            file=sys.stderr,
+        )
 
 
 def _sync_directory(directory: Path) -> None:

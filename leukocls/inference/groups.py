@@ -8,7 +8,7 @@ import pandas as pd
 from leukocls.common.errors import LeukoclsError
 from leukocls.data.names import subject_of
 from leukocls.data.published import merged_subject
-from leukocls.inference.images import Found
+from leukocls.inference.images import Found, text_of
 
 
 def groups_of(images: Sequence[Found], kind: str) -> list[str]:
@@ -22,7 +22,7 @@ def groups_of(images: Sequence[Found], kind: str) -> list[str]:
         LeukoclsError: names that tell no subject.
     """
     if kind == "folder":
-        return [str(found.path.parent) for found in images]
+        return [text_of(str(found.path.parent)) for found in images]
     subjects = [subject_of(found.path.name) for found in images]
     if "" in subjects:
         unknown = images[subjects.index("")]

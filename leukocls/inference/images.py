@@ -7,6 +7,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -38,12 +39,14 @@ class Cell(NamedTuple):
         pixels: uint8 [H, W, 3], of the side that the networks were trained on.
         background: whether it shows more than a cell on black.
         lossy: whether it is a JPEG.
+        converted: whether it was grey, of 16 bits or with alpha.
         segmented: whether the cell was cut out of a background.
     """
 
     pixels: np.ndarray
     background: bool
     lossy: bool
+    converted: bool = False
     segmented: bool = False
 
 
@@ -51,7 +54,8 @@ class Reading(NamedTuple):
     """Options for reading images.
 
     Attributes:
-        side: width and height that the networks were trained on; None for any size.
+        side: width and height that the networks were trained on; None for any size, and for any
+            pixels that `leukocls.data.images.read_with_form` converts.
         resize: whether to scale an image of another size to it, on black if it is not square.
         segment: whether to cut the cell out of an image that shows more than a cell on black.
     """
@@ -68,7 +72,7 @@ def find_images(places: Sequence[str | os.PathLike[str]]) -> list[Found]:
     the folder, or as given.
 
     Raises:
-        LeukoclsError: a place where there is no image.
+        LeukoclsError: a place where there is no image, or a folder that cannot be read.
     """
     found: dict[Path, str] = {}
     for place in [os.fspath(place) for place in places]:
@@ -89,7 +93,7 @@ def find_images(places: Sequence[str | os.PathLike[str]]) -> list[Found]:
             found.setdefault(one, name)
     names = [path.name for path in found]
     short = len(set(names)) == len(names)
-    cells = [Found(path.name if short else name, path) for path, name in found.items()]
+    cells = [Found(text_of(path.name if short else name), path) for path, name in found.items()]
     if len({cell.cell for cell in cells}) < len(cells):
         twice = [cell.cell for cell in cells]
         raise LeukoclsError(
@@ -99,10 +103,22 @@ def find_images(places: Sequence[str | os.PathLike[str]]) -> list[Found]:
     return cells
 
 
+def text_of(name: str) -> str:
+    """A file's name or path as text, in which bytes that are no UTF-8 are spelled out (\\xe9)."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def _below(folder: Path) -> list[Path]:
     """Everything named like an image below a folder, sorted; links to folders are not followed."""
+
+    def unreadable(error: OSError) -> None:
+        raise LeukoclsError(
+            f"{text_of(error.filename)}: cannot be read ({error.strerror}); let it be read, or name"
+            " the folders beside it."
+        ) from error
+
     found = []
-    for here, folders, files in os.walk(folder):
+    for here, folders, files in os.walk(folder, onerror=unreadable):
         found += [Path(here) / name for name in (*files, *folders)]
     # Hidden ones are what systems leave behind, such as the `._` files of macOS.
     shown = (path for path in found if not path.name.startswith("."))
@@ -113,8 +129,8 @@ def read_cell(path: Path, reading: Reading) -> Cell:
     """Read one image.
 
     Raises:
-        DataFault: no such file, none of 8-bit RGB, damaged, all black, of another size, or without
-            a cell to cut out.
+        DataFault: no such file, damaged, all black, not as `reading` has it, or without a cell to
+            cut out.
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -127,9 +143,9 @@ def read_cell(path: Path, reading: Reading) -> Cell:
         # Of images too large: their size is checked before anything is decoded.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         pixels, form = read_with_form(path)
-    if form:
+    if form and reading.side is not None:
         raise _fault(path, f"is {form}", "the networks see colour: save it as 8-bit RGB")
-    return as_cell(path, pixels, reading)
+    return as_cell(path, pixels, reading)._replace(converted=bool(form))
 
 
 def as_cell(path: Path, pixels: np.ndarray, reading: Reading) -> Cell:
@@ -156,11 +172,11 @@ def _of_side(path: Path, pixels: np.ndarray, side: int, resize: bool) -> np.ndar
     height, width = pixels.shape[:2]
     if (height, width) == (side, side):
         return pixels
+    if (height, width) == (WIDER, WIDER) and side < WIDER:
+        return central(pixels, side)
     if resize:
         longest = max(height, width)
         return resized(central(pixels, longest), side)
-    if (height, width) == (WIDER, WIDER) and side < WIDER:
-        return central(pixels, side)
     raise _fault(
         path,
         f"is {width}×{height} pixels, and the networks know {side}×{side}",
@@ -177,19 +193,40 @@ def seen(pixels: np.ndarray, crop: int | str, size: int) -> np.ndarray:
     return resized(around_cell(pixels) if crop == "box" else central(pixels, int(crop)), size)
 
 
-def ahead(work: Callable[[S], T], items: Iterable[S], number: int) -> Iterator[T]:
-    """Results of `work` on each item, in order, computed on threads; at most `number` ahead."""
-    waiting: deque[Future[T]] = deque()
+def memory(path: Path, side: int | None) -> float:
+    """The memory that an image takes when it is read, in images of WIDER × WIDER pixels.
+
+    Args:
+        side: of the images that are kept; None for whole ones.
+    """
+    if side is None:
+        with suppress(Exception), Image.open(path) as image:
+            return image.width * image.height / WIDER**2
+    return 1.0
+
+
+def ahead(
+    work: Callable[[S], T],
+    items: Iterable[S],
+    number: float,
+    weight: Callable[[S], float] = lambda _: 1.0,
+) -> Iterator[T]:
+    """Results of `work` on each item, in order, computed on threads.
+
+    Those ahead weigh `number` at most in sum, or are one.
+    """
+    waiting: deque[tuple[float, Future[T]]] = deque()
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         try:
             for item in items:
-                waiting.append(pool.submit(work, item))
-                if len(waiting) > number:
-                    yield waiting.popleft().result()
+                weighs = weight(item)
+                while waiting and weighs + sum(one for one, _ in waiting) > number:
+                    yield waiting.popleft()[1].result()
+                waiting.append((weighs, pool.submit(work, item)))
             while waiting:
-                yield waiting.popleft().result()
+                yield waiting.popleft()[1].result()
         finally:
-            for one in waiting:
+            for _, one in waiting:
                 one.cancel()
 
 

@@ -6,7 +6,6 @@ Nothing of PyTorch is imported here: an ONNX file needs none.
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,16 +19,20 @@ from leukocls.evaluation.conformal import abstains
 from leukocls.evaluation.prediction_files import PREDICT
 from leukocls.inference.bundle import USE, Described, open_bundle
 from leukocls.inference.images import (
+    WIDER,
     Cell,
     Found,
     Reading,
     ahead,
     as_cell,
     find_images,
+    memory,
     read_cell,
+    text_of,
 )
 
 BATCH = 64
+NOTES = ("background", "lossy", "converted")  # attributes of a Cell that a warning counts
 CLASSES = ("HEM", "ALL")
 ONNX = ".onnx"
 Pixels = str | os.PathLike[str] | np.ndarray | Image.Image
@@ -47,14 +50,6 @@ class Scores(NamedTuple):
     logit: np.ndarray
     spread: np.ndarray
     distance: np.ndarray
-
-
-@dataclass(frozen=True)
-class Notes:
-    """Numbers of images in a batch that show a background, or are JPEGs."""
-
-    background: int
-    lossy: int
 
 
 class Predictor(ABC):
@@ -79,24 +74,32 @@ class Predictor(ABC):
 
     def batches(
         self, images: Iterable[Found], reading: Reading, batch: int = BATCH
-    ) -> Iterator[tuple[pd.DataFrame, Notes]]:
+    ) -> Iterator[pd.DataFrame]:
         """Predictions of image files, a table for each batch, read ahead while networks compute.
 
-        A file that cannot be read has no numbers and a `reason`.
+        Its columns are PREDICT and NOTES. A file that cannot be read has no numbers and a `reason`.
+
+        Args:
+            batch: images in one; of large images fewer.
         """
 
         def read(found: Found) -> tuple[str, Cell | str]:
             try:
                 return found.cell, read_cell(found.path, reading)
             except DataFault as error:
-                return found.cell, str(error)
+                return found.cell, text_of(str(error))
+
+        def weight(found: Found) -> float:
+            return memory(found.path, reading.side)
 
         kept: list[tuple[str, Cell | str]] = []
-        for one in ahead(read, images, 2 * batch):
+        weighs = 0.0
+        for one in ahead(read, images, 2 * batch, weight):
             kept.append(one)
-            if len(kept) == batch:
+            weighs += one[1].pixels.size / (3 * WIDER**2) if isinstance(one[1], Cell) else 0
+            if len(kept) == batch or weighs > batch:
                 yield self._table(kept)
-                kept = []
+                kept, weighs = [], 0.0
         if kept:
             yield self._table(kept)
 
@@ -128,17 +131,17 @@ class Predictor(ABC):
         if paths and len(paths) < len(several):
             raise LeukoclsError("predict: give either paths or pixels, not both.")
         if paths:
-            tables = [table for table, _ in self.batches(find_images(paths), reading)]
+            tables = list(self.batches(find_images(paths), reading))
         else:
             cells = [
                 (str(place), self._cell(str(place), one, reading))
                 for place, one in enumerate(several)
             ]
             parts = (cells[at : at + BATCH] for at in range(0, len(cells), BATCH))
-            tables = [self._table(part)[0] for part in parts]
+            tables = [self._table(part) for part in parts]
         if not tables:
             return pd.DataFrame(columns=PREDICT)
-        return pd.concat(tables, ignore_index=True)
+        return pd.concat(tables, ignore_index=True)[list(PREDICT)]
 
     def _cell(self, name: str, pixels: Any, reading: Reading) -> Cell | str:
         array = np.asarray(pixels.convert("RGB") if isinstance(pixels, Image.Image) else pixels)
@@ -152,7 +155,7 @@ class Predictor(ABC):
         except DataFault as error:
             return str(error)
 
-    def _table(self, cells: Sequence[tuple[str, Cell | str]]) -> tuple[pd.DataFrame, Notes]:
+    def _table(self, cells: Sequence[tuple[str, Cell | str]]) -> pd.DataFrame:
         good = [cell for _, cell in cells if isinstance(cell, Cell)]
         read = np.array([isinstance(cell, Cell) for _, cell in cells], bool)
         numbers = np.full((3, len(cells)), np.nan)
@@ -173,9 +176,8 @@ class Predictor(ABC):
             "reason": ["" if isinstance(cell, Cell) else cell for _, cell in cells],
             "use": USE,
         })  # fmt: skip
-        background, lossy = (sum(getattr(cell, name) for cell in good)
-                             for name in ("background", "lossy"))  # fmt: skip
-        return table, Notes(background, lossy)
+        noted = {name: [getattr(cell, name, False) for _, cell in cells] for name in NOTES}
+        return table.assign(**noted)
 
     def _abstains(self, logit: np.ndarray, read: np.ndarray) -> np.ndarray:
         """ "yes" or "no" for each cell; "" for those without a logit, or if nothing is promised."""

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from leukocls.common.errors import DataFault
+from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.data.views import image_views, view_weights
 from leukocls.data.warp import to_images
 from leukocls.inference.bundle import DOCUMENT, Bundle, Member
@@ -34,7 +34,7 @@ class TorchPredictor(Predictor):
         self, bundle: Bundle, device: str | None = None, alpha: float | None = None
     ) -> None:
         super().__init__(bundle, alpha)
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = _device(device)
         self.members = bundle.members
         self.networks = [_network(bundle, member, self.device) for member in bundle.members]
         self.references = _references(bundle, self.device)
@@ -80,6 +80,20 @@ class TorchPredictor(Predictor):
         return torch.stack(logits, 1).double().cpu().numpy()
 
 
+def _device(name: str | None) -> torch.device:
+    """The device of this name; None takes a GPU if there is one."""
+    usable = torch.cuda.is_available()
+    try:
+        device = torch.device(name or ("cuda" if usable else "cpu"))
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise LeukoclsError(
+            f"--device {name}: PyTorch computes on cpu here{' or cuda' if usable else ''}"
+            f" ({str(error).splitlines()[0]})."
+        ) from error
+    return device
+
+
 def _references(bundle: Bundle, device: torch.device) -> References | None:
     entry = bundle.document.get("distance")
     if not entry:
@@ -100,4 +114,6 @@ def _network(bundle: Bundle, member: Member, device: torch.device) -> nn.Module:
             f"{member.weights}: no weights of the network in {DOCUMENT}"
             f" ({str(error).splitlines()[0]}); copy the whole folder of {bundle.place} again."
         ) from error
-    return network.eval().to(device).to(memory_format=torch.channels_last)
+    # Without gradients, Grad-CAM keeps no maps but those that it needs.
+    network = network.eval().requires_grad_(False)
+    return network.to(device).to(memory_format=torch.channels_last)

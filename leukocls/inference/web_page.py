@@ -96,6 +96,7 @@ def _remarks(row: Any, cell: Cell) -> list[str]:
         "shows more than a cell on black, which the networks never saw": cell.background,
         "cut out of its background": cell.segmented,
         "a JPEG, whose artefacts the networks may never have seen": cell.lossy,
+        "grey, of 16 bits or with alpha, and made 8-bit RGB": cell.converted,
     }
     return [*remarks(row), *(remark for remark, holds in about.items() if holds)]
 

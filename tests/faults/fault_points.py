@@ -22,6 +22,7 @@ POINTS = {
     "scoring": ("leukocls.training.classifier", "CellClassifier", "validation_step"),
     "save": ("leukocls.training.recorder", "Recorder", "save"),
     "joining": ("leukocls.training.prediction_parts", "PredictionParts", "join"),
+    "predicting": ("leukocls.inference.torch_predictor", "TorchPredictor", "scores"),
     # Twice for each file: its content is there under a temporary name, or the file was renamed.
     "file": ("os", "", "fsync"),
     "rename": ("os", "", "replace"),

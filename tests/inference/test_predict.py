@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,27 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import Command
+from faults.fault_points import VARIABLE
 from PIL import Image
 
 import leukocls
 from leukocls import evaluate, predict
 from leukocls.common.errors import LeukoclsError
+from leukocls.common.files import lock
 from leukocls.data.contact_sheet import TOP
 from leukocls.data.images import around_cell, read_image
 from leukocls.evaluation.prediction_files import PREDICT
 from leukocls.inference import prediction_sheet
 from leukocls.inference.groups import groups_of
-from leukocls.inference.images import Found, Reading, ahead, find_images, read_cell, seen
+from leukocls.inference.images import (
+    Found,
+    Reading,
+    ahead,
+    find_images,
+    memory,
+    read_cell,
+    seen,
+)
 from leukocls.inference.predictor import Predictor
 
 SIDE = 450
@@ -145,24 +156,78 @@ def test_a_stopped_command_resumes(
     folder.mkdir()
     for path in cells_of(small_tree, 40):
         shutil.copy(path, folder)
+    changed, other = sorted(folder.iterdir())[:2]
+    Image.open(other).save(folder / "0.jpg", quality=95)
+    restored = folder / "1.bmp"
+    restored.write_bytes(bytes(other.stat().st_size))
+    before = restored.stat().st_mtime_ns
     out, kept = tmp_path / "out.csv", tmp_path / "out.csv.partial"
     words = [str(made), str(folder), "--out", str(out), "--batch-size", "1"]
-    running = command("predict", *words)
-    assert running.until(lambda: kept.exists() and kept.read_text().count("\n") > 8)
-    running.kill()
+    killed = command("predict", *words, env=os.environ | {VARIABLE: "predicting:10:SIGKILL"})
+    assert killed.wait() == -signal.SIGKILL, killed.err
     assert not out.exists()
     with open(kept, "a") as stream:
         stream.write("UID_half_a_ro")
-    changed = sorted(folder.iterdir())[0]
     os.utime(changed, (1, 1))
+    shutil.copy(other, restored)
+    os.utime(restored, ns=(before, before))
     assert predict.main(words) == 0
-    printed = capsys.readouterr().out
-    resumed = next(line for line in printed.splitlines() if "earlier command" in line)
-    assert 5 < int(resumed.split()[0]) < 40
+    printed = capsys.readouterr()
+    # Ten images were done: one of them changed since, and one could not be read.
+    assert "8 of them an earlier command had predicted" in printed.out
+    assert "warning: 1 images are JPEGs" in printed.err
     again = tmp_path / "again.csv"
     assert predict.main([*words[:3], str(again), *words[4:]]) == 0
     assert out.read_bytes() == again.read_bytes()
     assert not kept.exists()
+
+
+def test_two_commands_do_not_write_one_file(made: Path, small_tree: Path, tmp_path: Path) -> None:
+    words = [str(made), *map(str, cells_of(small_tree, 1)), "--out", str(tmp_path / "out.csv")]
+    with open(tmp_path / "out.csv.partial", "a") as stream:
+        lock(stream, tmp_path)
+        with pytest.raises(LeukoclsError, match=r"out\.csv: another command is writing it"):
+            predict.main(words)
+    assert predict.main(words) == 0
+
+
+def test_a_device_that_is_not_there_is_named(made: Path) -> None:
+    for device in ("gpu", "cuda:99"):
+        with pytest.raises(LeukoclsError, match=f"--device {device}: PyTorch computes on cpu"):
+            leukocls.load_bundle(made, device)
+
+
+def test_a_name_that_is_no_text_is_spelled_out(
+    made: Path, small_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(folder)
+    shutil.copy(cells_of(small_tree, 1)[0], os.fsdecode(folder + b"/\xe9.bmp"))
+    Path(os.fsdecode(folder + b"/\xff.bmp")).touch()
+    out = tmp_path / "out.csv"
+    words = [str(made), str(tmp_path), "--out", str(out), "--group-by", "folder"]
+    assert predict.main(words) == 3
+    assert pd.read_csv(out)["cell"].tolist() == [r"\xe9.bmp", r"\xff.bmp"]
+    assert r"caf\xe9/\xff.bmp" in capsys.readouterr().err
+    assert pd.read_csv(tmp_path / "out.groups.csv")["cells"].tolist() == [1]
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a/1.bmp", "b/2.bmp"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    scan = os.scandir
+
+    def refused(path: str) -> Any:
+        if str(path).endswith("/b"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(LeukoclsError, match=r"/b: cannot be read \(Permission denied\)"):
+        find_images([tmp_path])
 
 
 def test_other_options_do_not_resume(
@@ -180,7 +245,9 @@ def test_other_sizes(small_tree: Path, tmp_path: Path) -> None:
     wide = np.zeros((600, 600, 3), np.uint8)
     wide[75:525, 75:525] = pixels
     Image.fromarray(wide).save(tmp_path / "wide.png")
-    assert (read_cell(tmp_path / "wide.png", Reading(SIDE)).pixels == pixels).all()
+    for resize in (False, True):
+        found = read_cell(tmp_path / "wide.png", Reading(SIDE, resize))
+        assert (found.pixels == pixels).all()
     Image.fromarray(pixels[:400, :300]).save(tmp_path / "cut.png")
     with pytest.raises(LeukoclsError, match="300×400"):
         read_cell(tmp_path / "cut.png", Reading(SIDE))
@@ -190,6 +257,18 @@ def test_other_sizes(small_tree: Path, tmp_path: Path) -> None:
         3,
     )
     assert read_cell(tmp_path / "cut.png", Reading(None)).pixels.shape == (400, 300, 3)
+
+
+def test_own_data_are_converted_as_for_training(
+    predictor: Predictor, small_tree: Path, tmp_path: Path
+) -> None:
+    """Where a bundle knows images of any size, and says so."""
+    (path,) = cells_of(small_tree, 1)
+    Image.open(path).convert("L").save(tmp_path / "grey.png")
+    found = read_cell(tmp_path / "grey.png", Reading(None))
+    assert (found.pixels == read_image(tmp_path / "grey.png")).all()
+    (table,) = predictor.batches(find_images([tmp_path]), Reading(None))
+    assert table["converted"].tolist() == [True]
 
 
 def test_a_background_and_a_jpeg_are_noticed(
@@ -292,6 +371,27 @@ def test_files_are_read_ahead_in_order_and_no_further() -> None:
     assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
     assert len(started) <= 9
     assert list(results) == list(range(5, 100))
+    started.clear()
+    # One that weighs more than all that may be ahead waits until it is alone.
+    results = ahead(work, iter(range(100)), 3, lambda number: 9.0 if number == 4 else 1.0)
+    assert [next(results) for _ in range(4)] == [0, 1, 2, 3]
+    assert len(started) <= 5
+    assert list(results) == list(range(4, 100))
+
+
+def test_large_images_are_read_in_small_batches(
+    predictor: Predictor, small_tree: Path, tmp_path: Path
+) -> None:
+    """A memory of some hundred MB is enough for images of 200 MB each."""
+    (path,) = cells_of(small_tree, 1)
+    wide = Image.new("RGB", (1200, 1200))
+    wide.paste(Image.open(path), (375, 375))
+    for number in range(5):
+        wide.save(tmp_path / f"{number}.png")
+    assert memory(tmp_path / "0.png", None) == 4
+    assert memory(tmp_path / "0.png", SIDE) == memory(tmp_path / "none.png", None) == 1
+    tables = list(predictor.batches(find_images([tmp_path]), Reading(None), batch=6))
+    assert [len(table) for table in tables] == [2, 2, 1]
 
 
 def test_cells_are_summed_up_by_person_and_by_folder(

@@ -130,7 +130,7 @@ def test_a_file_system_without_locks_is_said(
     def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("leukocls.artifacts.run_dir.fcntl.flock", no_locks)
+    monkeypatch.setattr("leukocls.common.files.fcntl.flock", no_locks)
     done = train(*small(small_tree, tmp_path / "outputs"))
     assert (done.code, "has no locks" in done.err) == (0, True), done.err
 
