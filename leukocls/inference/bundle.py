@@ -14,20 +14,31 @@ from typing import Any
 from leukocls.artifacts.record import DIGEST, record_digest, scaling
 from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.common.files import sha256_file
+from leukocls.data.images import LARGEST
 from leukocls.evaluation.conformal import USUAL, usable_levels
 
 FORMAT = 1  # raise it when an older version of leukocls would misread a bundle
 DOCUMENT = "leukocls.json"
 USE = "research use only; not a diagnosis"
 NETWORKS = "leukocls.models."  # what the `_target_` of a network begins with
+NUMBER = (int, float)
+MAYBE = type(None)
 _ENTRIES = {
-    "format": int, "leukocls": str, "use": str, "classes": dict, "threshold": dict,
-    "conformal": dict, "members": list, "metrics": list, "marks": list, "files": dict,
+    "format": int, "leukocls": str, "use": str, "classes": dict, "members": list, "metrics": list,
+    "marks": list, "files": dict, "threshold": dict, "threshold.logit": NUMBER,
+    "threshold.prob": NUMBER, "threshold.calibrated": NUMBER, "calibration": (dict, MAYBE),
+    "conformal": dict, "conformal.fitted_on": (str, MAYBE), "conformal.reason": (str, MAYBE),
+    "conformal.persons": (dict, MAYBE), "conformal.levels": list,
 }  # fmt: skip
+_OF_CALIBRATION = dict.fromkeys(("intercept", "slope", "log_pos_weight"), NUMBER)
+_OF_LEVEL = {"alpha": NUMBER, "all_above": (*NUMBER, MAYBE), "hem_below": (*NUMBER, MAYBE)}
 _OF_MEMBER = {
-    "run": str, "network": dict, "weights": str, "prefix": str, "size": int, "views": (int, str),
-    "scale": (int, float), "shift": (int, float),
+    "run": str, "network": dict, "weights": str, "prefix": str, "crop": (int, str), "size": int,
+    "side": (int, MAYBE), "views": (int, str), "view_weights": list, "scale": NUMBER,
+    "shift": NUMBER,
 }  # fmt: skip
+# The largest of each, so that a bundle from somewhere cannot fill the memory by itself.
+_MOST = {"crop": LARGEST, "size": LARGEST, "side": LARGEST, "views": 10_000}
 
 
 @dataclass(frozen=True)
@@ -149,8 +160,6 @@ def open_bundle(folder: Path) -> Bundle:
                 " whole folder again."
             )
     members = [_member(folder, entries, document["files"]) for entries in document["members"]]
-    if not members:
-        raise DataFault(f"{folder / DOCUMENT}: names no network; copy the whole folder again.")
     return Bundle(folder, document, members)
 
 
@@ -192,6 +201,20 @@ def checked_document(text: str, path: Path) -> dict[str, Any]:
             f" newer one (it was written by {document.get('leukocls')})."
         )
     _check(document, _ENTRIES, path)
+    if document["calibration"]:
+        _check(document["calibration"], _OF_CALIBRATION, path, "calibration.")
+    for level in document["conformal"]["levels"]:
+        _check(level, _OF_LEVEL, path, "conformal.levels.")
+    if not document["members"]:
+        raise DataFault(f"{path}: names no network; copy the whole folder again.")
+    for member in document["members"]:
+        _check(member, _OF_MEMBER, path, "members.")
+        for name, most in _MOST.items():
+            if isinstance(member[name], int) and not 1 <= member[name] <= most:
+                raise DataFault(
+                    f"{path}: the entry members.{name} is {member[name]}, and not from 1 to"
+                    f" {most:,}; take the bundle from its author again."
+                )
     if document.get(DIGEST) != record_digest(document):
         raise DataFault(
             f"{path}: edited since leukocls wrote it (its entries do not have the digest {DIGEST});"
@@ -200,11 +223,8 @@ def checked_document(text: str, path: Path) -> dict[str, Any]:
     return document
 
 
-def _member(folder: Path, entries: Any, files: Mapping[str, str]) -> Member:
+def _member(folder: Path, entries: dict[str, Any], files: Mapping[str, str]) -> Member:
     path = folder / DOCUMENT
-    if not isinstance(entries, dict):
-        raise DataFault(f"{path}: a member is no JSON object; copy the whole folder again.")
-    _check(entries, _OF_MEMBER, path)
     target = str(entries["network"].get("_target_"))
     if not target.startswith(NETWORKS):
         raise LeukoclsError(
@@ -226,11 +246,21 @@ def _member(folder: Path, entries: Any, files: Mapping[str, str]) -> Member:
     )
 
 
-def _check(entries: dict[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
+def _check(entries: Any, wanted: Mapping[str, Any], path: Path, prefix: str = "") -> None:
+    """Refuse JSON in which an entry of a dotted name in `wanted` is missing or of another type."""
     for name, kind in wanted.items():
-        if not isinstance(entries.get(name), kind):
-            cause = "holds another kind of value" if name in entries else "is missing"
-            raise DataFault(f"{path}: the entry {name} {cause}; copy the whole folder again.")
+        found: Any = entries
+        for part in name.split("."):
+            if not isinstance(found, dict) or part not in found:
+                raise DataFault(
+                    f"{path}: the entry {prefix}{name} is missing; copy the whole folder again."
+                )
+            found = found[part]
+        if not isinstance(found, kind):
+            raise DataFault(
+                f"{path}: the entry {prefix}{name} holds another kind of value; copy the whole"
+                " folder again."
+            )
 
 
 def _inside(folder: Path, name: str) -> Path:

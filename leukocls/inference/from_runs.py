@@ -15,13 +15,13 @@ from torch import Tensor
 
 from leukocls import __version__
 from leukocls.artifacts.environment import versions
-from leukocls.artifacts.identity import differences
+from leukocls.artifacts.identity import differences, settings_of
 from leukocls.artifacts.lineage import as_metadata, read_lineage
 from leukocls.artifacts.marks import merged_marks
 from leukocls.artifacts.predictions import sigmoid
 from leukocls.artifacts.record import DIGEST, now, read_record, record_digest, scaling
 from leukocls.artifacts.run_dir import finished_weights
-from leukocls.common.errors import LeukoclsError
+from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.common.files import sha256_file
 from leukocls.common.tables import listing
 from leukocls.data.index import build_index
@@ -45,6 +45,7 @@ RULE = "mean-logit"
 REFERENCES, NETWORK = "references.safetensors", "network.onnx"
 # In what the folds of a recipe, and a run on all cells, may differ.
 OF_SPLIT = {"fold", "folds", "seed", "split_scheme", "split_seed", "selection", "inputs.split"}
+IN_BUNDLE = {"data.crop", "data.size", "views"}  # settings of images that a bundle holds
 CNMC_SIDE = 450  # px, of every image of C-NMC
 PLAIN = f"{TimmNetwork.__module__}.{TimmNetwork.__qualname__}"
 MEASURES = ("n", "persons", *COUNTS, *RATES, "auroc", "brier", "ece")
@@ -82,6 +83,11 @@ def write_bundle(
         require_onnx()  # before the work
     records = [read_record(run) for run in runs]
     weights = [finished_weights(*pair) for pair in zip(runs, records, strict=True)]
+    if data and records[0]["selection"]["set"] == "train":
+        raise LeukoclsError(
+            f"--data {data}: {runs[0]} held no cells out of training, to which the distance would"
+            " be compared; bundle a run of another split_scheme, or leave --data out."
+        )
     by_run = [scored_parts(run, ScoringOptions()) for run in runs]
     parts = ensembles(by_run, RULE) if len(runs) > 1 else by_run[0]
     held_out = [part for part in parts if part.origin["heading"] == "selection"]
@@ -235,6 +241,20 @@ def _trained_persons(runs: Sequence[Path]) -> dict[str, int] | None:
     return {name: int((persons == str(label)).sum()) for name, label in (("ALL", 1), ("HEM", 0))}
 
 
+def _check_unedited(run: Path, config: dict[str, Any], record: dict[str, Any]) -> None:
+    """Refuse a configuration that describes another network, crop or views than the record's."""
+    found, recorded = (
+        {"inputs": {}, "identity": {key: value for key, value in one.items() if key in IN_BUNDLE
+                                    or key.startswith("model.")}}
+        for one in (settings_of(OmegaConf.create(config)), record["identity"])
+    )  # fmt: skip
+    if edited := differences(recorded, found):
+        raise DataFault(
+            f"{run / 'config.yaml'}: edited since the run wrote it; these differ from run.json:"
+            f" {listing(list(edited))}; restore it."
+        )
+
+
 class _Writer:
     """Writes the network of one run into a bundle."""
 
@@ -243,6 +263,7 @@ class _Writer:
     ) -> None:
         self.record, self.weights, self.calibration = record, weights, calibration
         config: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"), resolve=True)
+        _check_unedited(run, config, record)
         self.data, self.views = config["data"], config["views"]
         self.network = config["model"] | {"pretrained": False, "weights": None}
         backbone = self.network.get("backbone", "")

@@ -17,6 +17,7 @@ from leukocls.inference.distance import Neighbour, References, features_of, firs
 from leukocls.inference.images import seen
 from leukocls.inference.predictor import Predictor, Scores
 from leukocls.models.logits import to_logit
+from leukocls.models.weights import HUB, LOCAL
 from leukocls.training.build import untrained
 
 
@@ -105,6 +106,12 @@ def _references(bundle: Bundle, device: torch.device) -> References | None:
 
 
 def _network(bundle: Bundle, member: Member, device: torch.device) -> nn.Module:
+    backbone = str(member.network.get("backbone"))
+    if backbone.startswith((HUB, LOCAL)):
+        raise LeukoclsError(
+            f"{bundle.place / DOCUMENT}: its backbone {backbone} is described elsewhere, and only"
+            " networks of timm and leukocls are built; take the bundle from its author again."
+        )
     network = untrained(member.network, drawn=False)
     try:
         state: dict[str, Tensor] = load_file(member.weights)

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -265,13 +266,54 @@ def test_an_edited_document_is_refused(copy: Path) -> None:
         open_bundle(copy)
 
 
-@pytest.mark.parametrize("entry", ["threshold", "members", "files", "format"])
+@pytest.mark.parametrize("entry", [
+    "threshold", "members", "files", "format", "threshold.logit", "calibration",
+    "calibration.slope", "conformal.levels", "conformal.levels.0.alpha", "members.0.crop",
+    "members.0.side", "members.0.view_weights",
+])  # fmt: skip
 def test_a_missing_entry_is_named(entry: str, copy: Path) -> None:
     document = json.loads((copy / DOCUMENT).read_text(encoding="utf-8"))
-    del document[entry]
+    *above, last = entry.split(".")
+    held = document
+    for part in above:
+        held = held[int(part) if part.isdigit() else part]
+    value = held.pop(last)
+    name = entry.replace(".0", "").replace(".", r"\.")
     (copy / DOCUMENT).write_text(signed(document))
-    with pytest.raises(DataFault, match=entry):
+    with pytest.raises(DataFault, match=f"the entry {name} is missing"):
         open_bundle(copy)
+    held[last] = {} if isinstance(value, list) else [value]
+    (copy / DOCUMENT).write_text(signed(document))
+    with pytest.raises(DataFault, match=f"the entry {name} holds another kind of value"):
+        open_bundle(copy)
+
+
+@pytest.mark.parametrize("entry", ["crop", "size", "side", "views"])
+@pytest.mark.parametrize("value", [0, 10**9])
+def test_a_number_that_would_fill_the_memory_is_refused(entry: str, value: int, copy: Path) -> None:
+    document = json.loads((copy / DOCUMENT).read_text(encoding="utf-8"))
+    document["members"][0][entry] = value
+    (copy / DOCUMENT).write_text(signed(document))
+    with pytest.raises(DataFault, match=f"members.{entry} is {value}, and not from 1"):
+        open_bundle(copy)
+
+
+@pytest.mark.parametrize("backbone", ["hf-hub:somebody/network", "local-dir:/somewhere"])
+def test_a_bundle_fetches_no_network(backbone: str, copy: Path) -> None:
+    document = json.loads((copy / DOCUMENT).read_text(encoding="utf-8"))
+    document["members"][0]["network"]["backbone"] = backbone
+    (copy / DOCUMENT).write_text(signed(document))
+    with pytest.raises(LeukoclsError, match=f"{backbone} is described elsewhere"):
+        leukocls.load_bundle(copy)
+
+
+def test_an_edited_configuration_is_not_bundled(run: Path, tmp_path: Path) -> None:
+    edited = Path(shutil.copytree(run, tmp_path / run.name))
+    text = (edited / "config.yaml").read_text()
+    (edited / "config.yaml").write_text(re.sub("^views: .*", "views: 3", text, flags=re.M))
+    with pytest.raises(DataFault, match=r"config\.yaml: edited .*: views .*restore it"):
+        bundle.main([str(edited), "--out", str(tmp_path / "bundle")])
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_a_newer_format_is_refused(copy: Path) -> None:

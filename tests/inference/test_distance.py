@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -120,3 +121,13 @@ def test_references_are_of_all_persons(most: int, monkeypatch: pytest.MonkeyPatc
     assert [cell for cell, _, _ in found] == ["a1", "b1", "c1", "a2", "c2", "a3"][:most]
     labels = {"c2": "HEM"}
     assert all((who, label) == (cell[0], labels.get(cell, "ALL")) for cell, who, label in found)
+
+
+def test_a_run_that_held_no_cells_out_has_no_scale(
+    trained_once: Callable[..., Path], small_tree: Path, tmp_path: Path
+) -> None:
+    run = trained_once("split_scheme=all", "selection=last")
+    words = [str(run), "--out", str(tmp_path / "bundle")]
+    with pytest.raises(LeukoclsError, match=r"--data .* held no cells out"):
+        bundle.main([*words, "--data", str(small_tree)])
+    assert bundle.main(words) == 0
