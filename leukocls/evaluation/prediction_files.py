@@ -26,6 +26,7 @@ from leukocls.data.text_tables import decoded, parse_csv, read_bytes, read_table
 
 CHALLENGE_FILE = "isbi_valid.predict"
 LARGEST_MEMBER = 16 * 2**20  # bytes, of a challenge file in an archive
+CALLED = "called"  # column of what `predict` has called, 1 for ALL; in files of it alone
 NAME_COLUMNS = ("cell", "new_names", "Patient_ID")
 # Columns of the files that `predict` writes.
 PREDICT = (
@@ -188,9 +189,12 @@ def challenge_zip(cell: Iterable[str], called: Iterable[bool], source: str) -> b
 
 def _foreign(table: pd.DataFrame, path: Path, unique: bool) -> pd.DataFrame:
     """Predictions from a table in any of the accepted forms."""
+    called = None
     if set(PREDICT) <= set(table.columns):
         # There `label` is what was called, and `prob` is calibrated.
-        table = table[table["reason"].fillna("") == ""][["cell", "logit"]].copy()
+        table = table[table["reason"].fillna("") == ""]
+        called = (table["label"] == "ALL").astype(np.int64).to_list()
+        table = table[["cell", "logit"]].copy()
     names = _name_columns(table, path)
     cell = table[names[0]].to_list()
     frame = pd.DataFrame({"cell": cell, "subject": _subjects(table, names)})
@@ -222,6 +226,8 @@ def _foreign(table: pd.DataFrame, path: Path, unique: bool) -> pd.DataFrame:
             )
     if not {"logit", "prob"} & {*scored}:
         frame["label_pred"] = _labels(table, hard, cell, path)
+    if called is not None:
+        frame[CALLED] = called
     if PERSON in table:
         frame[PERSON] = table[PERSON].fillna("").astype(str).str.strip()
     if "split" in table:

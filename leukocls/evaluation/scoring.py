@@ -129,8 +129,10 @@ def parts_of(
             if truth is not None:
                 cells = prediction_files.join(cells, truth, str(source))
             stored = record.get("threshold")
-            stored = 0.5 if stored is None else float(stored)
-            threshold = stored if options.threshold is None else options.threshold
+            if stored is None:
+                given = options.threshold is not None
+                stored = 0.5 if given else _threshold_of_calls(cells, source)
+            threshold = float(stored) if options.threshold is None else options.threshold
             as_selected = (
                 epoch == selected.get("epoch") and threshold == stored and options.views is None
             )
@@ -155,6 +157,28 @@ def parts_of(
                 cells = cells.sort_values("cell")
             parts.append(ScoredPart(cells, origin))
     return parts
+
+
+def _threshold_of_calls(cells: pd.DataFrame, source: Path) -> float:
+    """A threshold that calls cells as their file does: .5 if that does, or if it has no calls.
+
+    Raises:
+        LeukoclsError: no threshold calls them so.
+    """
+    if prediction_files.CALLED not in cells:
+        return 0.5
+    called = cells[prediction_files.CALLED] == 1
+    below, above = cells["logit"][~called].max(), cells["logit"][called].min()
+    if below >= above:
+        raise LeukoclsError(
+            f"{source}: a cell of logit {below:g} is called HEM and one of {above:g} ALL, which no"
+            " threshold does; predict the images again, or choose one with --threshold"
+        )
+    # NaN where no cell is called so.
+    if not (below > 0 or above <= 0):
+        return 0.5
+    below, above = np.nanmax([below, above - 2]), np.nanmin([above, below + 2])
+    return float(sigmoid((below + above) / 2))
 
 
 def metrics_of(part: ScoredPart) -> dict[str, Any]:

@@ -584,3 +584,34 @@ def test_real_commands(run, tmp_path, command):
     assert bad.err.startswith("error: nowhere.csv")
     assert bad.err.count("\n") == 1
     assert command("evaluate").wait() == 2
+
+
+@pytest.mark.parametrize(("labels", "threshold"), [
+    ("HEM HEM ALL ALL", 0.5), ("HEM HEM HEM ALL", metrics.sigmoid(1.5)),
+    ("HEM ALL ALL ALL", metrics.sigmoid(-0.5)),
+    ("HEM HEM HEM HEM", metrics.sigmoid(3)), ("ALL ALL ALL ALL", metrics.sigmoid(-2)),
+])  # fmt: skip
+def test_calls_of_predict_are_taken_as_they_are(labels, threshold, tmp_path, capsys):
+    """`predict` calls by the bundle's threshold, which need not be .5."""
+    path, truth = tmp_path / "predictions.csv", tmp_path / "truth.csv"
+    cells = [f"{number}.bmp" for number in range(4)]
+    table = pd.DataFrame({"cell": cells, "logit": [-1.0, 0.0, 1.0, 2.0], "label": labels.split()})
+    table.reindex(columns=prediction_files.PREDICT).to_csv(path, index=False)
+    pd.DataFrame({"cell": cells, "label": [0, 1, 0, 1]}).to_csv(truth, index=False)
+    words = [str(path), "--truth", str(truth), "--json"]
+    assert evaluate.main(words) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["threshold"] == pytest.approx(threshold)
+    assert found["tp"] + found["fp"] == labels.count("ALL")
+    assert evaluate.main([*words, "--threshold", "0.5"]) == 0
+    assert json.loads(capsys.readouterr().out)["tp"] == 1
+
+
+def test_calls_that_no_threshold_makes_are_refused(tmp_path):
+    path = tmp_path / "predictions.csv"
+    table = pd.DataFrame({"cell": ["1.bmp", "2.bmp"], "logit": [1.0, 2.0], "label": ["ALL", "HEM"]})
+    table.reindex(columns=prediction_files.PREDICT).to_csv(path, index=False)
+    truth = tmp_path / "truth.csv"
+    pd.DataFrame({"cell": ["1.bmp", "2.bmp"], "label": [0, 1]}).to_csv(truth, index=False)
+    with pytest.raises(LeukoclsError, match="of logit 2 is called HEM and one of 1 ALL"):
+        evaluate.main([str(path), "--truth", str(truth)])
