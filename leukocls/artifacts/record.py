@@ -114,7 +114,7 @@ def state_of(record: dict[str, Any]) -> RunState:
     except ValueError:
         return RunState.DAMAGED
     here = record.get("host") == socket.gethostname()
-    if state == RunState.RUNNING and here and not _alive(record.get("pid")):
+    if state == RunState.RUNNING and here and not _alive(record):
         return RunState.DEAD
     return state
 
@@ -132,8 +132,26 @@ def is_running_here(directory: Path) -> bool:
     return here and state_of(record) == RunState.RUNNING
 
 
-def _alive(pid: object) -> bool:
+def process_start(pid: int) -> str | None:
+    """The boot and the clock tick in which a process started; None where Linux does not say.
+
+    A number may be another process's after a while; with its start it is the same one.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        # Behind the command's name, which is in brackets and may hold any: proc(5), field 22.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return f"{boot} {fields[19]}"
+
+
+def _alive(record: dict[str, Any]) -> bool:
+    pid = record.get("pid")
     if not isinstance(pid, int) or pid <= 0:
+        return False
+    recorded, found = record.get("pid_start"), process_start(pid)
+    if recorded is not None and found is not None and recorded != found:
         return False
     try:
         os.kill(pid, 0)

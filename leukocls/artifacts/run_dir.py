@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from leukocls.artifacts import predictions
 from leukocls.artifacts.environment import git_state, versions
 from leukocls.artifacts.identity import config_hash, differences, settings_of
-from leukocls.artifacts.record import RunState, now, read_record, write_record
+from leukocls.artifacts.record import RunState, now, process_start, read_record, write_record
 from leukocls.common.errors import DataFault, LeukoclsError, own_text
 from leukocls.common.files import atomic_write, lock, remove_unfinished, sha256_file
 from leukocls.common.secrets import starred, without_secrets
@@ -36,6 +36,8 @@ STORED = {
     "weights_sha256": "checkpoints/best.safetensors",
     "last_sha256": "checkpoints/last.safetensors",
 }
+# What a trained run has written beside them.
+BESIDE = ("config.yaml", "split.csv", "metrics.csv", "log.txt")
 
 
 class RunLocked(LeukoclsError):
@@ -178,6 +180,7 @@ class RunDir:
             "id": self.id,
             "status": RunState.RUNNING,
             "pid": os.getpid(),
+            "pid_start": process_start(os.getpid()),
             "host": socket.gethostname(),
             "started": now(),
             "finished": None,
@@ -221,14 +224,15 @@ class RunDir:
         """sha256 of the predictions' values and of the weights files.
 
         Args:
-            network: whether the run keeps both weights files; without, absent ones are "missing".
+            network: whether the run was trained and keeps both weights files; without, absent
+                ones are "missing".
 
         Raises:
             DataFault: a file that the run wrote is gone.
         """
         found = {key: self._sha256(name) for key, name in STORED.items()}
-        gone = [STORED[key] for key, sha256 in found.items() if sha256 == MISSING]
-        if gone and (network or STORED["predictions_sha256"] in gone):
+        wanted = [*STORED.values(), *BESIDE] if network else [STORED["predictions_sha256"]]
+        if gone := [name for name in wanted if not (self.directory / name).is_file()]:
             raise DataFault(
                 f"{self.directory}: {', '.join(gone)}: missing, though the run wrote them;"
                 " force=true runs it again"

@@ -1,5 +1,6 @@
 """Errors with a remedy for the user, exit codes, and the entry point of every argparse verb."""
 
+import errno
 import os
 import sys
 import traceback
@@ -11,6 +12,13 @@ from leukocls.common.processes import INTERRUPTS, Interrupted, interruptible
 from leukocls.common.terminal import OutputClosed, printable, printable_output
 
 ITEMS_SKIPPED = 3  # exit code: completed, with items skipped
+_ROOM = "make room there, or choose another place"
+_RIGHTS = "allow it for this user, or choose another place"
+REMEDIES = {
+    errno.ENOSPC: _ROOM, errno.EDQUOT: _ROOM, errno.EFBIG: _ROOM,
+    errno.EACCES: _RIGHTS, errno.EPERM: _RIGHTS, errno.EROFS: _RIGHTS,
+    errno.ENOENT: "restore it, or name one that is there",
+}  # fmt: skip
 
 
 class LeukoclsError(Exception):
@@ -31,6 +39,14 @@ def own_text(error: BaseException) -> str:
     if "in DataLoader worker process" in text:
         return text.rpartition(f"{type(error).__name__}: ")[2].strip()
     return text
+
+
+def system_message(error: OSError) -> str:
+    """The message for an error of the operating system: the file, the cause and what helps."""
+    if error.filename is None:
+        return str(error)
+    remedy = REMEDIES.get(error.errno or 0, "see to it, or choose another place")
+    return f"{error.filename}: {error.strerror}; {remedy}"
 
 
 class Fault(NamedTuple):
@@ -84,8 +100,7 @@ def run_verb(main: Callable[[], int]) -> NoReturn:
     except LeukoclsError as error:
         code = _fail(str(error), error.exit_code)
     except OSError as error:
-        where = f"{error.filename}: {error.strerror}; choose another place, or make room there"
-        code = _fail(where if error.filename else str(error), LeukoclsError.exit_code)
+        code = _fail(system_message(error), LeukoclsError.exit_code)
     except Exception as error:
         message = f"{type(error).__name__}: {error} (LEUKOCLS_TRACEBACK=1 shows where)"
         code = _fail(message, DataFault.exit_code)

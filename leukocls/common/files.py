@@ -8,7 +8,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO, TypeVar
 
@@ -29,7 +29,7 @@ def atomic_stream(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
     try:
         try:
-            with open(temporary, "xb") as stream:
+            with _created(temporary) as stream:
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -44,13 +44,26 @@ def atomic_stream(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+def _created(path: Path) -> BinaryIO:
+    """A new file, locked, so that `remove_unfinished` leaves it."""
+    while True:
+        stream = open(path, "xb")  # noqa: SIM115
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        if path.exists():
+            return stream
+        stream.close()  # it was taken for a leftover before it was locked
+
+
 def remove_unfinished(directory: Path) -> None:
     """Remove the temporary files that killed processes have left in a directory.
 
-    Only while nobody else writes there.
+    Those that a process is writing stay, where the file system has locks.
     """
     for path in directory.glob(f".{'[0-9a-f]' * 32}.tmp"):
-        path.unlink(missing_ok=True)
+        with suppress(OSError), open(path, "r+b") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:

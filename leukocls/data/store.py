@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from leukocls.common.errors import DataFault, Fault, LeukoclsError
-from leukocls.common.files import atomic_stream, in_parallel
+from leukocls.common.files import atomic_stream, in_parallel, remove_unfinished
 from leukocls.data.bmp import read_crop
 from leukocls.data.images import central, cut, image_sides, read_image, resized
 from leukocls.data.index import BOX, Index
@@ -153,6 +153,7 @@ def check_length(store: np.memmap) -> None:
 def _pack(index: Index, path: Path, crop: int | str, size: int) -> None:
     """Write the store, reading the images on several threads."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(path.parent)
     shape = (len(index.table), size, size, 3)
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     with atomic_stream(path) as stream:

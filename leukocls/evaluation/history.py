@@ -5,6 +5,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+from leukocls.common.errors import LeukoclsError
 from leukocls.common.files import atomic_write
 from leukocls.evaluation.metrics import COUNTS, RECORDED
 
@@ -24,9 +25,23 @@ def split_columns(split: str, values: dict[str, Any]) -> Row:
 
 
 def read_history(directory: Path) -> list[Row]:
-    """The rows of a run's metrics.csv; None where a field is empty."""
-    with open(directory / "metrics.csv", newline="", encoding="utf-8") as stream:
-        return [{k: _number(v) for k, v in row.items()} for row in csv.DictReader(stream)]
+    """The rows of a run's metrics.csv; None where a field is empty.
+
+    Raises:
+        LeukoclsError: it was cut short or changed.
+    """
+    path = directory / "metrics.csv"
+    try:
+        with open(path, newline="", encoding="utf-8") as stream:
+            names, *rows = csv.reader(stream)
+        return [
+            {name: _number(text) for name, text in zip(names, row, strict=True)} for row in rows
+        ]
+    except ValueError as error:
+        raise LeukoclsError(
+            f"{path}: cut short or changed since the run wrote it ({error}); restore it, or run"
+            " again with force=true."
+        ) from error
 
 
 def write_history(directory: Path, rows: list[Row]) -> None:

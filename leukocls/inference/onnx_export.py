@@ -43,6 +43,7 @@ TOLERANCE = 1e-4  # of the logit
 # Times PyTorch's own rounding, where that is coarse: 1.5e-3 was seen on genuine cells.
 ROUNDINGS = 3
 DRAWN = 16  # synthetic cells, where no images are named
+MOST = 256  # images to compare on
 AT_ONCE = 4  # images that are compared at a time, with all their views
 THRESHOLD = "threshold"
 
@@ -138,7 +139,7 @@ def write_onnx(predictor: TorchPredictor, out: Path, places: Sequence[str] = ())
     Raises:
         LeukoclsError: networks that see different crops or sizes; a network that ONNX cannot hold;
             logits further from those in double precision than TOLERANCE and than ROUNDINGS times
-            PyTorch's; onnx or onnxruntime is not installed.
+            PyTorch's; more than MOST images; onnx or onnxruntime is not installed.
         DataFault: an image that cannot be read.
     """
     described, members = predictor.bundle, predictor.members
@@ -183,8 +184,13 @@ def _about(document: dict[str, Any], member: Member, parity: Parity) -> dict[str
 def _cells(predictor: TorchPredictor, places: Sequence[str]) -> tuple[list[np.ndarray], str]:
     """Images to compare on, of the side that the networks know, and what they are."""
     if places:
-        reading = Reading(predictor.side)
-        return [read_cell(one.path, reading).pixels for one in find_images(places)], "images"
+        reading, found = Reading(predictor.side), find_images(places)
+        if len(found) > MOST:
+            raise LeukoclsError(
+                f"--compare-on: {len(found)} images, which are in memory at once; name at most"
+                f" {MOST} of them."
+            )
+        return [read_cell(one.path, reading).pixels for one in found], "images"
     drawn = draw_cells(SyntheticSpec(prelim_subjects_all=1, prelim_subjects_hem=1, final_cells=4))
     reading = Reading(predictor.side, resize=True)
     names = (Path(f"cell_{number}.bmp") for number in range(DRAWN))

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from leukocls.artifacts.identity import IN_PATH, arm_name, is_neutral, key_of
 from leukocls.artifacts.record import RunState, read_record
 from leukocls.artifacts.run_dir import RunDir, RunLocked, logged_to, run_weights
-from leukocls.common.errors import DataFault, LeukoclsError, own_text
+from leukocls.common.errors import DataFault, LeukoclsError, own_text, system_message
 from leukocls.common.files import sha256_file
 from leukocls.common.processes import Interrupted
 from leukocls.common.terminal import printable
@@ -298,8 +298,7 @@ def message_of(error: Exception) -> str:
             message += "\nQuote a value with a comma, an equals sign or a space: 'key=\"value\"'"
         return message
     if isinstance(error, OSError) and error.filename is not None:
-        advice = "Choose another outputs= or data.cache=, or make room there."
-        return f"{error.filename}: {error.strerror}. {advice}"
+        return f"{system_message(error)} (outputs=, data.cache=)."
     text, hint = own_text(error) or "no more is known", "LEUKOCLS_TRACEBACK=1 shows where"
     for sign, advice in ADVICE.items():
         if sign in f"{type(error).__name__}: {text}":

@@ -1,8 +1,8 @@
 """The files of `checkpoints/`: weights as safetensors, and full states to resume from."""
 
-import contextlib
 import os
 import re
+import shutil
 import sys
 import uuid
 from pathlib import Path
@@ -78,8 +78,7 @@ class Checkpoints:
         weights = self._selected(progress_of(point)[0])
         later += [path for path in self.folder.glob("selected-*") if path > weights]
         for path in later:
-            with contextlib.suppress(FileNotFoundError, IsADirectoryError):
-                path.unlink()
+            _remove(path)
 
     def discard_others(self) -> None:
         """Remove the weights of selected epochs but for `best`, once the run is over."""
@@ -109,8 +108,7 @@ class Checkpoints:
         if not trainer.is_global_zero:
             return
         for old in self.resume_points()[KEPT:]:
-            with contextlib.suppress(FileNotFoundError):
-                old.unlink()
+            _remove(old)
 
     def resume_points(self) -> list[Path]:
         """Checkpoints of full state, newest first."""
@@ -137,6 +135,14 @@ class Checkpoints:
             else:
                 return point, state
         return None
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint, or whatever has its name: a folder would be in the way of the next."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def progress_of(resume_point: Path) -> tuple[int, int]:

@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from leukocls import __version__
-from leukocls.common.files import atomic_stream
+from leukocls.common.files import atomic_stream, remove_unfinished
 from leukocls.data.views import image_views, view_count
 from leukocls.data.warp import to_images
 from leukocls.models.frozen import FrozenFeatures
@@ -110,6 +110,7 @@ def _batches(
 
 def _write(path: Path, shape: tuple[int, int, int], batches: Iterator[np.ndarray]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(path.parent)
     with atomic_stream(path) as stream:
         header = {"descr": "<f4", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(stream, header)

@@ -37,6 +37,10 @@ class MidEpochSaves(pl.Callback):
         if done < trainer.num_training_batches and done % trainer.accumulate_grad_batches == 0:
             self._save(trainer, trainer.current_epoch, done)
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        if self.held.number is not None:
+            self.held.stop_timer()  # the epoch is saved next
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._save(trainer, trainer.current_epoch + 1, 0)
 

@@ -74,23 +74,29 @@ class PredictionParts:
         for path in self._parts():
             if path.name > self._part(epoch).name:
                 path.unlink()
-        for number in range(epoch + 1):
-            if not self._part(number).is_file():
-                raise DataFault(
-                    f"{self._part(number)}: the predictions of this epoch are missing; force=true"
-                    " starts the run again"
-                )
+        self._check_parts(epoch)
 
     def join(self) -> None:
         """Write predictions.parquet from the parts, which are removed.
 
         Raises:
             LeukoclsError: a damaged part.
+            DataFault: predictions of an epoch are missing.
             OSError: it cannot be written; the parts are as they were.
         """
         self.save()
+        self._check_parts(len(self._parts()) - 1)
         predictions.write(self.whole, pd.concat(map(predictions.read, self._parts())))
         shutil.rmtree(self.folder)
+
+    def _check_parts(self, last: int) -> None:
+        """Refuse to go on without the parts of all epochs up to `last`."""
+        for number in range(last + 1):
+            if not self._part(number).is_file():
+                raise DataFault(
+                    f"{self._part(number)}: the predictions of this epoch are missing; force=true"
+                    " starts the run again"
+                )
 
     def _parts(self) -> list[Path]:
         return sorted(self.folder.glob("epoch*.parquet"))

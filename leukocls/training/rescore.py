@@ -105,6 +105,11 @@ def _loss_of(record: dict[str, Any]) -> CellLoss:
 def _rows(directory: Path, frame: pd.DataFrame, loss: CellLoss) -> list[Row]:
     """metrics.csv of the trained run, with what depends on the logit taken from view 0."""
     rows = read_history(directory)
+    if absent := set(frame["epoch"]) - {row["epoch"] for row in rows}:
+        raise LeukoclsError(
+            f"{directory / 'metrics.csv'}: lacks epoch {min(absent)}, which predictions.parquet"
+            " has; restore it, or run again with force=true."
+        )
     for row in rows:
         of_epoch = frame[frame["epoch"] == row["epoch"]]
         for split, cells in of_epoch[of_epoch["label"] >= 0].groupby("split"):

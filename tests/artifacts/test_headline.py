@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from leukocls.artifacts import environment
-from leukocls.artifacts.record import headline, is_running_here
+from leukocls.artifacts.record import headline, is_running_here, process_start
 from leukocls.artifacts.run_dir import RunDir
 
 
@@ -41,11 +41,15 @@ def test_asking_whether_a_run_is_written_leaves_its_lock_alone(tmp_path: Path) -
     run = RunDir(tmp_path / "demo" / "proposal" / "seed_000", OmegaConf.create({"seed": 0}), {})
     assert not is_running_here(run.directory)
     with run.locked():
-        here = {"status": "running", "pid": os.getpid(), "host": socket.gethostname()}
+        here = {"status": "running", "pid": os.getpid(), "host": socket.gethostname(),
+                "pid_start": process_start(os.getpid())}  # fmt: skip
         (run.directory / "run.json").write_text(json.dumps(here))
         lock = (run.directory / ".lock").stat()
         assert is_running_here(run.directory)
         assert (run.directory / ".lock").stat().st_atime_ns == lock.st_atime_ns
+    # After a reboot another process may have the number.
+    (run.directory / "run.json").write_text(json.dumps(here | {"pid_start": "an earlier boot 1"}))
+    assert not is_running_here(run.directory)
     (run.directory / "run.json").write_text(json.dumps(here | {"host": "elsewhere"}))
     assert not is_running_here(run.directory)
 

@@ -19,6 +19,16 @@ def test_writes_whole_and_leaves_nothing_else(tmp_path):
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
+def test_leftovers_are_removed_and_what_is_being_written_stays(tmp_path):
+    left = tmp_path / f".{'0' * 32}.tmp"
+    left.write_bytes(b"half a file")
+    with files.atomic_stream(tmp_path / "a.txt") as stream:
+        stream.write(b"whole")
+        files.remove_unfinished(tmp_path)
+        assert not left.exists()
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.txt", b"whole")]
+
+
 @pytest.mark.parametrize("failing", ["fsync", "replace"])
 @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_failure_keeps_the_old_file_and_no_temporary(tmp_path, monkeypatch, failing, failure):
@@ -115,3 +125,14 @@ def test_a_closed_pipe_is_quiet():
     assert process.stderr.read() == b""
     process.stderr.close()
     assert process.wait() == BROKEN_PIPE
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [(28, "make room"), (13, "allow it for this user"), (2, "restore it"), (5, "another place")],
+)
+def test_an_error_of_the_system_has_its_own_remedy(number, remedy):
+    found = errors.system_message(OSError(number, os.strerror(number), "/a/b.csv"))
+    assert found.startswith(f"/a/b.csv: {os.strerror(number)}; ")
+    assert remedy in found
+    assert errors.system_message(OSError("no more is known")) == "no more is known"

@@ -304,10 +304,12 @@ def test_killed_packing_leaves_no_store_and_can_be_repeated(pristine, tmp_path):
     assert done.returncode == -signal.SIGKILL
     # What a killed process leaves is hidden and never taken for a store.
     assert [name for name in names(cache) if not name.startswith(".")] == []
+    assert names(cache) != []
     index = build_index(pristine)
     images = open_store(index, "d" * 64, cache, 64, 64)
     for row, file in enumerate(index.table["file"]):
         assert np.array_equal(images[row], pillow(pristine / file, 64, 64))
+    assert [name for name in names(cache) if name.startswith(".")] == []
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,17 @@ it sends to itself, or a key of FAULTS.
 
 import multiprocessing
 import os
+import resource
+import shutil
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
 VARIABLE = "LEUKOCLS_TESTS_FAULT"
+FILLER = "filler"
 # Module, owner within it ("" for the module itself) and name of what is called at each point.
 POINTS = {
     "planning": ("leukocls.launch.plan", "", "planned"),
@@ -46,10 +50,29 @@ def _die_and_name_the_workers(_: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _limit_the_size_of_files(_: Any) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
+
+
+def _fill_the_disk(arguments: Any) -> None:
+    """To the last byte, in the folder that holds outputs/."""
+    filler = arguments[0].directory.parents[3] / FILLER
+    with open(filler, "wb", buffering=0) as stream, suppress(OSError):
+        while stream.write(bytes(4096)):
+            pass
+
+
+def _remove_the_run(arguments: Any) -> None:
+    shutil.rmtree(arguments[0].directory)
+
+
 FAULTS: dict[str, Fault] = {
     "out of memory": _out_of_memory,
     "kill a worker": _kill_a_worker,
     "die and name the workers": _die_and_name_the_workers,
+    "limit the size of files": _limit_the_size_of_files,
+    "fill the disk": _fill_the_disk,
+    "remove the run": _remove_the_run,
 }
 
 

@@ -1,12 +1,10 @@
 """Failures within a run: their messages and records, and best weights that stay as they were."""
 
 import os
-import resource
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,11 +13,13 @@ import pytest
 import torch
 from conftest import Train, edit_record, only_run, record, small
 from fault_bench import EVERYTHING, Start, assert_nothing_is_torn, run_with
+from faults.fault_points import FILLER
+from omegaconf import OmegaConf
 from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader
 
 from leukocls.artifacts.record import RunState
-from leukocls.artifacts.run_dir import RESERVE
+from leukocls.artifacts.run_dir import RESERVE, RunDir
 from leukocls.common.errors import DataFault
 from leukocls.common.files import sha256_file
 from leukocls.common.processes import LOST
@@ -58,6 +58,26 @@ def test_a_failure_says_what_it_was_and_leaves_the_best_weights(
     ended = run_with(command, words)
     assert ended.wait() == 0, ended.err
     assert record(run)["traceback"] is None
+
+
+def test_a_run_whose_folder_was_removed_is_not_done(
+    small_tree: Path, tmp_path: Path, command: Start
+) -> None:
+    """Though a later epoch is the best and would have everything that it needs."""
+    outputs = tmp_path / "outputs"
+    words = [*small(small_tree, outputs), "selection=last", "trainer.max_epochs=3"]
+    failed = run_with(command, words, "save:2:remove the run")
+    assert (failed.wait(), "epoch000000.parquet: the pred" in failed.err) == (1, True), failed.err
+    assert record(only_run(outputs))["status"] == "failed"
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "split.csv", "metrics.csv"])
+def test_a_run_without_what_it_wrote_is_not_done(name: str, trained: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "demo/proposal/seed_000"
+    shutil.copytree(trained, copy)
+    (copy / name).unlink()
+    with pytest.raises(DataFault, match=f"{name}: missing, though the run wrote"):
+        RunDir(copy, OmegaConf.create({"seed": 0}), {}).stored_hashes(network=True)
 
 
 def test_no_weights_are_saved_within_an_epoch_whose_loss_is_infinite(
@@ -170,20 +190,15 @@ def test_a_full_disk_ends_a_run_loudly_and_room_lets_it_go_on(
 ) -> None:
     """Filled to the last byte after the first checkpoint."""
     outputs = tiny_disk / "outputs"
-    words = [*small(small_tree, outputs), "trainer.max_epochs=8"]
-    process = command("train", *words)
-    assert process.until(lambda: list(outputs.rglob("resume-*.ckpt"))), process.err
-    filler = tiny_disk / "filler"
-    with open(filler, "wb", buffering=0) as stream, suppress(OSError):
-        while stream.write(bytes(4096)):
-            pass
+    words = small(small_tree, outputs)
+    process = run_with(command, words, "save:2:fill the disk")
     assert process.wait() == 1, process.err
     assert "No space left on device" in process.err
     assert "make room there" in process.err
     found = record(only_run(outputs))
     assert (found["status"], "No space left" in found["error"]) == ("failed", True)
     assert_nothing_is_torn(outputs)
-    filler.unlink()
+    (tiny_disk / FILLER).unlink()
     ended = run_with(command, words)
     assert ended.wait() == 0, ended.err
     assert "resumed after epoch" in ended.out
@@ -195,10 +210,8 @@ def test_a_limit_on_the_size_of_files_is_loud(
 ) -> None:
     """As a quota is, where no file system can be mounted: after the first checkpoint."""
     outputs = tmp_path / "outputs"
-    words = [*small(small_tree, outputs), "trainer.max_epochs=8"]
-    process = command("train", *words)
-    assert process.until(lambda: list(outputs.rglob("resume-*.ckpt"))), process.err
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (150_000, 150_000))
+    words = small(small_tree, outputs)
+    process = run_with(command, words, "save:2:limit the size of files")
     assert process.wait() == 1, process.err
     assert "File too large" in process.err
     assert record(only_run(outputs))["status"] == "failed"

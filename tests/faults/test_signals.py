@@ -21,6 +21,7 @@ from fault_bench import (
 )
 
 from leukocls.common.processes import Interrupted, hold_signals, interruptible
+from leukocls.training.mid_epoch import MidEpochSaves
 
 # Saved at signals alone.
 WORDS = [*EVERYTHING, "save_every=5", "save_minutes=null"]
@@ -96,7 +97,9 @@ def test_before_training_a_signal_ends_a_command_at_once(
 def test_a_signalled_sweep_saves_its_jobs_and_resumes_them(
     number: int, trained_once: Callable[..., Path], small_tree: Path, tmp_path: Path, command: Start
 ) -> None:
-    outputs, longer = tmp_path / "outputs", "trainer.max_epochs=8"
+    # Neither may be over before both have saved; those that are not resumed may take for ever.
+    epochs = 12 if number == signal.SIGTERM else 1000
+    outputs, longer = tmp_path / "outputs", f"trainer.max_epochs={epochs}"
     words = [*small(small_tree, outputs), longer, "seed=0,1", "jobs=2", "-m"]
     sweep = command("train", *words)
     saved = lambda: {path.parent for path in outputs.rglob("resume-*.ckpt")}  # noqa: E731
@@ -145,6 +148,18 @@ def test_a_held_signal_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(Interrupted) as stop:
         send()
     assert stop.value.code == 143
+
+
+def test_after_the_evaluation_a_signal_waits_for_the_save_of_the_epoch() -> None:
+    def send() -> None:
+        with interruptible(signal.SIGTERM), hold_signals() as held:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert signal.getitimer(signal.ITIMER_REAL)[0] > 0
+            MidEpochSaves(None, None, held).on_validation_end(None, None)  # type: ignore[arg-type]
+            assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+    with pytest.raises(Interrupted):
+        send()
 
 
 def test_a_terminal_that_closes_counts_once_and_is_no_error() -> None:

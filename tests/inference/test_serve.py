@@ -59,9 +59,16 @@ def test_bad_files_are_named_and_names_are_no_markup(
     assert "<b>" not in html
     assert "<i>" not in html
     monkeypatch.setattr(web_page, "MOST", 1)
-    uploads[0].write_bytes(uploads[1].read_bytes())
+    read = uploads[1].read_bytes()
+    uploads[0].write_bytes(read)
     html = web_page.answer(predictor, [*map(str, uploads)], Reading(predictor.side))
     assert "Of 2 images the first 1" in html
+    monkeypatch.setattr(web_page, "MOST", 2)
+    monkeypatch.setattr(web_page, "MEMORY", 1)
+    for upload in uploads:
+        upload.write_bytes(read)
+    html = web_page.answer(predictor, [*map(str, uploads)], Reading(predictor.side))
+    assert f"{uploads[1].name}: too large beside the others" in html
     assert not list(bad.parent.iterdir())
 
 

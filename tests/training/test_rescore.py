@@ -204,3 +204,15 @@ def test_rescore_from_what_was_trained_again_is_not_called_done(
     assert told.code == 2
     assert "inputs.rescored" in told.err
     assert train(*words, "ablation=norot", "force=true").code == 0
+
+
+@pytest.mark.parametrize("cut", ["half a row", "a whole row"])
+def test_a_metrics_file_that_was_cut_short_is_refused(
+    cut: str, small_tree: Path, outputs: Path, train: Train
+) -> None:
+    path = run_of(outputs, "proposal") / "metrics.csv"
+    *lines, last = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines) + (last[: len(last) // 2] if cut == "half a row" else ""))
+    refused = train(*words_of(small_tree, outputs), "ablation=norot")
+    said = "metrics.csv: cut short" if cut == "half a row" else "metrics.csv: lacks epoch 2"
+    assert (refused.code, said in refused.err) == (2, True), refused.err

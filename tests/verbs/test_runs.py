@@ -139,6 +139,7 @@ def test_the_best_run_of_each_arm_says_of_how_many(tmp_path, capsys):
         ({"status": "running"}, "running"),
         ({"status": "running", "pid": gone_pid()}, "dead"),
         ({"status": "running", "pid": None}, "dead"),
+        ({"status": "running", "pid": 1, "pid_start": "another boot 1"}, "dead"),
         ({"status": "running", "pid": -1}, "dead"),
         ({"status": "running", "pid": gone_pid(), "host": "elsewhere"}, "running"),
         ({"status": "done", "pid": gone_pid()}, "done"),
