@@ -3,10 +3,10 @@
 python benchmarks/soak.py [--kills N] [--seed S] [--json FILE]
 
 Each round is a run with dropout, mixup, an average of the weights, steps of two batches and a save
-at every step; in a third of the rounds two workers read the batches, in a third the run has two
-phases. It is killed (SIGKILL) one to four times: every other time after random seconds, else when
-it comes to a random point for a random time (a step, scoring, a save, the writing or renaming of a
-file). After each kill every file under its final name has to read. Then the run is resumed to its
+at every step; in a quarter of the rounds each two workers read the batches, the run has two phases,
+or a test set. It is killed (SIGKILL) one to four times: every other time after random seconds, else
+when it comes to a random point for a random time (a step, scoring, a save, the writing or renaming
+of a file). After each kill every file under its final name has to read. Then the run is resumed to its
 end: weights, predictions and metrics.csv (without times) have to be those of a run that was never
 killed, and no temporary file may be left. Ends with 1 where one of this does not hold. The data are
 SYNTHETIC. The temporary folder of the runs' processes is on another file system if there is one.
@@ -48,7 +48,9 @@ from leukocls.common.files import atomic_write  # noqa: E402
 from leukocls.synthetic.tree import write_tree  # noqa: E402
 
 # Times that a run comes to each point, about.
-POINTS = {"step": 14, "after step": 14, "scoring": 3, "save": 8, "file": 40, "rename": 20}
+POINTS = {
+    "step": 14, "after step": 14, "scoring": 3, "testing": 2, "save": 8, "file": 40, "rename": 20,
+}  # fmt: skip
 MOST = 4  # kills of one run
 
 

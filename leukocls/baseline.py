@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _show(run, arguments.json)
         else:
             baselines.start(baseline)
-            with logged_to(run.directory / "log.txt"):
+            with run.ended_by_errors(), logged_to(run.directory / "log.txt"):
                 baselines.execute(baseline, arguments.cache)
                 _show(run, arguments.json)
     if arguments.features_out:

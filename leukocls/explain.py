@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from leukocls.common.errors import DataFault
     from leukocls.common.files import atomic_write
     from leukocls.inference.bundle import open_bundle
-    from leukocls.inference.images import Reading, find_images, read_cell
+    from leukocls.inference.images import TOGETHER, Reading, find_images, memory, read_cell
     from leukocls.inference.saliency import maps
     from leukocls.inference.sheet import MOST, sheet
     from leukocls.inference.torch_predictor import TorchPredictor
@@ -52,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise LeukoclsError(f"{len(found)} images: choose at most {MOST} for one sheet.")
     predictor = TorchPredictor(open_bundle(arguments.bundle), arguments.device)
     reading = Reading(predictor.side, arguments.resize, arguments.segment)
+    if sum(memory(one.path, reading) for one in found) > TOGETHER:
+        raise LeukoclsError(f"{len(found)} images: too large for one sheet; choose fewer.")
     cells, names = [], []
     for one in found:
         try:

@@ -8,6 +8,7 @@ import os
 import runpy
 import signal
 import sys
+import tempfile
 import time
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
@@ -152,6 +153,7 @@ def _run(
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
+    tempfile.tempdir = None  # which the server may have asked for already: by this TMPDIR
     # The jobs of a sweep are forked from the server that this process was forked from.
     _use(address)
     fault_points.arm()

@@ -11,7 +11,7 @@ from leukocls import __version__
 PACKAGE = Path(__file__).parents[1]
 PACKAGES = (
     "torch", "torchvision", "pytorch-lightning", "timm", "torchmetrics", "kornia", "hydra-core",
-    "numpy",
+    "numpy", "pillow",
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from leukocls.artifacts.identity import config_hash
 from leukocls.artifacts.marks import Mark
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.files import atomic_write
+from leukocls.common.secrets import without_secrets
 from leukocls.data.names import PRELIM_OFFICIAL, PRELIM_TRAINED
 
 DIGEST = "record_sha256"  # the record's digest of all its other entries; new in 0.2
@@ -169,7 +170,8 @@ def mark_ended(directory: Path, pid: int, state: RunState, error: str) -> None:
     except LeukoclsError:  # it died before there was one
         return
     if record.get("status") == RunState.RUNNING and record.get("pid") == pid:
-        write_record(directory, record | {"status": state, "finished": now(), "error": error})
+        told = without_secrets(error)
+        write_record(directory, record | {"status": state, "finished": now(), "error": told})
 
 
 def heading(record: dict[str, Any], split: str | None, as_selected: bool) -> str:

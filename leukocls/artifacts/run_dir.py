@@ -22,6 +22,7 @@ from leukocls.artifacts.identity import config_hash, differences, settings_of
 from leukocls.artifacts.record import RunState, now, process_start, read_record, write_record
 from leukocls.common.errors import DataFault, LeukoclsError, own_text
 from leukocls.common.files import atomic_write, lock, remove_unfinished, sha256_file
+from leukocls.common.processes import Interrupted
 from leukocls.common.secrets import starred, without_secrets
 from leukocls.common.terminal import printable
 from leukocls.data.splits import read_split
@@ -214,7 +215,21 @@ class RunDir:
         for name in ("", "checkpoints", predictions.PARTS):
             remove_unfinished(self.directory / name)
 
-    def fail(self, error: BaseException) -> None:
+    @contextmanager
+    def ended_by_errors(self) -> Iterator[None]:
+        """Record what ends the body early, unless the run has ended already."""
+        try:
+            yield
+        except (Interrupted, SystemExit) as stop:  # the latter when a cluster takes the job back
+            if self.record["status"] == RunState.RUNNING:
+                self.end(RunState.INTERRUPTED, str(stop))
+            raise
+        except Exception as error:
+            if self.record["status"] == RunState.RUNNING:
+                self._fail(error)
+            raise
+
+    def _fail(self, error: BaseException) -> None:
         """Write the last record of a run that an error ended, with its traceback."""
         lines = traceback.format_exception(error)
         cause = f"{type(error).__name__}: {own_text(error)}"
@@ -293,14 +308,18 @@ def finished_weights(directory: Path, record: dict[str, Any]) -> Path:
 
 
 class _Tee:
-    """A stream that also writes a log: no secrets, empty lines, or what a progress bar draws."""
+    """A stream without secrets, that also writes a log without empty lines and progress bars.
+
+    The stream may be a file as well, as that of a job on a cluster.
+    """
 
     def __init__(self, stream: TextIO, log: FileIO) -> None:
         self.stream, self.log, self.in_line = stream, log, False
 
     def write(self, text: str) -> int:
         if not text.startswith("\r"):
-            for line in printable(without_secrets(text)).splitlines(keepends=True):
+            text = without_secrets(text)
+            for line in printable(text).splitlines(keepends=True):
                 if line.strip() or self.in_line:
                     # What does not fit on a full disk is on the stream all the same.
                     with suppress(OSError):

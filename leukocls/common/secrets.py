@@ -7,13 +7,13 @@ from typing import Any
 STARS = "***"
 # A name whose last words say that it holds a secret: WANDB_API_KEY, hub_token, Authorization.
 NAME = re.compile(
-    r"(^|[_-])(api[_-]?key|access[_-]?key|private[_-]?key|token|secret|passphrase|password|passwd"
+    r"(^|[_-])(api[_-]?key|access[_-]?key|private[_-]?key|secret[_-]?key|token|secret|passphrase|password|passwd"
     r"|auth|authorization|credentials?)$",
     re.IGNORECASE,
 )
-# Forms that only an access token has: Hugging Face, GitHub, AWS, OpenAI.
+# Forms that only an access token has: Hugging Face, GitHub, AWS, OpenAI and others like it.
 TOKEN = re.compile(
-    r"\b(hf_\w{16,}|gh[opsu]_\w{16,}|github_pat_\w{16,}|AKIA[0-9A-Z]{16}|sk-\w{16,})"
+    r"\b(hf_\w{16,}|gh[opsu]_\w{16,}|github_pat_\w{16,}|AKIA[0-9A-Z]{16}|sk-[\w-]{16,})"
 )
 PASSWORD_IN_URL = re.compile(r"(?<=://)[^\s/@:]*:[^\s/@]+(?=@)")
 SHORTEST = 8  # characters of an environment variable's value that is taken for a secret

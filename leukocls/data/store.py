@@ -87,7 +87,7 @@ def open_store(
     """
     side = stored_side(index, crop, size)
     path = store_path(digest, cache, crop, side)
-    if not (path.is_file() and _checksums(path).is_file()):
+    if not (path.is_file() and checksums_of(path).is_file()):
         _pack(index, path, crop, side)
     return _checked(path, (len(index.table), side, side, 3))
 
@@ -109,7 +109,8 @@ def stored_side(index: Index, crop: int | str, size: int | None) -> int:
     return size
 
 
-def _checksums(store: Path) -> Path:
+def checksums_of(store: Path) -> Path:
+    """The file of the CRC-32 of each image of a store."""
     return store.with_suffix(".crc32")
 
 
@@ -125,7 +126,7 @@ def _checked(path: Path, shape: tuple[int, ...]) -> np.memmap:
 
     try:
         images: np.memmap = np.load(path, mmap_mode="r")
-        written = np.load(_checksums(path))
+        written = np.load(checksums_of(path))
     except (OSError, ValueError, EOFError) as error:
         raise fault(f"cannot be read ({error})") from error
     if images.shape != shape or images.dtype != np.uint8 or written.shape != shape[:1]:
@@ -181,5 +182,5 @@ def _pack(index: Index, path: Path, crop: int | str, size: int) -> None:
         for _ in in_parallel(pack, enumerate(image_sides(index)), shape[0], "pack"):
             pass
         # Before the store itself appears, so that a store has its checksums.
-        with atomic_stream(_checksums(path)) as sums:
+        with atomic_stream(checksums_of(path)) as sums:
             np.save(sums, checksums)

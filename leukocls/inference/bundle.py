@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from leukocls.artifacts.marks import Mark
 from leukocls.artifacts.record import DIGEST, record_digest, scaling
 from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.common.files import sha256_file
 from leukocls.data.images import LARGEST
+from leukocls.data.store import LARGEST as STORED
 from leukocls.evaluation.conformal import USUAL, usable_levels
 
 FORMAT = 1  # raise it when an older version of leukocls would misread a bundle
@@ -28,8 +30,9 @@ _ENTRIES = {
     "marks": list, "files": dict, "threshold": dict, "threshold.logit": NUMBER,
     "threshold.prob": NUMBER, "threshold.calibrated": NUMBER, "calibration": (dict, MAYBE),
     "conformal": dict, "conformal.fitted_on": (str, MAYBE), "conformal.reason": (str, MAYBE),
-    "conformal.persons": (dict, MAYBE), "conformal.levels": list,
+    "conformal.persons": (dict, MAYBE), "conformal.levels": list, "distance": (dict, MAYBE),
 }  # fmt: skip
+_OF_DISTANCE = {"file": str, "scale": NUMBER}
 _OF_CALIBRATION = dict.fromkeys(("intercept", "slope", "log_pos_weight"), NUMBER)
 _OF_LEVEL = {"alpha": NUMBER, "all_above": (*NUMBER, MAYBE), "hem_below": (*NUMBER, MAYBE)}
 _OF_MEMBER = {
@@ -37,8 +40,9 @@ _OF_MEMBER = {
     "side": (int, MAYBE), "views": (int, str), "view_weights": list, "scale": NUMBER,
     "shift": NUMBER,
 }  # fmt: skip
-# The largest of each, so that a bundle from somewhere cannot fill the memory by itself.
-_MOST = {"crop": LARGEST, "size": LARGEST, "side": LARGEST, "views": 10_000}
+# The largest number of each, as in training but for the views, which have no limit there.
+_MOST = {"crop": LARGEST, "size": STORED, "side": LARGEST, "views": 10_000}
+_WORDS = {"crop": "box", "views": "corners"}  # what may stand in place of a number
 
 
 @dataclass(frozen=True)
@@ -189,7 +193,7 @@ def checked_document(text: str, path: Path) -> dict[str, Any]:
         DataFault: an entry is missing, damaged or was changed.
     """
     try:
-        document = json.loads(text)
+        document = json.loads(text, parse_constant=_no_number)
     except ValueError as error:
         raise DataFault(f"{path}: damaged ({error}); copy the whole folder again.") from error
     if not isinstance(document, dict):
@@ -203,6 +207,10 @@ def checked_document(text: str, path: Path) -> dict[str, Any]:
     _check(document, _ENTRIES, path)
     if document["calibration"]:
         _check(document["calibration"], _OF_CALIBRATION, path, "calibration.")
+    if document["distance"]:
+        _check(document["distance"], _OF_DISTANCE, path, "distance.")
+    if unknown := [mark for mark in document["marks"] if mark not in set(Mark)]:
+        raise LeukoclsError(f"{path}: an unknown mark, {unknown[0]}; install a newer leukocls.")
     for level in document["conformal"]["levels"]:
         _check(level, _OF_LEVEL, path, "conformal.levels.")
     if not document["members"]:
@@ -210,11 +218,19 @@ def checked_document(text: str, path: Path) -> dict[str, Any]:
     for member in document["members"]:
         _check(member, _OF_MEMBER, path, "members.")
         for name, most in _MOST.items():
-            if isinstance(member[name], int) and not 1 <= member[name] <= most:
+            value = member[name]
+            allowed = (
+                value == _WORDS.get(name)
+                if isinstance(value, str)
+                else (value is None or 1 <= value <= most)
+            )
+            if not allowed:
                 raise DataFault(
-                    f"{path}: the entry members.{name} is {member[name]}, and not from 1 to"
-                    f" {most:,}; take the bundle from its author again."
+                    f"{path}: the entry members.{name} is {value}, and not from 1 to {most:,};"
+                    " take the bundle from its author again."
                 )
+        if not member["view_weights"]:
+            raise DataFault(f"{path}: the entry members.view_weights is empty; copy it again.")
     if document.get(DIGEST) != record_digest(document):
         raise DataFault(
             f"{path}: edited since leukocls wrote it (its entries do not have the digest {DIGEST});"
@@ -244,6 +260,11 @@ def _member(folder: Path, entries: dict[str, Any], files: Mapping[str, str]) -> 
         scale=float(entries["scale"]),
         shift=float(entries["shift"]),
     )
+
+
+def _no_number(text: str) -> None:
+    """Refuse NaN and infinity, with which every comparison would be false."""
+    raise ValueError(f"{text} is no number")
 
 
 def _check(entries: Any, wanted: Mapping[str, Any], path: Path, prefix: str = "") -> None:

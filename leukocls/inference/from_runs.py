@@ -10,22 +10,19 @@ from typing import Any
 import pandas as pd
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import load_file
 
 from leukocls import __version__
 from leukocls.artifacts.environment import versions
-from leukocls.artifacts.identity import differences, settings_of
-from leukocls.artifacts.lineage import as_metadata, read_lineage
+from leukocls.artifacts.identity import differences
 from leukocls.artifacts.marks import merged_marks
 from leukocls.artifacts.predictions import sigmoid
 from leukocls.artifacts.record import DIGEST, now, read_record, record_digest, scaling
 from leukocls.artifacts.run_dir import finished_weights
-from leukocls.common.errors import DataFault, LeukoclsError
+from leukocls.common.errors import LeukoclsError
 from leukocls.common.files import sha256_file
 from leukocls.common.tables import listing
 from leukocls.data.index import build_index
-from leukocls.data.views import view_weights
 from leukocls.evaluation import cell_metrics, conformal
 from leukocls.evaluation.calibration import calibrations
 from leukocls.evaluation.ensembles import ensembles
@@ -35,19 +32,15 @@ from leukocls.evaluation.scoring import ScoredPart, ScoringOptions, metrics_of, 
 from leukocls.inference import distance
 from leukocls.inference.bundle import DOCUMENT, FORMAT, USE, open_bundle
 from leukocls.inference.model_card import model_card
+from leukocls.inference.network_files import NetworkWriter
 from leukocls.inference.onnx_export import require_onnx, write_onnx
 from leukocls.inference.torch_predictor import TorchPredictor
-from leukocls.models.timm_network import TimmNetwork
-from leukocls.models.weights import HUB, LOCAL
 from leukocls.training.build import untrained
 
 RULE = "mean-logit"
 REFERENCES, NETWORK = "references.safetensors", "network.onnx"
 # In what the folds of a recipe, and a run on all cells, may differ.
 OF_SPLIT = {"fold", "folds", "seed", "split_scheme", "split_seed", "selection", "inputs.split"}
-IN_BUNDLE = {"data.crop", "data.size", "views"}  # settings of images that a bundle holds
-CNMC_SIDE = 450  # px, of every image of C-NMC
-PLAIN = f"{TimmNetwork.__module__}.{TimmNetwork.__qualname__}"
 MEASURES = ("n", "persons", *COUNTS, *RATES, "auroc", "brier", "ece")
 
 
@@ -75,19 +68,11 @@ def write_bundle(
             runs that are no ensemble; folds of another recipe, or not all of them.
         DataFault: predictions or weights that are damaged or were changed.
     """
-    if out.exists():
-        raise LeukoclsError(f"{out}: exists already; name a new folder, or remove it.")
-    if len({run.resolve() for run in runs}) < len(runs):
-        raise LeukoclsError("RUN: one is named twice, which would count it twice; name each once.")
+    records = [read_record(run) for run in runs]
+    _check_request(runs, records, out, data)
     if onnx:
         require_onnx()  # before the work
-    records = [read_record(run) for run in runs]
     weights = [finished_weights(*pair) for pair in zip(runs, records, strict=True)]
-    if data and records[0]["selection"]["set"] == "train":
-        raise LeukoclsError(
-            f"--data {data}: {runs[0]} held no cells out of training, to which the distance would"
-            " be compared; bundle a run of another split_scheme, or leave --data out."
-        )
     by_run = [scored_parts(run, ScoringOptions()) for run in runs]
     parts = ensembles(by_run, RULE) if len(runs) > 1 else by_run[0]
     held_out = [part for part in parts if part.origin["heading"] == "selection"]
@@ -101,7 +86,7 @@ def write_bundle(
         for number, run in enumerate(runs):
             place = f"members/{number:03d}/" if len(runs) > 1 else ""
             (folder / place).mkdir(parents=True)
-            writer = _Writer(run, records[number], weights[number], document["calibration"])
+            writer = NetworkWriter(run, records[number], weights[number], document["calibration"])
             document["members"].append(writer.write(folder, place))
         document |= {"distance": None, "onnx": None}
         if data:
@@ -114,6 +99,21 @@ def write_bundle(
         _write_document(folder, document)
         shutil.move(folder, out)
     return document
+
+
+def _check_request(
+    runs: Sequence[Path], records: Sequence[dict[str, Any]], out: Path, data: Path | None
+) -> None:
+    """Refuse what can be seen to be wrong before the work."""
+    if out.exists():
+        raise LeukoclsError(f"{out}: exists already; name a new folder, or remove it.")
+    if len({run.resolve() for run in runs}) < len(runs):
+        raise LeukoclsError("RUN: one is named twice, which would count it twice; name each once.")
+    if data and (records[0].get("selection") or {}).get("set") == "train":
+        raise LeukoclsError(
+            f"--data {data}: {runs[0]} held no cells out of training, to which the distance would"
+            " be compared; bundle a run of another split_scheme, or leave --data out."
+        )
 
 
 def _write_document(folder: Path, document: dict[str, Any]) -> None:
@@ -239,123 +239,3 @@ def _trained_persons(runs: Sequence[Path]) -> dict[str, int] | None:
         return None
     persons = train.drop_duplicates([person, "label"])["label"]
     return {name: int((persons == str(label)).sum()) for name, label in (("ALL", 1), ("HEM", 0))}
-
-
-def _check_unedited(run: Path, config: dict[str, Any], record: dict[str, Any]) -> None:
-    """Refuse a configuration that describes another network, crop or views than the record's."""
-    found, recorded = (
-        {"inputs": {}, "identity": {key: value for key, value in one.items() if key in IN_BUNDLE
-                                    or key.startswith("model.")}}
-        for one in (settings_of(OmegaConf.create(config)), record["identity"])
-    )  # fmt: skip
-    if edited := differences(recorded, found):
-        raise DataFault(
-            f"{run / 'config.yaml'}: edited since the run wrote it; these differ from run.json:"
-            f" {listing(list(edited))}; restore it."
-        )
-
-
-class _Writer:
-    """Writes the network of one run into a bundle."""
-
-    def __init__(
-        self, run: Path, record: dict[str, Any], weights: Path, calibration: dict[str, Any] | None
-    ) -> None:
-        self.record, self.weights, self.calibration = record, weights, calibration
-        config: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"), resolve=True)
-        _check_unedited(run, config, record)
-        self.data, self.views = config["data"], config["views"]
-        self.network = config["model"] | {"pretrained": False, "weights": None}
-        backbone = self.network.get("backbone", "")
-        if str(backbone).startswith((HUB, LOCAL)):
-            raise LeukoclsError(
-                f"{run}: its backbone {backbone} is described elsewhere, so that a bundle would not"
-                " be whole; train with the backbone's own name in timm, and model.weights=FILE."
-            )
-
-    def write(self, folder: Path, place: str) -> dict[str, Any]:
-        """Write the files below `folder / place`, and return the member's entries."""
-        state = load_file(self.weights)
-        prefix, scale, shift = "", 1.0, 0.0
-        if self.network["_target_"] == PLAIN:
-            prefix = "backbone."
-            state, (scale, shift) = self._as_timm(state, folder / place)
-        name = f"{place}model.safetensors"
-        save_file(state, folder / name, as_metadata(read_lineage(self.weights)))
-        lineage = [
-            {role: one[role]["groups"] for role in ("trained", "chose")}
-            for one in read_lineage(self.weights)
-        ]
-        crop, size = self.data["crop"], self.data["size"]
-        return {
-            "run": self.record["id"],
-            "config_hash": self.record["config_hash"],
-            "predictions_sha256": self.record["predictions_sha256"],
-            "weights_sha256": self.record["weights_sha256"],
-            "selection": self.record["selection"],
-            "network": self.network,
-            "weights": name,
-            "prefix": prefix,
-            "crop": crop,
-            "size": int(crop) if size is None else int(size),
-            "side": None if str(self.data["root"]).lower().endswith(".csv") else CNMC_SIDE,
-            "views": self.views,
-            "view_weights": view_weights(self.views),
-            "scale": scale,
-            "shift": shift,
-            "lineage": lineage,
-        }
-
-    def _as_timm(
-        self, state: dict[str, Tensor], folder: Path
-    ) -> tuple[dict[str, Tensor], tuple[float, float]]:
-        """The state dict as timm names it, with two classes and the calibration in its last layer.
-
-        softmax of (0, z) is (1 − p, p) with p = sigmoid(z), so the probability of ALL is ours.
-        Writes timm's config.json into `folder`.
-
-        Returns:
-            The state dict, and scale and shift from its logit to the run's.
-        """
-        intercept, slope = scaling(self.calibration) if self.calibration else (0.0, 1.0)
-        one_logit = self.network["outputs"] == 1
-        self.network["outputs"] = 2
-        network = untrained(self.network, drawn=False)
-        assert isinstance(network, TimmNetwork)
-        names = network.classifier_names
-        state = {key.removeprefix("backbone."): tensor for key, tensor in state.items()}
-        for name in names:
-            weight = slope * state[f"{name}.weight"].double()
-            bias = slope * state[f"{name}.bias"].double()
-            if one_logit:
-                weight = torch.cat([torch.zeros_like(weight), weight])
-                bias = torch.cat([torch.zeros_like(bias), bias])
-            bias[1] += intercept
-            state |= {f"{name}.weight": weight.float(), f"{name}.bias": bias.float()}
-        config = self._timm_config(network)
-        (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-        return state, (1 / slope, -intercept / slope)
-
-    def _timm_config(self, network: TimmNetwork) -> dict[str, Any]:
-        """config.json, as timm's `local-dir:` and the hub read it."""
-        known: Any = network.backbone.pretrained_cfg
-        side = self.data["size"] or self.data["crop"]
-        crop = self.data["crop"]
-        return {
-            "architecture": known["architecture"],
-            "num_classes": 2,
-            "label_names": ["HEM", "ALL"],
-            "model_args": self.network.get("options") or {},
-            "pretrained_cfg": {
-                "input_size": [3, side, side],
-                "fixed_input_size": False,
-                "interpolation": "bilinear",
-                "crop_pct": int(crop) / CNMC_SIDE if crop != "box" else 1.0,
-                "crop_mode": "center",
-                "mean": network.mean.flatten().tolist(),
-                "std": network.std.flatten().tolist(),
-                "num_classes": 2,
-                "first_conv": known.get("first_conv"),
-                "classifier": known.get("classifier"),
-            },
-        }

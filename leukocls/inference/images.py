@@ -7,7 +7,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -21,6 +21,7 @@ from leukocls.data.images import FORMATS, around_cell, central, read_with_form, 
 SUFFIXES = set().union(*FORMATS.values())
 WIDER = 600  # px: images of this side, at C-NMC's magnification, are cut to what C-NMC shows
 BACKGROUND = 0.05  # of an image's outermost pixels: with more that are not black it shows more
+TOGETHER = 200  # of images that are in memory at once, as `memory` counts; the largest has 186
 T = TypeVar("T")
 S = TypeVar("S")
 
@@ -139,19 +140,30 @@ def read_cell(path: Path, reading: Reading) -> Cell:
         raise _fault(
             path, f"cannot be read ({error.strerror})", "restore or leave it out"
         ) from error
-    with warnings.catch_warnings():
-        # Of images too large: their size is checked before anything is decoded.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    with _no_warning():
+        if reading.side is not None:
+            # Before it is decoded; what cannot be opened is told below.
+            with suppress(OSError, Image.DecompressionBombError), Image.open(path) as image:
+                _check_side(path, *image.size, reading)
         pixels, form = read_with_form(path)
     if form and reading.side is not None:
         raise _fault(path, f"is {form}", "the networks see colour: save it as 8-bit RGB")
     return as_cell(path, pixels, reading)._replace(converted=bool(form))
 
 
+@contextmanager
+def _no_warning() -> Iterator[None]:
+    """Silence Pillow about large images, whose size is checked before anything is decoded."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
+
+
 def as_cell(path: Path, pixels: np.ndarray, reading: Reading) -> Cell:
     """An image that was read, checked and of the side that the networks know: see `read_cell`."""
     if reading.side is not None:
-        pixels = _of_side(path, pixels, reading.side, reading.resize)
+        _check_side(path, pixels.shape[1], pixels.shape[0], reading)
+        pixels = _of_side(pixels, reading.side)
     if not pixels.any():
         raise _fault(path, "is all black", "there is no cell in it; leave it out")
     ring = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
@@ -168,20 +180,26 @@ def as_cell(path: Path, pixels: np.ndarray, reading: Reading) -> Cell:
         raise _fault(path, f"cannot be segmented: {error}", "cut the cell out by hand") from error
 
 
-def _of_side(path: Path, pixels: np.ndarray, side: int, resize: bool) -> np.ndarray:
+def _check_side(path: Path, width: int, height: int, reading: Reading) -> None:
+    """Refuse an image of a size that is neither known nor to be changed."""
+    side = reading.side
+    wider = side is not None and side < WIDER and (width, height) == (WIDER, WIDER)
+    if not (wider or reading.resize or (width, height) == (side, side)):
+        raise _fault(
+            path,
+            f"is {width}×{height} pixels, and the networks know {side}×{side}",
+            "cut it to that size at the same magnification, or take --resize",
+        )
+
+
+def _of_side(pixels: np.ndarray, side: int) -> np.ndarray:
+    """An image of side × side pixels: the centre of one of WIDER, another one resized."""
     height, width = pixels.shape[:2]
     if (height, width) == (side, side):
         return pixels
     if (height, width) == (WIDER, WIDER) and side < WIDER:
         return central(pixels, side)
-    if resize:
-        longest = max(height, width)
-        return resized(central(pixels, longest), side)
-    raise _fault(
-        path,
-        f"is {width}×{height} pixels, and the networks know {side}×{side}",
-        "cut it to that size at the same magnification, or take --resize",
-    )
+    return resized(central(pixels, max(height, width)), side)
 
 
 def seen(pixels: np.ndarray, crop: int | str, size: int) -> np.ndarray:
@@ -193,14 +211,10 @@ def seen(pixels: np.ndarray, crop: int | str, size: int) -> np.ndarray:
     return resized(around_cell(pixels) if crop == "box" else central(pixels, int(crop)), size)
 
 
-def memory(path: Path, side: int | None) -> float:
-    """The memory that an image takes when it is read, in images of WIDER × WIDER pixels.
-
-    Args:
-        side: of the images that are kept; None for whole ones.
-    """
-    if side is None:
-        with suppress(Exception), Image.open(path) as image:
+def memory(path: Path, reading: Reading) -> float:
+    """The memory that an image takes when it is read, in images of WIDER × WIDER pixels."""
+    if (reading.side is None or reading.resize) and path.is_file():
+        with suppress(Exception), _no_warning(), Image.open(path) as image:
             return image.width * image.height / WIDER**2
     return 1.0
 

@@ -20,7 +20,15 @@ from leukocls.data.views import image_views, view_count, view_matrices, view_wei
 from leukocls.data.warp import to_images
 from leukocls.inference.bundle import USE, Member
 from leukocls.inference.distance import first_maps, pooled
-from leukocls.inference.images import Reading, as_cell, find_images, read_cell, seen
+from leukocls.inference.images import (
+    TOGETHER,
+    Reading,
+    as_cell,
+    find_images,
+    memory,
+    read_cell,
+    seen,
+)
 from leukocls.inference.onnx_predictor import (
     ABOUT,
     DISTANCE,
@@ -43,7 +51,6 @@ TOLERANCE = 1e-4  # of the logit
 # Times PyTorch's own rounding, where that is coarse: 1.5e-3 was seen on genuine cells.
 ROUNDINGS = 3
 DRAWN = 16  # synthetic cells, where no images are named
-MOST = 256  # images to compare on
 AT_ONCE = 4  # images that are compared at a time, with all their views
 THRESHOLD = "threshold"
 
@@ -57,6 +64,7 @@ class Parity(NamedTuple):
         difference: the largest, of the logit.
         rounding: the largest between PyTorch's own logits in single and in double precision.
         error: the largest between ONNX Runtime's and PyTorch's in double precision.
+        allowed: the largest error with which the file is written.
     """
 
     images: str
@@ -64,6 +72,7 @@ class Parity(NamedTuple):
     difference: float
     rounding: float
     error: float
+    allowed: float
 
 
 class _Whole(nn.Module):
@@ -139,7 +148,7 @@ def write_onnx(predictor: TorchPredictor, out: Path, places: Sequence[str] = ())
     Raises:
         LeukoclsError: networks that see different crops or sizes; a network that ONNX cannot hold;
             logits further from those in double precision than TOLERANCE and than ROUNDINGS times
-            PyTorch's; more than MOST images; onnx or onnxruntime is not installed.
+            PyTorch's; too many images; onnx or onnxruntime is not installed.
         DataFault: an image that cannot be read.
     """
     described, members = predictor.bundle, predictor.members
@@ -152,8 +161,9 @@ def write_onnx(predictor: TorchPredictor, out: Path, places: Sequence[str] = ())
     stored = np.stack([seen(cell, members[0].crop, members[0].size) for cell in cells])
     model = _exported(predictor, stored)
     logits = _logits(predictor, model.SerializeToString(), cells, stored)
-    parity = Parity(kind, len(cells), *_differences(*logits))
-    allowed = max(TOLERANCE, ROUNDINGS * parity.rounding)
+    difference, rounding, error = _differences(*logits)
+    allowed = max(TOLERANCE, ROUNDINGS * rounding)
+    parity = Parity(kind, len(cells), difference, rounding, error, allowed)
     if not parity.error <= allowed:
         raise LeukoclsError(
             f"{described.place}: as ONNX its logits differ by up to {parity.error:.2g} on"
@@ -185,10 +195,10 @@ def _cells(predictor: TorchPredictor, places: Sequence[str]) -> tuple[list[np.nd
     """Images to compare on, of the side that the networks know, and what they are."""
     if places:
         reading, found = Reading(predictor.side), find_images(places)
-        if len(found) > MOST:
+        if sum(memory(one.path, reading) for one in found) > TOGETHER:
             raise LeukoclsError(
-                f"--compare-on: {len(found)} images, which are in memory at once; name at most"
-                f" {MOST} of them."
+                f"--compare-on: {len(found)} images, which would be in memory at once; name fewer"
+                f" of them, at most {TOGETHER}."
             )
         return [read_cell(one.path, reading).pixels for one in found], "images"
     drawn = draw_cells(SyntheticSpec(prelim_subjects_all=1, prelim_subjects_hem=1, final_cells=4))

@@ -15,11 +15,11 @@ from leukocls.artifacts.record import DIGEST
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.files import atomic_write, lock
 from leukocls.evaluation.prediction_files import PREDICT
-from leukocls.inference.images import Found, Reading
+from leukocls.inference.images import Found, Reading, text_of
 from leukocls.inference.predictor import BATCH, NOTES, Predictor
 
 KINDS = (".csv", ".parquet")
-_STAMP = ("bytes", "modified")  # of a file, in the rows that are kept until the end
+_STAMP = ("path", "bytes", "modified")  # of a file, in the rows that are kept until the end
 _COLUMNS = [*PREDICT, *NOTES, *_STAMP]
 _NUMBERS = ("logit", "prob", "view_sd", "distance")
 
@@ -135,13 +135,14 @@ def _keys(table: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
     return zip(*(table[name].tolist() for name in ("cell", *_STAMP)), strict=True)
 
 
-def _stamp(path: Path) -> tuple[int, int]:
-    """Size and time of a file's last change; of one that cannot be read, zeros."""
+def _stamp(path: Path) -> tuple[str, int, int]:
+    """Place, size and time of the last change of a file; of one that cannot be read, zeros."""
+    place = text_of(os.path.abspath(path))
     try:
         status = os.stat(path)
     except OSError:
-        return 0, 0
-    return status.st_size, status.st_mtime_ns
+        return place, 0, 0
+    return place, status.st_size, status.st_mtime_ns
 
 
 def write_table(out: Path, table: pd.DataFrame) -> None:

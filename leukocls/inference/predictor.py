@@ -90,7 +90,7 @@ class Predictor(ABC):
                 return found.cell, text_of(str(error))
 
         def weight(found: Found) -> float:
-            return memory(found.path, reading.side)
+            return memory(found.path, reading)
 
         kept: list[tuple[str, Cell | str]] = []
         weighs = 0.0

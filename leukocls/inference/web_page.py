@@ -12,7 +12,7 @@ import numpy as np
 from leukocls.artifacts.marks import MEANINGS
 from leukocls.common.errors import DataFault, LeukoclsError
 from leukocls.data.images import around_cell
-from leukocls.inference.images import SUFFIXES, Cell, Reading, memory, read_cell
+from leukocls.inference.images import SUFFIXES, TOGETHER, Cell, Reading, memory, read_cell
 from leukocls.inference.prediction_sheet import remarks
 from leukocls.inference.saliency import Maps, maps
 from leukocls.inference.sheet import overlaid
@@ -20,7 +20,6 @@ from leukocls.inference.torch_predictor import TorchPredictor
 from leukocls.reporting.pictures import as_jpeg
 
 MOST = 24  # images at a time
-MEMORY = 200  # of the images at a time, as `memory` counts; one of the largest has 186
 NEIGHBOURS = 3  # training cells shown for each
 LARGEST = "20mb"  # of one file; a BMP of 600 x 600 pixels has 1
 CSS = """
@@ -48,8 +47,8 @@ def answer(predictor: TorchPredictor, places: Sequence[str], reading: Reading) -
     weighs = 0.0
     try:
         for path in paths[:MOST]:
-            weighs += (weight := memory(path, reading.side))
-            if weighs > MEMORY:
+            weighs += (weight := memory(path, reading))
+            if weighs > TOGETHER:
                 weighs -= weight
                 skipped.append(f"{path.name}: too large beside the others; send it by itself")
                 continue

@@ -21,7 +21,6 @@ from leukocls.artifacts.record import RunState, read_record
 from leukocls.artifacts.run_dir import RunDir, RunLocked, logged_to, run_weights
 from leukocls.common.errors import DataFault, LeukoclsError, own_text, system_message
 from leukocls.common.files import sha256_file
-from leukocls.common.processes import Interrupted
 from leukocls.common.terminal import printable
 from leukocls.launch.phases import phase_configs
 from leukocls.launch.settings import check_settings, is_free, no_such_setting
@@ -247,21 +246,20 @@ def _execute(job: Job, inputs: TrainInputs | ScoreInputs, run: RunDir, resume: b
         run.resume(**inputs.facts())
     else:
         run.start(**inputs.facts())
-    # The result is printed before W&B is waited for.
-    with logged_to(run.directory / "log.txt"), followed(run.directory, inputs.config.logger):
-        try:
+    with (
+        # Its log may be what cannot be written.
+        run.ended_by_errors(),
+        logged_to(run.directory / "log.txt"),
+        # The result is printed before W&B is waited for.
+        followed(run.directory, inputs.config.logger),
+    ):
+        with run.ended_by_errors():
             if job.source:
                 rescore(run, job.source, inputs.config.selection, inputs.config.threshold)
             elif isinstance(inputs, ScoreInputs):
                 score(inputs, run)
             else:
                 fit(inputs, run, resume)
-        except (Interrupted, SystemExit) as stop:  # the latter when a cluster takes the job back
-            run.end(RunState.INTERRUPTED, str(stop))
-            raise
-        except Exception as error:
-            run.fail(error)
-            raise
         print_result(run.directory)
 
 
@@ -298,7 +296,8 @@ def message_of(error: Exception) -> str:
             message += "\nQuote a value with a comma, an equals sign or a space: 'key=\"value\"'"
         return message
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{system_message(error)} (outputs=, data.cache=)."
+        told = system_message(error)
+        return f"{told} (outputs= or data.cache=)" if told.endswith(" another place") else told
     text, hint = own_text(error) or "no more is known", "LEUKOCLS_TRACEBACK=1 shows where"
     for sign, advice in ADVICE.items():
         if sign in f"{type(error).__name__}: {text}":

@@ -4,8 +4,7 @@ Only features of a network need torch.
 """
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import version
@@ -25,7 +24,6 @@ from leukocls.artifacts.record import RunState
 from leukocls.artifacts.run_dir import RunDir
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.files import atomic_write, sha256_file
-from leukocls.common.processes import Interrupted
 from leukocls.data import features
 from leukocls.data.index import Index
 from leukocls.data.names import PRELIM_TRAINED
@@ -251,11 +249,6 @@ def execute(baseline: Baseline, cache: Path) -> None:
     Args:
         cache: folder that keeps the features of each data set.
     """
-    with _recorded(baseline.run):
-        _execute(baseline, cache)
-
-
-def _execute(baseline: Baseline, cache: Path) -> None:
     index, split, run = baseline.index, baseline.split, baseline.run
     started = time.perf_counter()
     table = cached_table(index, baseline.recipe, baseline.digest, cache)
@@ -282,16 +275,3 @@ def _execute(baseline: Baseline, cache: Path) -> None:
             "run_s": round(time.perf_counter() - ready, 2),
         },
     )
-
-
-@contextmanager
-def _recorded(run: RunDir) -> Iterator[None]:
-    """Record an exception as the end of the run, so that its state does not stay `running`."""
-    try:
-        yield
-    except Interrupted as stop:
-        run.end(RunState.INTERRUPTED, str(stop))
-        raise
-    except Exception as error:
-        run.fail(error)
-        raise

@@ -1,10 +1,12 @@
 """Cache of frozen features: those of every image and view, computed once and kept on disk.
 
 The name of a file is a digest of everything that changes a bit of its features. A file is written
-to a temporary name and renamed, so a file that exists is complete.
+to a temporary name and renamed, so a file that exists is complete; beside it lies a CRC-32 of each
+image's features.
 """
 
 import json
+import zlib
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -18,6 +20,7 @@ from tqdm import tqdm
 
 from leukocls import __version__
 from leukocls.common.files import atomic_stream, remove_unfinished
+from leukocls.data.store import check_length, checksums_of
 from leukocls.data.views import image_views, view_count
 from leukocls.data.warp import to_images
 from leukocls.models.frozen import FrozenFeatures
@@ -82,12 +85,16 @@ def _key(
 
 
 def _read(path: Path, shape: tuple[int, int, int]) -> np.memmap | None:
-    """The features in a file; None if the file is missing, truncated or of another shape."""
+    """The features in a file; None if it is missing, truncated, of another shape or was changed."""
     try:
         features: np.memmap = np.lib.format.open_memmap(path, mode="r")
-    except (FileNotFoundError, ValueError):  # ValueError: not an array file, or a truncated one
+        written = np.load(checksums_of(path))
+    except (OSError, ValueError, EOFError):  # ValueError: not an array file, or a truncated one
         return None
-    return features if features.shape == shape and features.dtype == np.float32 else None
+    if features.shape != shape or features.dtype != np.float32 or len(written) != len(features):
+        return None
+    present = np.fromiter(map(zlib.crc32, features), np.uint32, len(features))
+    return features if np.array_equal(present, written) else None
 
 
 def _batches(
@@ -103,6 +110,7 @@ def _batches(
     # Only a long wait deserves a bar; `disable=None` keeps it out of files and pipes.
     bar = tqdm(starts, desc="features", unit="batch", disable=None, delay=1, leave=False)
     for start in bar:
+        check_length(store)
         stored = torch.from_numpy(np.array(store[start : start + batch_size])).to(device)
         features = [network.features(view) for view in image_views(to_images(stored), views)]
         yield torch.stack(features, 1).cpu().numpy()
@@ -114,5 +122,10 @@ def _write(path: Path, shape: tuple[int, int, int], batches: Iterator[np.ndarray
     with atomic_stream(path) as stream:
         header = {"descr": "<f4", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(stream, header)
+        checksums = []
         for batch in batches:
             stream.write(batch.tobytes())
+            checksums += [zlib.crc32(image) for image in batch]
+        # Before the features themselves appear, so that they have their checksums.
+        with atomic_stream(checksums_of(path)) as sums:
+            np.save(sums, np.array(checksums, np.uint32))

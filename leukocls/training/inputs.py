@@ -126,6 +126,7 @@ class Inputs:
             "pretraining": pretraining(self.config.model),
             "marks": self.marks,
             "shared_persons": shared_persons(self.cells),
+            "image_side": next(iter(self.index.rules.sides.values()), None),
             "best_auroc": self.index.rules.best_auroc(),
             "metrics": {},
             "predictions_sha256": None,

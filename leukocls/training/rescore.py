@@ -14,6 +14,7 @@ from leukocls.artifacts.predictions import sigmoid, view_columns, write
 from leukocls.artifacts.record import RunState, read_record
 from leukocls.artifacts.run_dir import RunDir
 from leukocls.common.errors import LeukoclsError
+from leukocls.common.files import atomic_write
 from leukocls.evaluation import scoring
 from leukocls.evaluation.calibration import of_run
 from leukocls.evaluation.cell_metrics import by_split
@@ -83,7 +84,7 @@ def rescore(run: RunDir, directory: Path, rule: str, threshold: float | str) -> 
         threshold = best_threshold(on["label"], on["prob"])
     write(run.directory / "predictions.parquet", frame)
     write_history(run.directory, rows)
-    (run.directory / "split.csv").write_bytes((directory / "split.csv").read_bytes())
+    atomic_write(run.directory / "split.csv", (directory / "split.csv").read_bytes())
     run.end(
         RunState.DONE,
         predictions_sha256=run.stored_hashes(network=False)["predictions_sha256"],

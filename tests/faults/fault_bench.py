@@ -27,6 +27,7 @@ KINDS = {
     "plain": [],
     "workers": ["data.workers=2"],
     "phases": ["experiment=georgiev_vgg16", "last_phase=stage_2"],
+    "test": ["split_scheme=honest", "folds=3"],
 }
 # Another file system than the run's, where the machine has one.
 ELSEWHERE = {"TMPDIR": "/dev/shm"} if Path("/dev/shm").is_dir() else {}

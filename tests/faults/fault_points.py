@@ -24,6 +24,7 @@ POINTS = {
     "step": ("leukocls.training.classifier", "CellClassifier", "training_step"),
     "after step": ("leukocls.training.recorder", "Recorder", "on_train_batch_end"),
     "scoring": ("leukocls.training.classifier", "CellClassifier", "validation_step"),
+    "testing": ("leukocls.training.classifier", "CellClassifier", "test_step"),
     "save": ("leukocls.training.recorder", "Recorder", "save"),
     "joining": ("leukocls.training.prediction_parts", "PredictionParts", "join"),
     "predicting": ("leukocls.inference.torch_predictor", "TorchPredictor", "scores"),
@@ -38,6 +39,16 @@ def _out_of_memory(_: Any) -> None:
     import torch
 
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def _infinite(arguments: Any) -> None:
+    """An image of the batch, so that the loss is not finite."""
+    arguments[1]["image"][0] = float("inf")
+
+
+def _sigterm_twice(_: Any) -> None:
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _kill_a_worker(_: Any) -> None:
@@ -68,6 +79,8 @@ def _remove_the_run(arguments: Any) -> None:
 
 FAULTS: dict[str, Fault] = {
     "out of memory": _out_of_memory,
+    "infinite": _infinite,
+    "SIGTERM twice": _sigterm_twice,
     "kill a worker": _kill_a_worker,
     "die and name the workers": _die_and_name_the_workers,
     "limit the size of files": _limit_the_size_of_files,

@@ -56,6 +56,7 @@ def test_the_workers_of_a_killed_run_end(small_tree: Path, tmp_path: Path, comma
         ("workers", ["step:6", "save:3"]),
         ("workers", ["scoring:2", "rename:9"]),
         ("phases", ["step:19", "joining:1"]),  # the second phase
+        ("test", ["testing:1", "joining:1"]),
     ],
 )
 def test_a_killed_run_resumes_to_the_same_bits(

@@ -122,6 +122,21 @@ def test_a_signalled_sweep_saves_its_jobs_and_resumes_them(
     assert all("resumed after epoch" in (run / "log.txt").read_text() for run in runs)
 
 
+@pytest.mark.parametrize("point", ["file:40", "rename:20", "step:9"])
+def test_a_second_signal_leaves_nothing_torn(
+    point: str, whole: dict, small_tree: Path, tmp_path: Path, command: Start
+) -> None:
+    outputs = tmp_path / "outputs"
+    words = [*small(small_tree, outputs), *WORDS, "save_minutes=1e-9"]
+    stopped = run_with(command, words, f"{point}:SIGTERM twice")
+    assert stopped.wait() == 143, stopped.err
+    assert record(only_run(outputs))["status"] == "interrupted"
+    assert_nothing_is_torn(outputs)
+    ended = run_with(command, words)
+    assert ended.wait() == 0, ended.err
+    assert result(outputs) == whole
+
+
 @pytest.mark.parametrize("again", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_acts_at_once(again: int) -> None:
     def send() -> None:

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from conftest import CANARY, TINY, record
+from conftest import CANARY, TINY, Train, only_run, record, small
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -298,6 +298,24 @@ def test_a_number_that_would_fill_the_memory_is_refused(entry: str, value: int, 
         open_bundle(copy)
 
 
+@pytest.mark.parametrize(("change", "said"), [
+    (lambda document: document["members"][0].update(crop="middle"), "members.crop is middle"),
+    (lambda document: document["members"][0].update(views="all"), "members.views is all"),
+    (lambda document: document["members"][0].update(view_weights=[]), "view_weights is empty"),
+    (lambda document: document["threshold"].update(logit=float("nan")), "NaN is no number"),
+    (lambda document: document.update(distance={"scale": 1}), "distance.file is missing"),
+    (lambda document: document.update(marks=["NEW"]), "unknown mark, NEW; install a newer"),
+])  # fmt: skip
+def test_an_entry_without_a_meaning_is_refused(
+    change: Callable[[dict[str, Any]], None], said: str, copy: Path
+) -> None:
+    document = json.loads((copy / DOCUMENT).read_text(encoding="utf-8"))
+    change(document)
+    (copy / DOCUMENT).write_text(signed(document))
+    with pytest.raises(LeukoclsError, match=said):
+        open_bundle(copy)
+
+
 @pytest.mark.parametrize("backbone", ["hf-hub:somebody/network", "local-dir:/somewhere"])
 def test_a_bundle_fetches_no_network(backbone: str, copy: Path) -> None:
     document = json.loads((copy / DOCUMENT).read_text(encoding="utf-8"))
@@ -305,6 +323,53 @@ def test_a_bundle_fetches_no_network(backbone: str, copy: Path) -> None:
     (copy / DOCUMENT).write_text(signed(document))
     with pytest.raises(LeukoclsError, match=f"{backbone} is described elsewhere"):
         leukocls.load_bundle(copy)
+
+
+def test_an_edited_split_is_not_bundled(run: Path, tmp_path: Path) -> None:
+    edited = Path(shutil.copytree(run, tmp_path / run.name))
+    text = (edited / "split.csv").read_text()
+    (edited / "split.csv").write_text(text.replace(",train", ",prelim", 1))
+    with pytest.raises(DataFault, match=r"split\.csv: edited since the run wrote it"):
+        bundle.main([str(edited), "--out", str(tmp_path / "bundle")])
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_own_data_make_a_bundle_for_images_of_any_size(
+    small_tree: Path, tmp_path: Path, train: Train
+) -> None:
+    """Whatever their table is called. timm, which enlarges images before it crops, is left out."""
+    index = build_index(small_tree)
+    rows = index.table[index.table["part"] == "train"]
+    (tmp_path / "lab").mkdir()
+    lines = ["cell\tsubject\tlabel\tpath"]
+    for row in rows.itertuples():
+        name = f"{row.Index}.png"
+        with Image.open(index.root / row.file) as image:
+            image.crop((100, 100, 350, 340)).save(tmp_path / "lab" / name)
+        lines.append(f"{name}\tP{row.subject}\t{'ALL' if row.label else 'HEM'}\t{name}")
+    table = tmp_path / "lab" / "cells.tsv"
+    table.write_text("\n".join(lines) + "\n")
+    words = [
+        *small(table, tmp_path / "outputs"),
+        "split_scheme=subject",
+        "folds=2",
+        "fold=0",
+        "data.crop=200",
+    ]
+    done = train(*words, "trainer.max_epochs=1")
+    assert done.code == 0, done.err
+    run = only_run(tmp_path / "outputs")
+    assert bundle.main([str(run), "--out", str(tmp_path / "bundle")]) == 0
+    assert not (tmp_path / "bundle/config.json").exists()
+    card = (tmp_path / "bundle/README.md").read_text()
+    assert "Cells of a data set described by a CSV" in card
+    assert "create_model" not in card
+    predictor = leukocls.load_bundle(tmp_path / "bundle", "cpu")
+    assert predictor.side is None
+    scored = predictions_of(run)
+    scored = scored[scored["split"] == "val"]
+    found = predictor.predict([tmp_path / "lab" / cell for cell in scored.index])
+    assert found["logit"].to_numpy() == pytest.approx(scored["logit"].to_numpy(), abs=1e-5)
 
 
 def test_an_edited_configuration_is_not_bundled(run: Path, tmp_path: Path) -> None:

@@ -199,7 +199,7 @@ def test_a_network_that_rounds_coarsely_may_differ_more(
 def test_a_folder_that_would_fill_the_memory_is_not_compared_on(
     bundled: Path, small_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_export, "MOST", 3)
+    monkeypatch.setattr(onnx_export, "TOGETHER", 3)
     words = [str(bundled / "bundle"), "--out", str(tmp_path / "a.onnx")]
     with pytest.raises(LeukoclsError, match=r"--compare-on: \d+ images.*at most 3"):
         export.main([*words, "--compare-on", str(small_tree)])

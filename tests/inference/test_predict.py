@@ -19,6 +19,7 @@ import leukocls
 from leukocls import evaluate, predict
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.files import lock
+from leukocls.data import images
 from leukocls.data.contact_sheet import TOP
 from leukocls.data.images import around_cell, read_image
 from leukocls.evaluation.prediction_files import PREDICT
@@ -182,6 +183,38 @@ def test_a_stopped_command_resumes(
     assert not kept.exists()
 
 
+def test_a_signal_keeps_what_is_done(
+    made: Path, small_tree: Path, tmp_path: Path, command: Callable[..., Command],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    words = [str(made), *map(str, cells_of(small_tree, 6)), "--batch-size", "1"]
+    out = ["--out", str(tmp_path / "out.csv")]
+    stopped = command("predict", *words, *out, env=os.environ | {VARIABLE: "predicting:3:SIGTERM"})
+    assert (stopped.wait(), "interrupted" in stopped.err) == (143, True), stopped.err
+    assert [path.name for path in tmp_path.iterdir()] == ["out.csv.partial"]
+    assert predict.main([*words, *out]) == 0
+    assert "2 of them an earlier command had predicted" in capsys.readouterr().out
+
+
+def test_rows_of_another_folder_are_not_taken(
+    made: Path, small_tree: Path, tmp_path: Path, command: Callable[..., Command]
+) -> None:
+    """Whose images have the same names, sizes and times, as from an archive."""
+    first, second = cells_of(small_tree, 2)
+    for folder, cell in (("a", first), ("b", second)):
+        (tmp_path / folder).mkdir()
+        for name in ("1.bmp", "2.bmp"):
+            shutil.copy(cell, tmp_path / folder / name)
+            os.utime(tmp_path / folder / name, (1, 1))
+    out, another = tmp_path / "out.csv", tmp_path / "another.csv"
+    words = [str(made), str(tmp_path / "a"), "--out", str(out), "--batch-size", "1"]
+    killed = command("predict", *words, env=os.environ | {VARIABLE: "predicting:2:SIGKILL"})
+    assert killed.wait() == -signal.SIGKILL, killed.err
+    for path in (out, another):
+        assert predict.main([str(made), str(tmp_path / "b"), "--out", str(path)]) == 0
+    assert out.read_bytes() == another.read_bytes()
+
+
 def test_two_commands_do_not_write_one_file(made: Path, small_tree: Path, tmp_path: Path) -> None:
     words = [str(made), *map(str, cells_of(small_tree, 1)), "--out", str(tmp_path / "out.csv")]
     with open(tmp_path / "out.csv.partial", "a") as stream:
@@ -249,8 +282,10 @@ def test_other_sizes(small_tree: Path, tmp_path: Path) -> None:
         found = read_cell(tmp_path / "wide.png", Reading(SIDE, resize))
         assert (found.pixels == pixels).all()
     Image.fromarray(pixels[:400, :300]).save(tmp_path / "cut.png")
-    with pytest.raises(LeukoclsError, match="300×400"):
-        read_cell(tmp_path / "cut.png", Reading(SIDE))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(images, "_decoded", None)  # the header tells it
+        with pytest.raises(LeukoclsError, match="300×400"):
+            read_cell(tmp_path / "cut.png", Reading(SIDE))
     assert read_cell(tmp_path / "cut.png", Reading(SIDE, resize=True)).pixels.shape == (
         SIDE,
         SIDE,
@@ -388,8 +423,13 @@ def test_large_images_are_read_in_small_batches(
     wide.paste(Image.open(path), (375, 375))
     for number in range(5):
         wide.save(tmp_path / f"{number}.png")
-    assert memory(tmp_path / "0.png", None) == 4
-    assert memory(tmp_path / "0.png", SIDE) == memory(tmp_path / "none.png", None) == 1
+    assert memory(tmp_path / "0.png", Reading(None)) == 4
+    assert memory(tmp_path / "0.png", Reading(SIDE, resize=True)) == 4
+    os.mkfifo(tmp_path / "pipe.bmp")  # which would wait for somebody to write
+    assert memory(tmp_path / "pipe.bmp", Reading(None)) == 1
+    (tmp_path / "pipe.bmp").unlink()
+    assert memory(tmp_path / "0.png", Reading(SIDE)) == 1
+    assert memory(tmp_path / "none.png", Reading(None)) == 1
     tables = list(predictor.batches(find_images([tmp_path]), Reading(None), batch=6))
     assert [len(table) for table in tables] == [2, 2, 1]
 

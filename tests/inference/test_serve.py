@@ -1,12 +1,17 @@
 """The page to try a bundle: what it answers, and that nothing of an upload is left."""
 
+import os
 import re
 import shutil
+import signal
 import socket
 import sys
+import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import Command
 
 import leukocls
 from leukocls import serve
@@ -64,7 +69,7 @@ def test_bad_files_are_named_and_names_are_no_markup(
     html = web_page.answer(predictor, [*map(str, uploads)], Reading(predictor.side))
     assert "Of 2 images the first 1" in html
     monkeypatch.setattr(web_page, "MOST", 2)
-    monkeypatch.setattr(web_page, "MEMORY", 1)
+    monkeypatch.setattr(web_page, "TOGETHER", 1)
     for upload in uploads:
         upload.write_bytes(read)
     html = web_page.answer(predictor, [*map(str, uploads)], Reading(predictor.side))
@@ -95,6 +100,26 @@ def test_a_served_page_keeps_nothing(
             web_page.serve(predictor, reading, "127.0.0.1", port, folder)
     finally:
         page.close(verbose=False)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 0)])
+def test_a_signal_ends_the_page_and_removes_what_it_held(
+    number: int, code: int, bundled: Path, tmp_path: Path, command: Callable[..., Command]
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    held = tmp_path / "tmp"
+    held.mkdir()
+    serving = command("serve", bundled / "bundle", "--port", port,
+                      env=os.environ | {"TMPDIR": str(held)})  # fmt: skip
+    assert serving.until(lambda: "Ctrl-C ends it" in serving.out), serving.err
+    assert list(held.glob("leukocls-serve-*"))
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/") as page:
+        assert "leukocls" in page.read().decode()
+    serving.send_signal(number)
+    assert serving.wait() == code, serving.err
+    assert not list(held.glob("leukocls-serve-*"))
 
 
 def test_without_gradio_the_remedy_is_named(bundled: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from leukocls.artifacts.identity import arm_name, settings_of
-from leukocls.artifacts.record import RunState
+from leukocls.artifacts.record import RunState, mark_ended
 from leukocls.artifacts.run_dir import RunDir, logged_to
 from leukocls.common.errors import LeukoclsError
 from leukocls.common.secrets import is_secret, starred, without_secrets
@@ -253,6 +253,32 @@ def test_what_is_written_holds_no_secret_of_the_environment(
         assert path.is_dir() or CANARY.encode() not in path.read_bytes(), path
     assert record(run.directory)["error"] == "OSError: https://***@example.org"
     assert OmegaConf.load(run.directory / "config.yaml").logger.my_api_key == "***"
+
+
+def test_what_a_sweep_writes_about_a_dead_job_holds_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last line that the job printed may hold one; and its output may be a file."""
+    monkeypatch.setenv("S3_SECRET_KEY", CANARY)
+    run = RunDir(tmp_path / "demo" / "proposal" / "seed_000", OmegaConf.create({}), {})
+    run.directory.mkdir(parents=True)
+    run.start()
+    mark_ended(run.directory, os.getpid(), RunState.FAILED, f"killed; its last line: {CANARY}")
+    assert record(run.directory)["error"] == "killed; its last line: ***"
+    with logged_to(run.directory / "log.txt"):
+        print(f"warning: {CANARY}")
+    assert capsys.readouterr().out == "warning: ***\n"
+
+
+@pytest.mark.parametrize("token", [
+    "sk-abcdefghijklmnop", "sk-proj-abcd_efgh-ijklmnop", "sk-ant-api03-abcd-efgh_ijkl",
+])  # fmt: skip
+def test_tokens_are_known_by_their_form(token: str) -> None:
+    assert without_secrets(f"with {token} in it") == "with *** in it"
+    assert (
+        without_secrets("risk-adjusted-estimates-of-persons")
+        == "risk-adjusted-estimates-of-persons"
+    )
 
 
 def test_options_of_a_network_are_no_secrets() -> None:

@@ -1,6 +1,7 @@
 import ast
 import importlib.util
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -238,14 +239,20 @@ def test_nor_does_it_fire_where_timms_own_options_name_the_file(tmp_path):
     assert not fired.exists()
 
 
+UNPICKLES = r"(torch|pickle|joblib|dill|shelve)\.(load|loads|open|Unpickler)$|read_pickle$"
+
+
 def test_nothing_in_the_package_unpickles():
     calls = [
         (path.name, ast.unparse(node))
         for path in PACKAGE.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "pickle.load")
+        if isinstance(node, ast.Call) and re.search(UNPICKLES, ast.unparse(node.func))
     ]
     assert calls
+    assert not any(
+        "allow_pickle=True" in path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")
+    )
     assert all(call.endswith("weights_only=True)") for _, call in calls), calls
 
 
