@@ -6,10 +6,11 @@ Each round is a run with dropout, mixup, an average of the weights, steps of two
 at every step; in a quarter of the rounds each two workers read the batches, the run has two phases,
 or a test set. It is killed (SIGKILL) one to four times: every other time after random seconds, else
 when it comes to a random point for a random time (a step, scoring, a save, the writing or renaming
-of a file). After each kill every file under its final name has to read. Then the run is resumed to its
-end: weights, predictions and metrics.csv (without times) have to be those of a run that was never
-killed, and no temporary file may be left. Ends with 1 where one of this does not hold. The data are
-SYNTHETIC. The temporary folder of the runs' processes is on another file system if there is one.
+of a file). After each kill every file under its final name has to read. Then the run is resumed to
+its end: weights, predictions and metrics.csv (without times) have to be those of a run that was
+never killed, and no temporary file may be left. Ends with 1 where one of this does not hold. The
+data are SYNTHETIC. The temporary folder of the runs' processes is on another file system if there
+is one.
 """
 
 import argparse

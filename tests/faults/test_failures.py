@@ -84,6 +84,22 @@ def test_a_run_without_what_it_wrote_is_not_done(name: str, trained: Path, tmp_p
         RunDir(copy, OmegaConf.create({"seed": 0}), {}).stored_hashes(network=True)
 
 
+def test_a_run_whose_log_cannot_be_written_has_failed(
+    small_tree: Path, tmp_path: Path, train: Train
+) -> None:
+    """Also before its first step, when its record says `running` already."""
+    outputs = tmp_path / "outputs"
+    words = small(small_tree, outputs)
+    assert train(*words).code == 0
+    run = only_run(outputs)
+    edit_record(run, status="interrupted")
+    (run / "log.txt").unlink()
+    (run / "log.txt").mkdir()
+    refused = train(*words)
+    assert (refused.code, "log.txt: Is a directory" in refused.err) == (1, True), refused.err
+    assert record(run)["status"] == "failed"
+
+
 def test_no_weights_are_saved_within_an_epoch_whose_loss_is_infinite(
     small_tree: Path, tmp_path: Path, train: Train
 ) -> None:

@@ -325,6 +325,16 @@ def test_a_bundle_fetches_no_network(backbone: str, copy: Path) -> None:
         leukocls.load_bundle(copy)
 
 
+def test_a_leaky_run_makes_a_leaky_bundle(
+    trained_once: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = trained_once("split_scheme=cell", "folds=2", "fold=0", "trainer.max_epochs=1")
+    assert bundle.main([str(run), "--out", str(tmp_path / "bundle")]) == 0
+    assert "LEAKY" in json.loads((tmp_path / "bundle" / DOCUMENT).read_text())["marks"]
+    card = (tmp_path / "bundle" / "README.md").read_text()
+    assert re.search(r"\*\*[A-Z ]*LEAKY\*\*: .*scored persons or images were also trained on", card)
+
+
 def test_an_edited_split_is_not_bundled(run: Path, tmp_path: Path) -> None:
     edited = Path(shutil.copytree(run, tmp_path / run.name))
     text = (edited / "split.csv").read_text()
