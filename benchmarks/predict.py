@@ -6,8 +6,9 @@ A run of EfficientNet-Lite0 at 128 px with eight views is trained for one batch,
 do not matter for time, and bundled. `predict` then runs as a command on a tenth of the images and
 on all of them, for its peak memory and its rate. The network alone computes the same views of
 images that are decoded already, with as many threads. Machines grow faster and slower within
-minutes: for the ratio of the two, what `predict` does and the network alone take turns in one
-process, ROUNDS times, on CHUNK images each.
+seconds: for the ratio of the two, what `predict` does and the network alone take turns in one
+process, ROUNDS times, on one batch each, and every other time the network is first. The ratio is
+the median of the turns' ratios.
 """
 
 import argparse
@@ -43,31 +44,37 @@ SMALL = SyntheticSpec(
     cells_per_subject=8, final_cells=4,
 )  # fmt: skip
 FULL = SyntheticSpec(scale="full")
-ROUNDS, CHUNK = 10, 3 * BATCH
+ROUNDS = 30
 
 
-def in_turns(predictor: TorchPredictor, images: list[Found], folder: Path) -> tuple[float, float]:
-    """Images per second of `predict`, from files to a file, and of the network alone."""
+def in_turns(predictor: TorchPredictor, images: list[Found], folder: Path) -> np.ndarray:
+    """Images per second of `predict`, from files to a file, and of the network, [ROUNDS, 2]."""
     (member,), (network,) = predictor.members, predictor.networks
     shape = (BATCH, member.size, member.size, 3)
     pixels = to_images(torch.randint(0, 256, shape, dtype=torch.uint8))
     views = [view.contiguous(memory_format=torch.channels_last)
              for view in image_views(pixels, member.views)]  # fmt: skip
-    chunks = [images[at : at + CHUNK] for at in range(0, len(images), CHUNK)]
-    seconds, done = np.zeros(2), np.zeros(2)
-    for turn, chunk in enumerate([chunks[0], *chunks[:ROUNDS]]):
+    batches = [images[at : at + BATCH] for at in range(0, len(images), BATCH)]
+
+    def rate(turn: int, batch: list[Found]) -> float:
         start = time.perf_counter()
-        write_predictions(predictor, chunk, folder / f"{turn}.csv", Reading(predictor.side))
-        between = time.perf_counter()
-        with torch.inference_mode():
-            for _ in range(CHUNK // BATCH):
-                for view in views:
-                    network(view)
-        if turn:  # the first one warms up
-            seconds += between - start, time.perf_counter() - between
-            done += len(chunk), CHUNK
-    rate, bare = done / seconds
-    return float(rate), float(bare)
+        write_predictions(predictor, batch, folder / f"{turn}.csv", Reading(predictor.side))
+        return len(batch) / (time.perf_counter() - start)
+
+    @torch.inference_mode()
+    def bare() -> float:
+        start = time.perf_counter()
+        for view in views:
+            network(view)
+        return BATCH / (time.perf_counter() - start)
+
+    found = []
+    for turn, batch in enumerate([batches[0], *(batches * ROUNDS)[:ROUNDS]]):
+        if turn % 2:
+            found.append((rate(turn, batch), bare()))
+        else:
+            found.append((bare(), rate(turn, batch))[::-1])
+    return np.array(found[1:])  # the first one warms up
 
 
 def measured(folder: Path, number: int, spec: SyntheticSpec = FULL) -> dict[str, Any]:
@@ -87,7 +94,8 @@ def measured(folder: Path, number: int, spec: SyntheticSpec = FULL) -> dict[str,
     for image in sorted((folder / "all").iterdir())[: number // 10]:
         (few / image.name).symlink_to(image.resolve())
     predictor = TorchPredictor(open_bundle(folder / "bundle"), "cpu")
-    rate, bare = in_turns(predictor, find_images([folder / "all"]), folder / "turns")
+    turns = in_turns(predictor, find_images([folder / "all"]), folder / "turns")
+    ratios = turns[:, 0] / turns[:, 1]
     predict = partial(command.measured, "leukocls.predict", folder / "bundle")
     first, small = predict(few, "--out", folder / "few.csv")
     seconds, large = predict(folder / "all", "--out", folder / "all.csv")
@@ -97,8 +105,9 @@ def measured(folder: Path, number: int, spec: SyntheticSpec = FULL) -> dict[str,
         "images": len(images),
         "views": predictor.members[0].views,
         "predict images per s": round(whole, 2),
-        "in turns: predict, network alone": [round(rate, 2), round(bare, 2)],
-        "ratio": round(rate / bare, 3),
+        "in turns: predict, network alone": np.median(turns, axis=0).round(2).tolist(),
+        "ratio": round(float(np.median(ratios)), 3),
+        "quartiles of the ratio": np.quantile(ratios, [0.25, 0.75]).round(3).tolist(),
         f"peak MiB, {number // 10} images": round(small),
         f"peak MiB, {number} images": round(large),
     }

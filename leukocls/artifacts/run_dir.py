@@ -199,14 +199,15 @@ class RunDir:
     def end(self, state: RunState, error: str | None = None, **facts: Any) -> None:
         """Write the last record, with status `done`, `failed` or `interrupted`."""
         told = without_secrets(error) if error else None
-        self.record |= {"status": state, "finished": now(), "error": told, **facts}
+        record = self.record | {"status": state, "finished": now(), "error": told, **facts}
         try:
-            write_record(self.directory, self.record)
+            write_record(self.directory, record)
         except OSError as full:
             if full.errno not in FULL:
                 raise
             self.tidy()
-            write_record(self.directory, self.record)
+            write_record(self.directory, record)
+        self.record = record
         self.tidy()
 
     def tidy(self) -> None:
