@@ -1,6 +1,7 @@
 """Images beside the maps of what a network looks at in them: a sheet, and pictures for a report."""
 
 import tempfile
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from leukocls.reporting.figures import style
 from leukocls.reporting.pictures import Pictures, as_jpeg
 
 WIDTH = 1.6  # inches, of each picture
+LETTERS = 11  # of the heading, on an inch
 MOST = 48  # images on one sheet, which would be too long to look at otherwise
 COLOURS, OPACITY = "inferno", 0.55  # of a map over its image
 _ABOUT = {CAM: "speaks for the call", "region": "inside the proposed box"}
@@ -34,9 +36,11 @@ def sheet(images: np.ndarray, maps: Maps, table: pd.DataFrame, heading: str) -> 
         heading: of the bundle.
     """
     columns = ["image", *maps]
+    width = WIDTH * len(columns) + 1.7
+    lines = textwrap.wrap(heading, int(LETTERS * width))
     with mpl.rc_context(style()):
         drawn = Canvas(
-            figsize=(WIDTH * len(columns) + 1.7, (WIDTH + 0.08) * len(images) + 0.9),
+            figsize=(width, (WIDTH + 0.08) * len(images) + 0.75 + 0.15 * len(lines)),
             layout="constrained",
         )
         panels = drawn.subplots(len(images), len(columns), squeeze=False)
@@ -52,7 +56,7 @@ def sheet(images: np.ndarray, maps: Maps, table: pd.DataFrame, heading: str) -> 
                     about = _ABOUT.get(name, "")
                     one.set_title(f"{name}\n{about}" if about else f"{name}\n", fontsize=8)
             axes[0].set_ylabel(_label(of), fontsize=7, rotation=0, ha="right", va="center")
-        drawn.suptitle(heading, fontsize=9)
+        drawn.suptitle("\n".join(lines), fontsize=9)
     return drawn
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,12 +14,14 @@ from PIL import Image
 
 import leukocls
 from leukocls import bundle, explain
+from leukocls.artifacts.marks import MEANINGS
 from leukocls.common.errors import LeukoclsError
 from leukocls.data.images import read_image
 from leukocls.data.views import image_views
 from leukocls.inference.bundle import Bundle, Member
 from leukocls.inference.saliency import CAM, REGION, Maps, _back
 from leukocls.inference.saliency import maps as maps_for
+from leukocls.inference.sheet import sheet
 from leukocls.inference.torch_predictor import TorchPredictor
 from leukocls.models.frozen import FrozenFeatures
 from leukocls.models.multiattention import MultiAttention
@@ -179,6 +182,24 @@ def test_a_sheet_is_drawn(
         explain.main([str(made), str(small_tree), "--out", str(tmp_path / "3.png")])
     with pytest.raises(LeukoclsError, match="none of"):
         explain.main([str(made), str(tmp_path / "bad.png"), "--out", str(tmp_path / "4.png")])
+
+
+@pytest.mark.parametrize("kinds", [1, 5])
+def test_the_heading_is_on_the_sheet(kinds: int) -> None:
+    """With all marks: the last words are that it is no diagnosis."""
+    marks = " ".join(MEANINGS)
+    heading = f"{marks} · called ALL above p(ALL) 0.123 · RESEARCH USE ONLY; NOT A DIAGNOSIS"
+    table = pd.DataFrame({"cell": ["UID_H99_99_99_hem.bmp"], "prob": [0.5], "label": ["ALL"]})
+    maps = {f"map {kind}": np.zeros((1, 8, 8)) for kind in range(kinds)}
+    drawn = sheet(np.zeros((1, 8, 8, 3), np.uint8), maps, table, heading)
+    drawn.draw_without_rendering()
+    assert drawn.get_suptitle().replace("\n", " ") == heading
+    (title,) = (text for text in drawn.texts if "DIAGNOSIS" in text.get_text())
+    box = title.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= drawn.bbox.x1
+    assert box.y1 <= drawn.bbox.y1
+    assert box.y0 >= drawn.axes[0].title.get_window_extent().y1
 
 
 def test_an_ensemble_is_explained(
