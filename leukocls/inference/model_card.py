@@ -112,7 +112,7 @@ def _use(document: dict[str, Any]) -> list[str]:
         f" opens without PyTorch: {made}. Its logits are those of this folder but for rounding.",
     ]
     if _timm(document):
-        exact = first["crop"] == first["size"] and first["side"]
+        exact = first["crop"] == first["size"]
         pixels = (
             f"On images of {first['side']} × {first['side']} pixels timm's own transform cuts out"
             " exactly the pixels that the network was trained on."

@@ -152,6 +152,7 @@ class NetworkWriter:
     def _timm_config(self, network: TimmNetwork) -> dict[str, Any]:
         """config.json, as timm's `local-dir:` and the hub read it."""
         known: Any = network.backbone.pretrained_cfg
+        assert self.side  # see `write`
         side = self.data["size"] or self.data["crop"]
         crop = self.data["crop"]
         return {
@@ -163,7 +164,7 @@ class NetworkWriter:
                 "input_size": [3, side, side],
                 "fixed_input_size": False,
                 "interpolation": "bilinear",
-                "crop_pct": 1.0 if crop == "box" else int(crop) / (self.side or CNMC_SIDE),
+                "crop_pct": 1.0 if crop == "box" else int(crop) / self.side,
                 "crop_mode": "center",
                 "mean": network.mean.flatten().tolist(),
                 "std": network.std.flatten().tolist(),

@@ -199,7 +199,7 @@ def test_a_signal_keeps_what_is_done(
 def test_rows_of_another_folder_are_not_taken(
     made: Path, small_tree: Path, tmp_path: Path, command: Callable[..., Command]
 ) -> None:
-    """Whose images have the same names, sizes and times, as from an archive."""
+    """Two folders from an archive: their images have the same names, sizes and times."""
     first, second = cells_of(small_tree, 2)
     for folder, cell in (("a", first), ("b", second)):
         (tmp_path / folder).mkdir()
@@ -297,7 +297,7 @@ def test_other_sizes(small_tree: Path, tmp_path: Path) -> None:
 def test_own_data_are_converted_as_for_training(
     predictor: Predictor, small_tree: Path, tmp_path: Path
 ) -> None:
-    """Where a bundle knows images of any size, and says so."""
+    """A grey image, for a bundle that takes images of any size; a warning counts it."""
     (path,) = cells_of(small_tree, 1)
     Image.open(path).convert("L").save(tmp_path / "grey.png")
     found = read_cell(tmp_path / "grey.png", Reading(None))

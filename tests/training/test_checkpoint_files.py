@@ -57,13 +57,18 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(
         checkpoints.newest_whole()
 
 
+@pytest.mark.parametrize("damage", ["cut short", "a folder"])
 def test_a_run_resumes_from_the_checkpoint_before_to_the_same_bits(
-    run: Path, trained: Path, small_tree: Path, train: Train
+    damage: str, run: Path, trained: Path, small_tree: Path, train: Train
 ) -> None:
     """Its metrics.csv is cut short as well: the checkpoint has the rows."""
     newest = Checkpoints(run).resume_points()[0]
+    content = newest.read_bytes()
     newest.unlink()
-    newest.mkdir()
+    if damage == "a folder":
+        newest.mkdir()
+    else:
+        newest.write_bytes(content[:-1000])
     text = (run / "metrics.csv").read_text()
     (run / "metrics.csv").write_text(text[: len(text) // 2])
     edit_record(run, status="interrupted")
