@@ -25,7 +25,10 @@ PRELOADED = leukocls.training.PRELOADED = (*leukocls.training.PRELOADED, "extra_
 TESTS = str(Path(__file__).parent)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [TESTS, os.environ.get("PYTHONPATH")]))
 ADDRESS = "LEUKOCLS_TESTS_SERVER"
-VERBS = ("leukocls.train", "hydra.core.override_parser.overrides_parser", "leukocls.evaluate")
+VERBS = (
+    "leukocls.train", "leukocls.evaluate", "leukocls.reporting.tables", "sklearn.base",
+    "pandas.io.formats.csvs", "pyarrow.dataset", "torch.utils.serialization", "composed",
+)  # fmt: skip
 
 
 # Whoever starts the server of this process first, it is warm: PyTorch's loaders would start one
