@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from conftest import Command, record, small
+from conftest import Command, record, small, train_here
 from faults.fault_points import VARIABLE
 from safetensors.torch import load_file
 
@@ -61,6 +61,16 @@ def result(outputs: Path) -> dict[str, Any]:
         found[str(run.relative_to(outputs))] = digests | {"metrics": rows.to_csv(index=False)}
     assert found
     return found
+
+
+def whole(kind: str, tree: Path, once: Callable[..., Path]) -> dict[str, Any]:
+    """The result of such a run that nothing interrupts; it is trained once."""
+    kind = "plain" if kind == "workers" else kind
+
+    def make(folder: Path) -> None:
+        train_here(*words_of(kind, tree, folder / "outputs"), "save_minutes=null")
+
+    return result(once(f"whole-{kind}", make) / "outputs")
 
 
 def assert_nothing_is_torn(outputs: Path) -> None:

@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -42,8 +42,9 @@ WORDS = [*EVERYTHING, "save_minutes=null"]
     ],
 )
 def test_a_failure_says_what_it_was_and_leaves_the_best_weights(
-    fault: str, more: list[str], told: str, small_tree: Path, tmp_path: Path, command: Start
-) -> None:
+    fault: str, more: list[str], told: str, small_tree: Path, tmp_path: Path, command: Start,
+    trained_once: Callable[..., Path],
+) -> None:  # fmt: skip
     outputs = tmp_path / "outputs"
     words = [*small(small_tree, outputs), *WORDS, *more]
     failed = run_with(command, words, fault)
@@ -56,9 +57,7 @@ def test_a_failure_says_what_it_was_and_leaves_the_best_weights(
     assert_nothing_is_torn(outputs)
     # Those of a run that ended with the epoch before.
     best = sha256_file(run / "checkpoints/best.safetensors")
-    one = [*small(small_tree, tmp_path / "one"), *WORDS, *more, "trainer.max_epochs=1"]
-    assert run_with(command, one).wait() == 0
-    assert best == record(only_run(tmp_path / "one"))["weights_sha256"]
+    assert best == record(trained_once(*WORDS, "trainer.max_epochs=1"))["weights_sha256"]
     ended = run_with(command, words)
     assert ended.wait() == 0, ended.err
     assert record(run)["traceback"] is None

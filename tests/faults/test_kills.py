@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import train_here
 from fault_bench import (
     ELSEWHERE,
     Start,
@@ -14,24 +13,9 @@ from fault_bench import (
     assert_nothing_is_torn,
     result,
     run_with,
+    whole,
     words_of,
 )
-
-
-@pytest.fixture(scope="session")
-def whole(small_tree: Path, once: Callable[..., Path]) -> Callable[[str], dict]:
-    """`whole(kind)`: the result of an uninterrupted run."""
-
-    def of(kind: str) -> dict:
-        kind = "plain" if kind == "workers" else kind
-
-        def make(folder: Path) -> None:
-            words = [*words_of(kind, small_tree, folder / "outputs"), "save_minutes=null"]
-            train_here(*words)
-
-        return result(once(f"whole-{kind}", make) / "outputs")
-
-    return of
 
 
 def test_the_workers_of_a_killed_run_end(small_tree: Path, tmp_path: Path, command: Start) -> None:
@@ -60,8 +44,9 @@ def test_the_workers_of_a_killed_run_end(small_tree: Path, tmp_path: Path, comma
     ],
 )
 def test_a_killed_run_resumes_to_the_same_bits(
-    kind: str, faults: list[str], whole, small_tree: Path, tmp_path: Path, command: Start
-) -> None:
+    kind: str, faults: list[str], once: Callable[..., Path], small_tree: Path, tmp_path: Path,
+    command: Start,
+) -> None:  # fmt: skip
     outputs = tmp_path / "outputs"
     words = words_of(kind, small_tree, outputs)
     for fault in faults:
@@ -70,5 +55,5 @@ def test_a_killed_run_resumes_to_the_same_bits(
         assert_nothing_is_torn(outputs)
     ended = run_with(command, words, **ELSEWHERE)
     assert ended.wait() == 0, ended.err
-    assert result(outputs) == whole(kind)
+    assert result(outputs) == whole(kind, small_tree, once)
     assert_nothing_is_left_over(outputs)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import only_run, record, small, train_here
+from conftest import only_run, record, small
 from fault_bench import (
     DIGESTS,
     EVERYTHING,
@@ -18,6 +18,7 @@ from fault_bench import (
     assert_nothing_is_torn,
     result,
     run_with,
+    whole,
 )
 
 from leukocls.common.processes import Interrupted, hold_signals, interruptible
@@ -25,16 +26,6 @@ from leukocls.training.mid_epoch import MidEpochSaves
 
 # Saved at signals alone.
 WORDS = [*EVERYTHING, "save_every=5", "save_minutes=null"]
-
-
-@pytest.fixture
-def whole(small_tree: Path, once: Callable[..., Path]) -> dict:
-    """The result of an uninterrupted run."""
-
-    def make(folder: Path) -> None:
-        train_here(*small(small_tree, folder / "outputs"), *WORDS)
-
-    return result(once("whole-signals", make) / "outputs")
 
 
 @pytest.mark.parametrize(
@@ -49,8 +40,9 @@ def whole(small_tree: Path, once: Callable[..., Path]) -> dict:
     ],
 )
 def test_a_signalled_run_is_saved_and_resumes_to_the_same_bits(
-    fault: str, resumes: str, whole: dict, small_tree: Path, tmp_path: Path, command: Start
-) -> None:
+    fault: str, resumes: str, once: Callable[..., Path], small_tree: Path, tmp_path: Path,
+    command: Start,
+) -> None:  # fmt: skip
     outputs, number = tmp_path / "outputs", getattr(signal, fault.rpartition(":")[2])
     words = [*small(small_tree, outputs), *WORDS]
     stopped = run_with(command, words, fault)
@@ -64,7 +56,7 @@ def test_a_signalled_run_is_saved_and_resumes_to_the_same_bits(
     ended = run_with(command, words)
     assert ended.wait() == 0, ended.err
     assert resumes in ended.out
-    assert result(outputs) == whole
+    assert result(outputs) == whole("plain", small_tree, once)
     assert_nothing_is_left_over(outputs)
 
 
@@ -115,16 +107,16 @@ def test_a_signalled_sweep_saves_its_jobs_and_resumes_them(
             os.kill(record(run)["pid"], 0)
     if number != signal.SIGTERM:  # what they left is alike
         return
-    again, whole = command("train", *words), trained_once(longer)
+    again, alone = command("train", *words), trained_once(longer)
     assert again.wait() == 0, again.err
     for key in DIGESTS:
-        assert record(runs[0])[key] == record(whole)[key]
+        assert record(runs[0])[key] == record(alone)[key]
     assert all("resumed after epoch" in (run / "log.txt").read_text() for run in runs)
 
 
 @pytest.mark.parametrize("point", ["file:40", "rename:20", "step:9"])
 def test_a_second_signal_leaves_nothing_torn(
-    point: str, whole: dict, small_tree: Path, tmp_path: Path, command: Start
+    point: str, once: Callable[..., Path], small_tree: Path, tmp_path: Path, command: Start
 ) -> None:
     outputs = tmp_path / "outputs"
     words = [*small(small_tree, outputs), *WORDS, "save_minutes=1e-9"]
@@ -134,7 +126,7 @@ def test_a_second_signal_leaves_nothing_torn(
     assert_nothing_is_torn(outputs)
     ended = run_with(command, words)
     assert ended.wait() == 0, ended.err
-    assert result(outputs) == whole
+    assert result(outputs) == whole("plain", small_tree, once)
 
 
 @pytest.mark.parametrize("again", [signal.SIGTERM, signal.SIGINT])
