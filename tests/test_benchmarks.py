@@ -326,7 +326,7 @@ def test_predict_is_timed_beside_its_network(
 def test_soak_kills_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kill, and the bits of the whole run."""
     module = benchmark("soak")
-    monkeypatch.setattr(module, "KINDS", {"workers": module.KINDS["workers"]})
+    monkeypatch.setattr(module, "KINDS", {"plain": module.KINDS["plain"]})
     found = module.soak(tmp_path, 1, seed=1)
     assert 1 <= found["kills"] <= module.MOST
     assert sum(found["by"].values()) == found["kills"]

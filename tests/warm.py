@@ -17,29 +17,22 @@ from typing import Any
 
 from faults import fault_points
 
-import leukocls.training
 from leukocls.common.processes import fork_server
 
-# Also in the fork servers that sweeps start; the server finds it by PYTHONPATH.
-PRELOADED = leukocls.training.PRELOADED = (*leukocls.training.PRELOADED, "extra_networks")
+# The server finds what it preloads by PYTHONPATH.
 TESTS = str(Path(__file__).parent)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [TESTS, os.environ.get("PYTHONPATH")]))
 ADDRESS = "LEUKOCLS_TESTS_SERVER"
-VERBS = (
-    "leukocls.train", "leukocls.evaluate", "leukocls.reporting.tables", "sklearn.base",
-    "pandas.io.formats.csvs", "pyarrow.dataset", "torch.utils.serialization", "composed",
-)  # fmt: skip
-
 
 # Whoever starts the server of this process first, it is warm: PyTorch's loaders would start one
 # that has imported nothing, from which each later job had to import everything.
-forkserver.set_forkserver_preload([*PRELOADED, *VERBS])
+forkserver.set_forkserver_preload(["preloaded"])
 forkserver.set_forkserver_preload = lambda modules: None
 
 
 def server() -> ForkServerContext:
     """The process that commands, the jobs of sweeps and workers of loaders are forked from."""
-    return fork_server((*PRELOADED, *VERBS))
+    return fork_server(())
 
 
 def share() -> None:

@@ -27,7 +27,7 @@ from leukocls.inference.torch_predictor import TorchPredictor
 # Each kind of network, with each kind of views: warped rotations, corners, exact rotations.
 SYSTEMS = {
     "attention": ["model=efficientnetlite0_multiattention", *TINY[1:], "model.weights=null",
-                  "views=7", "data.crop=60", "data.size=null"],
+                  "views=3", "data.crop=60", "data.size=null"],
     "region": ["model=resnet18_region", *TINY[1:], "views=corners", "data.crop=box"],
     "frozen": ["model=frozen_efficientnetb0", *TINY[1:]],
 }  # fmt: skip

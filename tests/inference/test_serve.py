@@ -1,5 +1,6 @@
 """The page to try a bundle: what it answers, and that nothing of an upload is left."""
 
+import importlib
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import sys
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from conftest import Command
@@ -16,10 +18,15 @@ from conftest import Command
 import leukocls
 from leukocls import serve
 from leukocls.common.errors import LeukoclsError
-from leukocls.inference import web_page
 from leukocls.inference.bundle import open_bundle
 from leukocls.inference.images import Reading
 from leukocls.inference.torch_predictor import TorchPredictor
+
+
+@pytest.fixture(scope="module")
+def web_page() -> ModuleType:
+    """Not imported by processes that run other tests: Gradio takes seconds."""
+    return importlib.import_module("leukocls.inference.web_page")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +43,7 @@ def uploads(small_tree: Path, tmp_path: Path) -> list[Path]:
 
 
 def test_the_answer_is_that_of_predict(
-    predictor: TorchPredictor, uploads: list[Path], bundled: Path
+    web_page: ModuleType, predictor: TorchPredictor, uploads: list[Path], bundled: Path
 ) -> None:
     """With maps, and each cell as its own nearest training cell; then the files are gone."""
     expected = leukocls.load_bundle(bundled / "bundle", "cpu").predict([*map(str, uploads)])
@@ -53,8 +60,9 @@ def test_the_answer_is_that_of_predict(
 
 
 def test_bad_files_are_named_and_names_are_no_markup(
-    predictor: TorchPredictor, uploads: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+    web_page: ModuleType, predictor: TorchPredictor, uploads: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     bad = uploads[0].with_name("<b>bold.png")
     bad.write_bytes(b"no image")
     odd = uploads[0].rename(uploads[0].with_name("<i>odd.bmp"))
@@ -78,7 +86,7 @@ def test_bad_files_are_named_and_names_are_no_markup(
 
 
 def test_a_served_page_keeps_nothing(
-    predictor: TorchPredictor, uploads: list[Path], tmp_path: Path, capsys
+    web_page: ModuleType, predictor: TorchPredictor, uploads: list[Path], tmp_path: Path, capsys
 ) -> None:
     from gradio_client import Client, handle_file
 
@@ -123,7 +131,7 @@ def test_a_signal_ends_the_page_and_removes_what_it_held(
 
 
 def test_without_gradio_the_remedy_is_named(bundled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "leukocls.inference.web_page")
+    monkeypatch.delitem(sys.modules, "leukocls.inference.web_page", raising=False)
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(LeukoclsError, match=r"leukocls\[serve\]"):
         serve.main([str(bundled / "bundle")])
