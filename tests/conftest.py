@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 from hydra._internal.hydra import Hydra
+from joblib import parallel_config
 from omegaconf import DictConfig, open_dict
 
 # Read when torch is loaded. Tests run side by side, a process for each core: a second thread for
@@ -169,6 +170,9 @@ def pytest_configure(config: pytest.Config) -> None:
     Collecting them makes no garbage: looking for it took a fifth of the time.
     """
     gc.disable()
+    # Each process would start others that measure the features of a few cells; test_features.py
+    # has them measured as anybody does.
+    parallel_config(backend="threading")
     if config.getoption("numprocesses", None):
         warm.share()
 

@@ -71,6 +71,7 @@ def test_likeness_compares_genuine_and_synthetic(
     sample_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written, module = tmp_path / "likeness.json", benchmark("likeness")
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 1)
     monkeypatch.setattr(module, "SPEC", replace(module.SPEC, cells_per_subject=1))
     monkeypatch.setattr(module, "SEPARATED", 80)
     monkeypatch.setattr(module, "WHOLE", module.WHOLE[:1])
@@ -198,7 +199,7 @@ def test_transfer_trains_the_same_cells_from_both_weights(
 def test_leakage_comes_from_what_tells_subjects_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In this process, because two trees take less time than processes to share them."""
+    """In this process: two trees take less time than to start processes that share them."""
     file, module = tmp_path / "leakage.json", benchmark("leakage")
     monkeypatch.setattr(module.os, "cpu_count", lambda: 1)
     sizes = ["--trees", "2", "--subjects", "2", "--scales", "0", "2"]

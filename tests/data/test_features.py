@@ -1,10 +1,12 @@
 """Features of one cell against hand-made discs, ellipses and textures whose values are known."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from joblib import parallel_config
 from PIL import Image
 
 from leukocls.common.errors import DataFault
@@ -185,6 +187,14 @@ def test_tight_box_holds_dim_pixels_of_any_channel() -> None:
     assert shape.sum() == 3
 
 
+@pytest.fixture
+def processes() -> Iterator[None]:
+    """Measured as anybody does: other tests have it done by threads."""
+    with parallel_config(backend="loky"):
+        yield
+
+
+@pytest.mark.usefixtures("processes")
 def test_extract_keeps_the_order_and_gives_the_same_twice(cells: list[Path]) -> None:
     table = extract(cells, "handcrafted")
     alone = [handcrafted(read_image(path)) for path in cells]
@@ -192,6 +202,7 @@ def test_extract_keeps_the_order_and_gives_the_same_twice(cells: list[Path]) -> 
     assert extract(cells[::-1], "handcrafted").to_dict("records") == alone[::-1]
 
 
+@pytest.mark.usefixtures("processes")
 def test_an_image_without_a_cell_is_named(cells: list[Path], tmp_path: Path) -> None:
     black = tmp_path / "black.bmp"
     Image.new("RGB", (450, 450)).save(black)
