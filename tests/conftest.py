@@ -1,5 +1,6 @@
 """Shared by all tests: genuine data if present, a synthetic tree, one run, warm processes."""
 
+import atexit
 import fcntl
 import gc
 import hashlib
@@ -186,14 +187,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if SLOW & {item.path.stem, *getattr(item, "fixturenames", ())}:
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: (item.path.stem not in LONGEST, "slow" not in item.keywords))
-    # What is imported by now stays: the collector need not look at it again and again.
+    # What is imported by now stays: the collector need not look at it again and again. At the end
+    # Triton would print that it was never freed.
     gc.freeze()
+    atexit.register(gc.unfreeze)
     gc.enable()
-
-
-def pytest_unconfigure() -> None:
-    """Let go of what stayed: Triton would print that it was never freed."""
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

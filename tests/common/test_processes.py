@@ -39,9 +39,10 @@ def test_a_child_finds_the_preloaded_modules_imported(monkeypatch: pytest.Monkey
 @pytest.mark.slow
 def test_all_that_a_run_needs_can_be_preloaded() -> None:
     """In the server that the tests share: one that fails to import is passed over in silence."""
+    names = [*PRELOADED, "extra_networks", "preloaded"]
     context = warm.server()
     ours, theirs = context.Pipe(duplex=False)
-    child = context.Process(target=_report, args=(theirs, list(PRELOADED)))
+    child = context.Process(target=_report, args=(theirs, names))
     child.start()
-    assert ours.recv() == list(PRELOADED)
+    assert ours.recv() == names
     child.join()
