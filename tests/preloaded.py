@@ -1,7 +1,7 @@
-"""What the server of warm processes does once for all commands that are forked from it.
+"""Imports and a composed configuration that all commands share, in the server they are forked from.
 
-It imports their modules and composes a configuration, which fills the caches of Hydra, its parser
-and our settings. No thread may start here: a fork would lose it.
+Composing fills the caches of Hydra, its parser and our settings. No thread may start here: a fork
+would lose it.
 """
 
 import gc

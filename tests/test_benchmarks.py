@@ -199,7 +199,7 @@ def test_transfer_trains_the_same_cells_from_both_weights(
 def test_leakage_comes_from_what_tells_subjects_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In this process: two trees take less time than to start processes that share them."""
+    """In this process, because two trees take less time than processes to share them."""
     file, module = tmp_path / "leakage.json", benchmark("leakage")
     monkeypatch.setattr(module.os, "cpu_count", lambda: 1)
     sizes = ["--trees", "2", "--subjects", "2", "--scales", "0", "2"]

@@ -25,7 +25,7 @@ from leukocls.inference.torch_predictor import TorchPredictor
 
 @pytest.fixture(scope="module")
 def web_page() -> ModuleType:
-    """Not imported by processes that run other tests: Gradio takes seconds."""
+    """The page's module, imported for these tests alone: it brings Gradio, which takes seconds."""
     return importlib.import_module("leukocls.inference.web_page")
 
 
